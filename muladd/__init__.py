@@ -1,0 +1,1 @@
+"""muladd: machine-learning jobs as values."""

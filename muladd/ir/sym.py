@@ -1,0 +1,562 @@
+"""Index algebra: integer scalars over loop variables and symbolic sizes, kept in a normal form.
+
+A size or an index is a `Dim`: a Python int, or an int64 scalar node. Every function here takes and
+returns Dims in one normal form (a polynomial with sorted terms, in which DIV and MOD remain only
+where no rule below removes them), so two expressions that are equal by these rules are the same
+object. Shapes, lowering and guards all use this module, and it alone.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from math import gcd, prod
+from typing import TYPE_CHECKING
+
+from muladd.ir import dtype as dt
+from muladd.ir import node as nodes
+from muladd.ir import ops
+from muladd.ir.node import Dim, Node, Var
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Monomial = tuple[Node, ...]  # a product of atoms, sorted; () is 1
+Poly = dict[Monomial, int]  # monomial -> coefficient, none of them zero
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop variable: what a RANGE node names. It runs over 0 <= value < extent."""
+
+    name: str
+    extent: Dim
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def axis(name: str, extent: Dim) -> Node:
+    """The RANGE node of a new axis; an axis of one element is the constant 0."""
+    return nodes.make(ops.RANGE, (), Axis(name, extent), dt.INDEX)
+
+
+# --- normal form -----------------------------------------------------------------------------------
+
+
+def poly(x: Dim) -> Poly:
+    """x as a polynomial over atoms (variables, ranges, DIV, MOD and anything else opaque)."""
+    if isinstance(x, int):
+        return {(): x} if x else {}
+    if x.memo is not None and "poly" in x.memo:
+        return x.memo["poly"]
+    if x.op is ops.CONST:
+        result: Poly = {(): x.arg} if x.arg else {}
+    elif x.op is ops.ADD:
+        result = _add(poly(x.srcs[0]), poly(x.srcs[1]))
+    elif x.op is ops.MUL:
+        result = _mul(poly(x.srcs[0]), poly(x.srcs[1]))
+    else:
+        result = {(x,): 1}
+    _memo(x)["poly"] = result
+    return result
+
+
+def build(p: Poly) -> Dim:
+    """The Dim of a polynomial; the inverse of `poly`."""
+    p = _recombine(p)
+    if not p:
+        return 0
+    if len(p) == 1 and () in p:
+        return p[()]
+    total: Node | None = None
+    for mono in sorted(p, key=_mono_key):
+        term = _as_node(p[mono]) if not mono else _product_node(mono, p[mono])
+        total = term if total is None else nodes.make(ops.ADD, (total, term))
+    assert total is not None
+    _memo(total).setdefault("poly", p)
+    return total
+
+
+def as_node(x: Dim) -> Node:
+    """A Dim as a node (an int becomes an int64 constant)."""
+    return _as_node(x) if isinstance(x, int) else x
+
+
+def _as_node(x: int) -> Node:
+    return nodes.make(ops.CONST, (), x, dt.INDEX)
+
+
+def _product_node(mono: Monomial, coefficient: int) -> Node:
+    node = reduce(lambda a, b: nodes.make(ops.MUL, (a, b)), mono)
+    return node if coefficient == 1 else nodes.make(ops.MUL, (node, _as_node(coefficient)))
+
+
+def _memo(x: Node) -> dict:
+    if x.memo is None:
+        x.memo = {}
+    return x.memo
+
+
+def _key(x: Node) -> str:
+    """A name for an atom that is the same in every process: it decides the order of terms."""
+    memo = _memo(x)
+    if "key" not in memo:
+        if x.op is ops.INPUT and isinstance(x.arg, Var):
+            key = x.arg.name
+        elif x.op is ops.RANGE:
+            key = x.arg.name
+        else:
+            key = f"{x.op.name}({','.join(_key(s) for s in x.srcs)}){x.arg if x.arg else ''}"
+        memo["key"] = key
+    return memo["key"]
+
+
+def _mono_key(mono: Monomial) -> tuple:
+    return (-len(mono), [_key(a) for a in mono])
+
+
+def _sorted(atoms: Iterable[Node]) -> Monomial:
+    return tuple(sorted(atoms, key=_key))
+
+
+def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
+    out = dict(a)
+    for mono, c in b.items():
+        c = out.get(mono, 0) + c * scale
+        if c:
+            out[mono] = c
+        else:
+            out.pop(mono, None)
+    return out
+
+
+def _mul(a: Poly, b: Poly) -> Poly:
+    out: Poly = {}
+    for m1, c1 in a.items():
+        for m2, c2 in b.items():
+            mono = _sorted(m1 + m2) if m1 and m2 else m1 or m2
+            c = out.get(mono, 0) + c1 * c2
+            if c:
+                out[mono] = c
+            else:
+                out.pop(mono, None)
+    return out
+
+
+def _recombine(p: Poly) -> Poly:
+    """d * (x div d) + (x mod d)  ->  x, with any common factor."""
+    for mono in list(p):
+        for atom in mono:
+            if atom.op is not ops.MOD or mono not in p:
+                continue
+            x, d = atom.srcs
+            rest = list(mono)
+            rest.remove(atom)
+            whole = nodes.make(ops.DIV, (x, d))
+            factor = _mul({_sorted((*rest, whole)): p[mono]}, poly(d))
+            if factor and all(p.get(m) == c for m, c in factor.items()):
+                p = _add(_add(p, factor, -1), {mono: p[mono]}, -1)
+                p = _add(p, _mul({tuple(rest): c for c in [1]}, _scaled(poly(x), _one(factor, d))))
+                return _recombine(p)
+    return p
+
+
+def _one(factor: Poly, d: Node) -> int:
+    """The coefficient that `factor` has beside the polynomial of d."""
+    return next(iter(factor.values())) // next(iter(poly(d).values()))
+
+
+def _scaled(p: Poly, c: int) -> Poly:
+    return {m: k * c for m, k in p.items()} if c else {}
+
+
+# --- arithmetic ------------------------------------------------------------------------------------
+
+
+def add(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    if isinstance(b, int) and b == 0:
+        return a
+    if isinstance(a, int) and a == 0:
+        return b
+    return build(_add(poly(a), poly(b)))
+
+
+def sub(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return a - b
+    return build(_add(poly(a), poly(b), -1))
+
+
+def mul(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    if isinstance(b, int) and b == 1:
+        return a
+    if isinstance(a, int) and a == 1:
+        return b
+    return build(_mul(poly(a), poly(b)))
+
+
+def product(shape: Iterable[Dim]) -> Dim:
+    """The number of elements of a shape."""
+    dims = list(shape)
+    if all(isinstance(d, int) for d in dims):
+        return prod(dims)  # type: ignore[arg-type]
+    return reduce(mul, dims, 1)
+
+
+def sum_of(terms: Iterable[Dim]) -> Dim:
+    """The sum of many terms, normalised once."""
+    total: Poly = {}
+    for t in terms:
+        total = _add(total, poly(t))
+    return build(total)
+
+
+def div(a: Dim, b: Dim) -> Dim:
+    """a divided by b, rounded down; b > 0 is the caller's promise."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if b else 0
+    return build(_divmod(a, b)[0])
+
+
+def mod(a: Dim, b: Dim) -> Dim:
+    """a - b * div(a, b)."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b if b else a
+    return build(_divmod(a, b)[1])
+
+
+def _divmod(a: Dim, b: Dim) -> tuple[Poly, Poly]:
+    divisor = poly(b)
+    if divisor == {(): 1}:
+        return poly(a), {}
+    quotient, rest = _long_division(poly(a), divisor)
+    if not rest or _within(rest, divisor):
+        return quotient, rest
+    if isinstance(b, int):
+        return _divmod_int(quotient, rest, b)
+    x, d = as_node(build(rest)), as_node(b)
+    return (
+        _add(quotient, {(nodes.make(ops.DIV, (x, d)),): 1}),
+        {(nodes.make(ops.MOD, (x, d)),): 1},
+    )
+
+
+def _long_division(a: Poly, b: Poly) -> tuple[Poly, Poly]:
+    """a = quotient * b + rest, taking every term of a that b's leading term divides."""
+    lead = min(b, key=_mono_key)
+    quotient: Poly = {}
+    rest = a
+    for _ in range(16):
+        for mono, c in rest.items():
+            left = _without(mono, lead)
+            k = c // b[lead] if left is not None and (c % b[lead] == 0 or not mono) else 0
+            if left is not None and k:
+                term = {left: k}
+                quotient = _add(quotient, term)
+                rest = _add(rest, _mul(term, b), -1)
+                break
+        else:
+            break
+        if len(b) == 1:  # terms do not interact: take all the others in one go
+            for mono, c in list(rest.items()):
+                left = _without(mono, lead)
+                k = c // b[lead] if left is not None and (c % b[lead] == 0 or not mono) else 0
+                if left is not None and k:
+                    quotient = _add(quotient, {left: k})
+                    rest = _add(rest, _mul({left: k}, b), -1)
+            break
+    return quotient, rest
+
+
+def _without(mono: Monomial, part: Monomial) -> Monomial | None:
+    left = list(mono)
+    for atom in part:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
+
+
+def _divmod_int(quotient: Poly, rest: Poly, b: int) -> tuple[Poly, Poly]:
+    """The rules for a constant divisor, with `rest` not known to lie in [0, b)."""
+    constant = rest.get((), 0)
+    g = reduce(gcd, (c for m, c in rest.items() if m), b)
+    if g > 1:  # (g*s + g*k + c) over g*d, 0 <= c < g
+        k, c = divmod(constant, g)
+        small = {m: v // g for m, v in rest.items() if m}
+        q, r = _divmod(build(_add(small, {(): k} if k else {})), b // g)
+        return _add(quotient, q), _add(_scaled(r, g), {(): c} if c else {})
+    x = build(rest)
+    if isinstance(x, Node) and x.op is ops.DIV and isinstance(_number(x.srcs[1]), int):
+        inner = _number(x.srcs[1])
+        return _add(quotient, poly(div(x.srcs[0], inner * b))), _atom(ops.MOD, x, b)
+    if isinstance(x, Node) and x.op is ops.MOD and isinstance(_number(x.srcs[1]), int):
+        if _number(x.srcs[1]) % b == 0:
+            return _add(quotient, _atom(ops.DIV, x, b)), poly(mod(x.srcs[0], b))
+    return _add(quotient, _atom(ops.DIV, x, b)), _atom(ops.MOD, x, b)
+
+
+def _atom(op: ops.Op, x: Dim, b: int) -> Poly:
+    return {(nodes.make(op, (as_node(x), _as_node(b))),): 1}
+
+
+def _number(x: Node) -> int | None:
+    return x.arg if x.op is ops.CONST else None
+
+
+# --- bounds ----------------------------------------------------------------------------------------
+
+_FAR = 1 << 62  # stands for "unbounded"
+
+
+def bounds(x: Dim) -> tuple[int, int]:
+    """The least and greatest value x can take (or +-2^62 where nothing is known)."""
+    if isinstance(x, int):
+        return x, x
+    memo = _memo(x)
+    if "bounds" not in memo:
+        p = poly(x)
+        low = _clip(lower(p))
+        high = _clip(-lower(_scaled(p, -1)))
+        memo["bounds"] = (low, high)
+    return memo["bounds"]
+
+
+def _clip(x: int) -> int:
+    return max(-_FAR, min(_FAR, x))
+
+
+def lower(p: Poly) -> int:
+    """A lower bound of a polynomial over all values of its ranges and symbolic sizes.
+
+    Each range is set to the end that makes the polynomial least (its extent may be symbolic, so
+    i < n proves n - 1 - i >= 0); what is left holds symbolic sizes only: interval arithmetic.
+    """
+    for _ in range(32):
+        atom = next((a for m in p for a in m if _eliminable(a, p)), None)
+        if atom is None:
+            break
+        low, high = _ends(atom)
+        slope: Poly = {}
+        rest: Poly = {}
+        for mono, c in p.items():
+            if atom in mono:
+                slope[_without(mono, (atom,))] = c  # type: ignore[index]
+            else:
+                rest[mono] = c
+        end = low if _interval(slope)[0] >= 0 else high
+        p = _add(rest, _mul(slope, end))
+    return _interval(p)[0]
+
+
+def _eliminable(atom: Node, p: Poly) -> bool:
+    if atom.op not in (ops.RANGE, ops.MOD, ops.DIV):
+        return False
+    if _ends(atom)[1] is None:
+        return False
+    slope: Poly = {}
+    for mono, c in p.items():
+        if atom in mono:
+            left = _without(mono, (atom,))
+            if left is None or atom in left:
+                return False
+            slope[left] = c
+    low, high = _interval(slope)
+    return low >= 0 or high <= 0
+
+
+def _ends(atom: Node) -> tuple[Poly, Poly]:
+    """The least and greatest value of an atom, as polynomials over symbolic sizes."""
+    memo = _memo(atom)
+    if "ends" not in memo:
+        low: Poly = {}
+        high: Poly | None = None
+        if atom.op is ops.RANGE:
+            high = poly(sub(atom.arg.extent, 1))
+        elif atom.op is ops.MOD:
+            high = poly(sub(atom.srcs[1], 1))
+        elif atom.op is ops.DIV and _number(atom.srcs[1]):
+            d = _number(atom.srcs[1])
+            a, b = bounds(atom.srcs[0])
+            if a > -_FAR and b < _FAR:
+                low = {(): a // d} if a // d else {}
+                high = {(): b // d} if b // d else {}
+        memo["ends"] = (low, high)
+    return memo["ends"]
+
+
+def _interval(p: Poly) -> tuple[int, int]:
+    low = high = 0
+    for mono, c in p.items():
+        a, b = c, c
+        for atom in mono:
+            x, y = _atom_interval(atom)
+            corners = (a * x, a * y, b * x, b * y)
+            a, b = min(corners), max(corners)
+        low, high = low + a, high + b
+    return _clip(low), _clip(high)
+
+
+def _atom_interval(x: Node) -> tuple[int, int]:
+    if x.op is ops.INPUT and isinstance(x.arg, Var):
+        return x.arg.low, x.arg.high
+    if x.op is ops.RANGE:
+        return 0, max(bounds(x.arg.extent)[1] - 1, 0)
+    if x.op is ops.MOD:
+        return 0, max(bounds(x.srcs[1])[1] - 1, 0)
+    if x.op is ops.DIV:
+        low, high = bounds(x.srcs[0])
+        d_low, d_high = bounds(x.srcs[1])
+        if d_low > 0:
+            return min(low // d_low, low // d_high), max(high // d_low, high // d_high)
+    if x.op is ops.MAX:
+        (a, b), (c, d) = bounds(x.srcs[0]), bounds(x.srcs[1])
+        return max(a, c), max(b, d)
+    if x.op is ops.WHERE:
+        (a, b), (c, d) = bounds(x.srcs[1]), bounds(x.srcs[2])
+        return min(a, c), max(b, d)
+    if x.op is ops.CAST and x.srcs[0].dtype.bits < 64 and not x.srcs[0].dtype.is_float:
+        return int(x.srcs[0].dtype.min), int(x.srcs[0].dtype.max)
+    return -_FAR, _FAR
+
+
+def _within(p: Poly, limit: Poly) -> bool:
+    """Whether 0 <= p < limit is certain."""
+    return lower(p) >= 0 and lower(_add(_add(limit, p, -1), {(): -1})) >= 0
+
+
+def is_less(a: Dim, b: Dim) -> bool | None:
+    """Whether a < b: True or False where certain, else None."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    gap = _add(poly(b), poly(a), -1)
+    if lower(_add(gap, {(): -1})) >= 0:
+        return True
+    if lower(_scaled(gap, -1)) >= 0:
+        return False
+    return None
+
+
+def maximum(a: Dim, b: Dim) -> Dim:
+    less = is_less(a, b)
+    if less is None:
+        return nodes.make(ops.MAX, (as_node(a), as_node(b)))
+    return b if less else a
+
+
+def minimum(a: Dim, b: Dim) -> Dim:
+    return sub(0, maximum(sub(0, a), sub(0, b)))
+
+
+# --- conditions: bool, or a bool node ------------------------------------------------------------------
+
+Condition = bool | Node
+
+
+def less(a: Dim, b: Dim) -> Condition:
+    known = is_less(a, b)
+    if known is not None:
+        return known
+    return nodes.make(ops.LT, (as_node(a), as_node(b)))
+
+
+def both(a: Condition, b: Condition) -> Condition:
+    if a is True or a is b:
+        return b
+    if b is True:
+        return a
+    if a is False or b is False:
+        return False
+    return nodes.make(ops.MUL, (a, b))
+
+
+def inside(x: Dim, extent: Dim) -> Condition:
+    """0 <= x < extent."""
+    return both(less(-1, x), less(x, extent))
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+def evaluate(x: Dim, values: dict[str, int]) -> int:
+    """x as a number, given the values of its symbolic variables and axes by name.
+
+    Raises KeyError for a name without a value.
+    """
+    if isinstance(x, int):
+        return x
+    done: dict[Node, int] = {}
+    for n in nodes.toposort((x,)):
+        if n.op is ops.CONST:
+            done[n] = n.arg
+        elif n.op in (ops.INPUT, ops.RANGE):
+            done[n] = values[n.arg.name]
+        else:
+            args = [done[s] for s in n.srcs]
+            done[n] = _EVALUATE[n.op](*args)
+    return done[x]
+
+
+_EVALUATE = {
+    ops.ADD: lambda a, b: a + b,
+    ops.MUL: lambda a, b: a * b,
+    ops.DIV: lambda a, b: a // b if b else 0,
+    ops.MOD: lambda a, b: a % b if b else a,
+    ops.MAX: max,
+    ops.LT: lambda a, b: a < b,
+    ops.NE: lambda a, b: a != b,
+    ops.WHERE: lambda c, a, b: a if c else b,
+}
+
+
+def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
+    """x with atoms exchanged, brought to normal form again."""
+    if isinstance(x, int):
+        return x
+    done: dict[Node, Dim] = dict(values)
+    for n in nodes.toposort((x,), into=lambda m: m not in done):
+        if n in done:
+            continue
+        args = [done[s] for s in n.srcs]
+        if n.op is ops.CONST:
+            done[n] = n.arg
+        elif all(a is s for a, s in zip(args, n.srcs)):
+            done[n] = n
+        elif n.op in _SMART:
+            done[n] = _SMART[n.op](*args)
+        else:
+            done[n] = nodes.rebuild(n, tuple(map(as_node, args)))
+    return done[x]
+
+
+_SMART = {ops.ADD: add, ops.MUL: mul, ops.DIV: div, ops.MOD: mod, ops.MAX: maximum}
+
+
+def row_major(shape: Iterable[Dim]) -> tuple[Dim, ...]:
+    """The stride of each axis, in elements, of an array stored row by row."""
+    strides: list[Dim] = []
+    step: Dim = 1
+    for n in reversed(list(shape)):
+        strides.append(step)
+        step = mul(step, n)
+    return tuple(reversed(strides))
+
+
+def flatten(indices: Iterable[Dim], shape: Iterable[Dim]) -> Dim:
+    """The position of an element in an array stored row by row."""
+    return sum_of(mul(i, s) for i, s in zip(indices, row_major(shape)))
+
+
+def unflatten(position: Dim, shape: Iterable[Dim]) -> tuple[Dim, ...]:
+    """The inverse of `flatten`: the first axis is not reduced modulo its size."""
+    dims = list(shape)
+    strides = row_major(dims)
+    out: list[Dim] = []
+    for k, (n, s) in enumerate(zip(dims, strides)):
+        here = div(position, s)
+        out.append(mod(here, n) if k else here)
+    return tuple(out)
