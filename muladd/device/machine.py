@@ -1,0 +1,205 @@
+"""What kind of CPU this is: instructions, vector width, caches, and how many cores may be used.
+
+`Machine.host()` looks; `Machine.named("avx2")` makes one up, so that code can be generated and
+tested for a machine that is not at hand.
+"""
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from muladd.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A CPU as a code generator sees it. Sizes are bytes; caches are per core except l3."""
+
+    triple: str
+    cpu: str  # LLVM's name of the processor
+    features: str  # LLVM's feature string, "+avx2,+fma,..."
+    vector_bits: int
+    vector_registers: int
+    fma: bool  # fused multiply-add in hardware
+    vnni: bool  # dot product of four int8 pairs into int32
+    bf16_dot: bool  # dot product of two bfloat16 pairs into float32
+    float16: bool  # arithmetic (not just conversion) on float16
+    l1: int
+    l2: int
+    l3: int
+    cores: int  # physical cores this process may use
+
+    @property
+    def float_lanes(self) -> int:
+        """float32 values in one vector."""
+        return self.vector_bits // 32
+
+    @property
+    def key(self) -> str:
+        """What compiled code depends on; for cache keys."""
+        return f"{self.triple}|{self.cpu}|{self.features}|{self.vector_bits}"
+
+    @staticmethod
+    def host() -> Machine:
+        return _host()
+
+    @staticmethod
+    def named(name: str) -> Machine:
+        """A typical machine of a kind: avx2, avx512, neon or sve."""
+        if name not in NAMED:
+            raise DeviceError(f"Machine.named: given {name!r}, expected one of {', '.join(NAMED)}")
+        return NAMED[name]
+
+
+_TYPICAL = Machine(
+    triple="x86_64-unknown-linux-gnu", cpu="x86-64-v3", features="", vector_bits=256,
+    vector_registers=16, fma=True, vnni=False, bf16_dot=False, float16=False,
+    l1=32 << 10, l2=512 << 10, l3=16 << 20, cores=4,
+)  # fmt: skip
+_ARM = replace(
+    _TYPICAL, triple="aarch64-unknown-linux-gnu", cpu="neoverse-n1", features="+neon,+dotprod",
+    vector_bits=128, vector_registers=32, vnni=True, float16=True, l1=64 << 10, l2=1 << 20,
+)  # fmt: skip
+NAMED = {
+    "avx2": _TYPICAL,
+    "avx512": replace(
+        _TYPICAL, cpu="x86-64-v4", features="+avx512vnni,+avx512bf16", vector_bits=512,
+        vector_registers=32, vnni=True, bf16_dot=True, l2=1 << 20,
+    ),
+    "neon": _ARM,
+    "sve": replace(
+        _ARM, cpu="neoverse-v1", features="+neon,+dotprod,+sve,+bf16,+i8mm", vector_bits=256,
+        bf16_dot=True,
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def _host() -> Machine:
+    import llvmlite.binding as llvm
+
+    found = llvm.get_host_cpu_features()
+    has = {name for name, present in found.items() if present}
+    triple = llvm.get_process_triple()
+    arm = triple.startswith(("aarch64", "arm64"))
+    if arm:
+        bits, registers = 128, 32  # SVE is used through NEON-width code unless asked for by name
+    elif "avx512f" in has and "avx512vl" in has:
+        bits, registers = 512, 32
+    else:
+        bits, registers = (256 if "avx2" in has else 128), 16
+    caches = _caches()
+    return Machine(
+        triple=triple, cpu=llvm.get_host_cpu_name(), features=found.flatten(),
+        vector_bits=bits, vector_registers=registers, fma=arm or "fma" in has,
+        vnni=bool(has & {"avx512vnni", "avxvnni", "dotprod"}),
+        bf16_dot=bool(has & {"avx512bf16", "bf16"}),
+        float16=bool(has & {"avx512fp16", "fullfp16"}),
+        l1=caches.get(1, _TYPICAL.l1), l2=caches.get(2, _TYPICAL.l2), l3=caches.get(3, 0),
+        cores=usable_cores(),
+    )  # fmt: skip
+
+
+def _caches(folder: str = "/sys/devices/system/cpu") -> dict[int, int]:
+    """Bytes of the data cache at each level of the first usable CPU."""
+    sizes: dict[int, int] = {}
+    for index in Path(folder).glob(f"cpu{min(affinity())}/cache/index*"):
+        try:
+            text = (index / "size").read_text().strip()
+            if (index / "type").read_text().strip() == "Instruction":
+                continue
+            factor = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+            sizes[int((index / "level").read_text())] = int(text.rstrip("KM")) * factor
+        except (OSError, ValueError):
+            continue  # a machine which does not tell; the typical sizes are used
+    return sizes
+
+
+def affinity() -> set[int]:
+    """The logical CPUs on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(allowed: set[int], folder: str = "/sys/devices/system/cpu") -> list[int]:
+    """One logical CPU for each physical core among the allowed ones, in ascending order.
+
+    Two hyper-threads share one set of multipliers, so a second thread on a core gains nothing.
+    """
+    chosen: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        try:
+            topology = Path(folder, f"cpu{cpu}", "topology")
+            core = (topology / "physical_package_id").read_text().strip() + ":"
+            core += (topology / "core_id").read_text().strip()
+        except OSError:
+            core = f"cpu {cpu}"
+        chosen.setdefault(core, cpu)
+    return sorted(chosen.values())
+
+
+def quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> float | None:
+    """CPUs' worth of time that control groups grant this process; None if they set no limit."""
+    limits: list[float] = []
+    try:
+        lines = Path(membership).read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        base = Path(root, controllers) if controllers else Path(root)
+        here = base / path.strip("/")
+        for place in (here, *here.parents):  # a parent's limit binds its children
+            limit = _quota_of(place)
+            if limit is not None:
+                limits.append(limit)
+            if place == base:
+                break
+    return min(limits, default=None)
+
+
+def _quota_of(place: Path) -> float | None:
+    try:
+        if (place / "cpu.max").exists():  # control groups, version 2
+            most, period = (place / "cpu.max").read_text().split()
+        else:
+            most = (place / "cpu.cfs_quota_us").read_text().strip()
+            period = (place / "cpu.cfs_period_us").read_text().strip()
+        return None if most in ("max", "-1") else int(most) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def usable_cores() -> int:
+    """Physical cores within the affinity mask and the control group's quota, at least 1."""
+    cores = len(physical_cores(affinity()))
+    granted = quota()
+    return max(1, cores if granted is None else min(cores, round(granted)))
+
+
+def memory_bytes(root: str = "/sys/fs/cgroup") -> int:
+    """Bytes of memory this process may use: the machine's, or the control group's if less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        total = 1 << 62
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int(Path(root, name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def description() -> str:
+    """One line for people: processor, vector width, cores, caches."""
+    machine = Machine.host()
+    return (f"{machine.cpu} ({platform.machine()}), {machine.vector_bits}-bit vectors, "
+            f"{machine.cores} cores, L1 {machine.l1 >> 10} KiB, L2 {machine.l2 >> 10} KiB, "
+            f"L3 {machine.l3 >> 20} MiB")  # fmt: skip
