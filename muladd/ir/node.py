@@ -238,13 +238,18 @@ class Body:
     outs are its results; params are their INPUT(Param) leaves in order of index (a body may leave
     parameters unused). No other body's parameters may occur in it. `name` is for people, and
     `gradient`, when given, is a Body that replaces its derivative: it takes the parameters, the
-    results and the results' cotangents, and returns the parameters' cotangents.
+    results and the results' cotangents, and returns the parameters' cotangents. `recompute` asks
+    that nothing inside be kept for the derivative: a CALL of such a body is never inlined (inlined,
+    its nodes would be the same objects as their recomputation). `memo` is scratch space, as a
+    node's.
     """
 
     outs: tuple[Node, ...]
     params: tuple[Node, ...]
     name: str = ""
     gradient: Body | None = field(default=None, repr=False)
+    recompute: bool = False
+    memo: dict = field(default_factory=dict, compare=False, repr=False)
 
     def check(self, srcs: tuple[Node, ...], start: int = 0) -> None:
         for i, (p, s) in enumerate(zip(self.params[start:], srcs)):

@@ -269,12 +269,12 @@ BITCAST = _op("BITCAST", "unary", 1, "the same bits read as another dtype of equ
 SQRT = _op("SQRT", "unary", 1, "square root", _SAME, _F, "g / (2 sqrt(x))", 1, np.sqrt)
 EXP2 = _op("EXP2", "unary", 1, "2 to the power x", _SAME, _F, "g * ln(2) * exp2(x)", 1, np.exp2)
 LOG2 = _op("LOG2", "unary", 1, "logarithm to base 2", _SAME, _F, "g / (ln(2) * x)", 1, np.log2)
-SIN = _op("SIN", "unary", 1, "sine of x radians", _SAME, _F, "g * sin(x + pi/2)", 1, np.sin)
+SIN = _op("SIN", "unary", 1, "sine of x radians", _SAME, _F, "g * (1 - 2 sin(x/2)^2)", 1, np.sin)
 
 ADD = _op("ADD", "binary", 2, "a + b; bool: or", _SAME, _T, "g, g", 1, np.add)
 MUL = _op("MUL", "binary", 2, "a * b; bool: and", _SAME, _T, "g*b, g*a", 1, np.multiply)
 DIV = _op("DIV", "binary", 2, "a / b; integers: rounded down, by zero gives zero", _SAME, _N,
-          "g/b, -g*a/b/b", 1, _np_div)
+          "g/b, -(g/b) * (a/b)", 1, _np_div)
 MOD = _op("MOD", "binary", 2, "a - b * DIV(a, b); integers only", _SAME,
           ("one integer dtype", _only("iu", "integers")), "none (zero)", 1, _np_mod)
 MAX = _op("MAX", "binary", 2, "the greater; NaN if either is NaN; bool: or", _SAME, _T,
