@@ -1,4 +1,4 @@
-"""safetensors: the reference library reads what we write and the other way round; damage is named."""
+"""safetensors: the reference library and ours read each other; every damage is named."""
 from __future__ import annotations
 
 import json
