@@ -1,7 +1,7 @@
 """Every environment variable of muladd, typed, in one table, and settable in code.
 
     DEBUG=2 python train.py                 from outside
-    with config.context(DEBUG=2): ...       in code, for the threads and tasks started inside
+    with config.context(DEBUG=2): ...       in code, for this thread and its asyncio tasks
 
 The table below is the documentation: `python -c "from muladd import config; print(config.table())"`
 prints it. Nothing else in muladd reads the environment.
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from muladd.errors import MuladdError
@@ -153,7 +154,8 @@ def _parsed(name: str, value: Any, where: str) -> Any:
 
 
 _environment: dict[str, Any] = {}  # what the environment said, parsed once per name
-_overrides: ContextVar[Mapping[str, Any]] = ContextVar("muladd.config", default={})
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_overrides: ContextVar[Mapping[str, Any]] = ContextVar("muladd.config", default=_NOTHING)
 
 
 def get(name: str) -> Any:
@@ -180,7 +182,10 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def context(**settings: Any) -> Iterator[None]:
-    """Set values for the code inside the `with` (this thread, and the tasks it starts)."""
+    """Set values for the code inside the `with`: this thread, and asyncio tasks it starts.
+
+    A new thread starts without them; give it contextvars.copy_context().run.
+    """
     parsed = {name: _parsed(name, value, "config.context") for name, value in settings.items()}
     token = _overrides.set({**_overrides.get(), **parsed})
     try:

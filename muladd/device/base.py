@@ -8,7 +8,8 @@ A compiled program is plain data:
 
 Steps run in order, each seeing all that earlier ones wrote. An `Arg` says where an argument lies:
 a numbered slot, given anew in each call, plus an offset, plus the indices of the enclosing loops
-times strides. A device turns such a list into an `Executable` once; a call binds slots and variables.
+times strides. A device turns such a list into an `Executable` once; a call binds slots and
+variables.
 """
 from __future__ import annotations
 
@@ -163,8 +164,8 @@ class Device(ABC):
     def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Executable:
         """Make steps ready to run. Kernels get `scratch` bytes private to their thread."""
 
-    def synchronize(self) -> None:
-        """Wait until all that was started has finished (a no-op where calls are synchronous)."""
+    def synchronize(self) -> None:  # noqa: B027  a no-op is right where calls are synchronous
+        """Wait until all that was started has finished."""
 
 
 def host_bytes(data: np.ndarray | memoryview | bytes, nbytes: int, who: str) -> np.ndarray:

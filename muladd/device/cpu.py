@@ -1,0 +1,290 @@
+"""The CPU: memory from the operating system, programs walked by native code on native threads.
+
+A kernel is an object file with `void kernel(ptr args, ptr variables, i64 low, i64 high, ptr
+scratch)`, which computes the chunks low <= c < high, and perhaps `i64 kernel_grid(ptr variables)`.
+args points to addresses, variables to int64.
+"""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from muladd import config
+from muladd.device.base import Buffer, Device, Executable, LaunchTime, Step, host_bytes
+from muladd.device.machine import Machine, memory_bytes
+from muladd.device.native import table, walker
+from muladd.device.native.memory import Block, Memory
+from muladd.device.native.pool import Pool
+from muladd.errors import DeviceError, OutOfMemory
+
+_RUNTIME = ("muladd_run", "muladd_worker", "muladd_try_lock", "muladd_unlock", "muladd_stop")
+_Run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+# Where the compiled runtime may be kept between processes: bytes by key. Set by whoever has a
+# cache, before the device is opened; compiling anew costs about 35 ms.
+find_object: Callable[[bytes], bytes | None] = lambda key: None  # noqa: E731
+keep_object: Callable[[bytes, bytes], None] = lambda key, value: None  # noqa: E731
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel. Holding it keeps its code in memory."""
+
+    name: str
+    address: int
+    grid_address: int
+    library: Library
+
+
+class Library:
+    """Linked machine code; unloaded when nobody holds it."""
+
+    def __init__(self, linker: llvm.LLJIT, blob: bytes, exports: Sequence[str], name: str) -> None:
+        builder = llvm.JITLibraryBuilder().add_object_img(blob).add_current_process()
+        for export in exports:
+            builder.export_symbol(export)
+        try:
+            self.tracker = builder.link(linker, name)
+        except RuntimeError as error:
+            raise DeviceError(
+                f"CPU.load: {len(blob)} bytes with entry {exports[0]!r} cannot be linked: {error}; "
+                "expected an object file for this machine"
+            ) from None
+        self.addresses = {export: self.tracker[export] for export in exports}
+        self.linker, self.name = linker, name
+
+    def address(self, entry: str) -> int:
+        if entry not in self.addresses:
+            try:
+                self.addresses[entry] = self.linker.lookup(self.name, entry)[entry]
+            except RuntimeError as error:
+                raise DeviceError(f"CPU.load: no entry {entry!r}: {error}") from None
+        return self.addresses[entry]
+
+
+class HostBuffer(Buffer):
+    """Host memory. numpy.asarray(buffer) is a view of its bytes that keeps it alive."""
+
+    __slots__ = ("block",)
+    block: Block | None
+    device: Cpu
+
+    def __del__(self) -> None:
+        block = self.block
+        if block is not None:
+            self.device.memory.give_back(block)
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3, "typestr": "|u1", "shape": (self.nbytes,),
+            "data": (self.address, not self.writable),
+        }  # fmt: skip
+
+
+class Program(Executable):
+    """A table the native walker reads. run() copes with several threads at once."""
+
+    def __init__(self, device: Cpu, steps: Sequence[Step], slots: int, scratch: int) -> None:
+        made = table.build(steps, slots, device.kernel_addresses)
+        self.device, self.slots, self.variables = device, slots, made.variables
+        self.names, self._kernels = made.names, made.kernels
+        scratch = (scratch + 63) & -64
+        header = [device.pool.address, 0, made.variables, made.most_args, scratch, made.depth]
+        self._words = (ctypes.c_int64 * (len(header) + len(made.words)))(*header, *made.words)
+        self.address = ctypes.addressof(self._words)
+        self._times = (ctypes.c_int64 * max(1, 2 * len(self.names)))()
+        self._pack_slots = struct.Struct(f"={slots}q").pack
+        self._pack_variables = struct.Struct(f"={made.variables}q").pack
+        self._native, self._pool = device.native_run, device.pool
+
+    @property
+    def timing(self) -> bool:  # type: ignore[override]
+        """Whether each launch is timed (two clock reads, about 50 ns, for each)."""
+        return bool(self._words[walker.P_TIMES])
+
+    @timing.setter
+    def timing(self, wanted: bool) -> None:
+        self._words[walker.P_TIMES] = ctypes.addressof(self._times) if wanted else 0
+
+    def run(self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()) -> None:
+        try:
+            slots = self._pack_slots(*[a if a.__class__ is int else a.address for a in addresses])
+            given = self._pack_variables(*variables)
+        except (struct.error, AttributeError, TypeError) as error:
+            raise self._misfit(addresses, variables) from error
+        self.call(slots, given)
+
+    def call(self, slots: bytes | int, variables: bytes | int = b"") -> None:
+        """The fast path: addresses and variables as packed int64, or pointers to them."""
+        if not self._pool.threads:
+            self._pool.ready()
+        status = self._native(self.address, slots, variables)
+        if status:
+            self._failed(status)
+
+    def bind(
+        self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()
+    ) -> Callable[[], None]:
+        """A function of no arguments that runs with these buffers, which it keeps alive."""
+        held = list(addresses)
+        slots = self._pack_slots(*[a if isinstance(a, int) else a.address for a in held])
+        given = self._pack_variables(*variables)
+        native, address, pool = self._native, self.address, self._pool
+        _ = held
+
+        def run(_held: Any = (held, self)) -> None:
+            if not pool.threads:
+                pool.ready()
+            status = native(address, slots, given)
+            if status:
+                self._failed(status)
+
+        return run
+
+    def times(self) -> list[LaunchTime]:
+        taken = [
+            LaunchTime(name, self._times[2 * i] * 1e-9, self._times[2 * i + 1])
+            for i, name in enumerate(self.names)
+        ]
+        ctypes.memset(self._times, 0, ctypes.sizeof(self._times))
+        return taken
+
+    def _failed(self, status: int) -> None:
+        if status == walker.NO_MEMORY:
+            scratch = self._words[walker.P_SCRATCH]
+            raise OutOfMemory(f"CPU: no room for {scratch:,} bytes of scratch in each of "
+                              f"{self._pool.threads} threads; lower THREADS")  # fmt: skip
+        error = getattr(self._pool.interruption, "error", None)
+        self._pool.interruption.error = None
+        raise error if error is not None else DeviceError("CPU: the program was interrupted")
+
+    def _misfit(self, addresses: Sequence[Any], variables: Sequence[Any]) -> DeviceError:
+        return DeviceError(
+            f"CPU.run: given {len(addresses)} buffers and variables {tuple(variables)}, expected "
+            f"{self.slots} buffers or addresses and {self.variables} whole numbers"
+        )
+
+
+class Cpu(Device):
+    """This machine's processor."""
+
+    name = "CPU"
+
+    def __init__(self) -> None:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self.machine = Machine.host()
+        self._linker = llvm.create_lljit_compiler(use_jit_link=True)
+        self._libraries: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
+        self._loading = threading.Lock()
+        self._loaded = 0
+        self._runtime = Library(self._linker, _runtime_object(self.machine), _RUNTIME, "muladd")
+        self.native_run = _Run(self._runtime.addresses["muladd_run"])
+        self.pool = Pool(self._runtime.addresses)
+        self.memory = Memory(config.get("MEMORY") or memory_bytes())
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self._loading = threading.Lock()
+        self.memory.reset_lock()
+
+    def set_threads(self, count: int) -> None:
+        """Compute on this many threads from now on (the calling one included)."""
+        self.pool.set_threads(count)
+
+    def allocate(self, nbytes: int) -> HostBuffer:
+        block = self.memory.allocate(nbytes)
+        buffer = HostBuffer(self, nbytes, block.address)
+        buffer.block = block
+        if config.get("CHECK"):
+            ctypes.memset(block.address, 0xFF, nbytes)  # NaN to every float
+        return buffer
+
+    def wrap(self, array: np.ndarray) -> HostBuffer | None:
+        """The array's own memory as a buffer, without copying; None if it is not contiguous or
+        not aligned to its elements. Writing to it is allowed only if the array allows it."""
+        if not array.flags.c_contiguous or array.ctypes.data % max(1, array.itemsize):
+            return None
+        buffer = HostBuffer(self, array.nbytes, array.ctypes.data, owner=array,
+                            writable=bool(array.flags.writeable))  # fmt: skip
+        buffer.block = None
+        return buffer
+
+    def view(self, buffer: Buffer, dtype: Any, shape: Sequence[int], offset: int = 0) -> np.ndarray:
+        """The buffer's memory as an array, without copying; the array keeps the buffer alive."""
+        kind = np.dtype(dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        if offset + count * kind.itemsize > buffer.nbytes:
+            raise DeviceError(f"CPU.view: {kind}{list(shape)} from byte {offset} does not fit in "
+                              f"{buffer.nbytes} bytes")  # fmt: skip
+        flat = np.asarray(buffer)[offset : offset + count * kind.itemsize]
+        return flat.view(kind).reshape(tuple(shape))
+
+    def copy_in(self, buffer: Buffer, data: np.ndarray | memoryview | bytes) -> None:
+        np.copyto(np.asarray(buffer), host_bytes(data, buffer.nbytes, "CPU.copy_in"))
+
+    def copy_out(self, buffer: Buffer, into: np.ndarray) -> None:
+        np.copyto(host_bytes(into, buffer.nbytes, "CPU.copy_out"), np.asarray(buffer))
+
+    def load(self, blob: bytes, entry: str, grid_entry: str | None = None) -> Kernel:
+        key = hashlib.sha256(blob).digest()
+        wanted = [entry] if grid_entry is None else [entry, grid_entry]
+        with self._loading:
+            library = self._libraries.get(key)
+            if library is None:
+                if blob[:4] != b"\x7fELF" and blob[:4] not in (b"\xcf\xfa\xed\xfe",):
+                    raise DeviceError(f"CPU.load: {len(blob)} bytes for {entry!r} are no object "
+                                      "file; expected ELF or Mach-O")  # fmt: skip
+                self._loaded += 1
+                library = Library(self._linker, blob, wanted, f"kernel {self._loaded}")
+                self._libraries[key] = library
+            addresses = [library.address(one) for one in wanted]
+        return Kernel(entry, addresses[0], addresses[1] if grid_entry else 0, library)
+
+    def kernel_addresses(self, kernel: Any) -> tuple[int, int]:
+        if not isinstance(kernel, Kernel):
+            raise DeviceError(f"CPU.program: given a kernel of type {type(kernel).__name__}, "
+                              "expected what CPU.load returned")  # fmt: skip
+        return kernel.address, kernel.grid_address
+
+    def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Program:
+        return Program(self, steps, slots, scratch)
+
+
+def _runtime_object(machine: Machine) -> bytes:
+    """The native runtime as an object file."""
+    text = walker.source(machine.triple)
+    key = hashlib.sha256((machine.key + str(llvm.llvm_version_info) + text).encode()).digest()
+    found = find_object(key)
+    if found is not None:
+        return found
+    target = llvm.Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=2, reloc="pic", codemodel="small"
+    )
+    module = llvm.parse_assembly(text)
+    module.verify()
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    passes.add_sroa_pass()
+    passes.add_simplify_cfg_pass()
+    builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=1))
+    passes.run(module, builder)
+    made = target.emit_object(module)
+    keep_object(key, made)
+    return made
+
+
+def open_device() -> Cpu:
+    return Cpu()
