@@ -1,0 +1,1 @@
+"""Graph to graph by named rules: the engine, the tables of rules, and the expansions."""
