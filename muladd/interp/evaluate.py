@@ -79,8 +79,9 @@ def _plan(outs: Sequence[Node], exactly: bool, given: frozenset[Node] = frozense
                     readers.setdefault(s, []).append(node)
     for out in outs:
         uses[out] += 1
+    wanted = set(outs)
     fused = {m for m, users in readers.items()
-             if m not in outs and all(u.op is ops.SUM for u in users)}  # fmt: skip
+             if m not in wanted and all(u.op is ops.SUM for u in users)}  # fmt: skip
     return _Plan(tuple(outs), order, uses, applications, fused)
 
 

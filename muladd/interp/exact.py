@@ -96,7 +96,7 @@ def _steps(sizes: list[int], lanes: int) -> Iterator[tuple[tuple[int | slice | N
             yield (*outer, slice(i, stop)), stop - i
 
 
-# --- multiply and add, rounded once ----------------------------------------------------------------
+# --- multiply and add, rounded once -----------------------------------------------------------
 
 
 def fma32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

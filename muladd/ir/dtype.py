@@ -221,8 +221,10 @@ def _round_float8(x: np.ndarray, d: DType) -> np.ndarray:
     gap_low, gap_high = magnitude - finite[below], finite[above] - magnitude
     pick_high = (gap_high < gap_low) | ((gap_high == gap_low) & (above % 2 == 0))
     code = np.where(pick_high, above, below)
-    limit = finite[-1] + (finite[-1] - finite[-2]) / 2
-    overflow = 0x7C if d is float8_e5m2 else 0x7F
-    code = np.where(magnitude >= limit, overflow, code)
+    limit = finite[-1] + (finite[-1] - finite[-2]) / 2  # halfway to the next: a tie goes to even
+    if d is float8_e5m2:
+        code = np.where(magnitude >= limit, 0x7C, code)
+    else:
+        code = np.where(magnitude > limit, 0x7F, code)
     code = np.where(np.isnan(x), 0x7F, code)
     return (code | np.where(np.signbit(x), 0x80, 0)).astype(np.uint8)

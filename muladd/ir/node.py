@@ -155,7 +155,11 @@ def make(op: Op, srcs: tuple[Node, ...] = (), arg: Any = None, dtype: DType | No
     `dtype` is needed only where the row says "the dtype asked for". Raises ShapeError, DTypeError
     or GraphError, naming the operation and its operands.
     """
-    key_arg = _const_bits(arg, dtype) if op is ops.CONST and dtype is not None else arg
+    key_arg = arg
+    if op is ops.CONST and dtype is not None:
+        key_arg = _const_bits(arg, dtype)
+    elif op is ops.PAD:
+        key_arg = (arg[0], _const_bits(arg[1], srcs[0].dtype))
     key = (op, dtype, key_arg, *map(id, srcs))
     entry = _table.get(key)
     if entry is not None:
@@ -250,6 +254,14 @@ class Body:
     gradient: Body | None = field(default=None, repr=False)
     recompute: bool = False
     memo: dict = field(default_factory=dict, compare=False, repr=False)
+    _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.outs, self.params, self.name, self.gradient, self.recompute)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:  # kept, because every CALL of a body asks for it
+        return self._hash
 
     def check(self, srcs: tuple[Node, ...], start: int = 0) -> None:
         for i, (p, s) in enumerate(zip(self.params[start:], srcs)):
