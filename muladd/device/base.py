@@ -164,8 +164,8 @@ class Device(ABC):
     def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Executable:
         """Make steps ready to run. Kernels get `scratch` bytes private to their thread."""
 
-    def synchronize(self) -> None:  # noqa: B027  a no-op is right where calls are synchronous
-        """Wait until all that was started has finished."""
+    def synchronize(self) -> None:
+        """Wait until all that was started has finished (nothing to do where calls return then)."""
 
 
 def host_bytes(data: np.ndarray | memoryview | bytes, nbytes: int, who: str) -> np.ndarray:

@@ -7,6 +7,7 @@ args points to addresses, variables to int64.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import struct
@@ -22,14 +23,12 @@ import numpy as np
 from muladd import config
 from muladd.device.base import Buffer, Device, Executable, LaunchTime, Step, host_bytes
 from muladd.device.machine import Machine, memory_bytes
-from muladd.device.native import table, walker
+from muladd.device.native import layout, table, walker
 from muladd.device.native.memory import Block, Memory
 from muladd.device.native.pool import Pool
 from muladd.errors import DeviceError, OutOfMemory
 
-_RUNTIME = ("muladd_run", "muladd_worker", "muladd_try_lock", "muladd_unlock", "muladd_stop")
-_Run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-
+_RUNTIME = ("muladd_call", "muladd_worker", "muladd_try_lock", "muladd_unlock", "muladd_stop")
 # Where the compiled runtime may be kept between processes: bytes by key. Set by whoever has a
 # cache, before the device is opened; compiling anew costs about 35 ms.
 find_object: Callable[[bytes], bytes | None] = lambda key: None  # noqa: E731
@@ -93,64 +92,60 @@ class HostBuffer(Buffer):
 
 
 class Program(Executable):
-    """A table the native walker reads. run() copes with several threads at once."""
+    """A table the native walker reads. Several threads may run it at once.
+
+    call(packed) is the fast path: packed is the bytes of all slots' addresses, then of all
+    variables, as int64 (see pack). It is a builtin function; an empty program costs 0.1 µs.
+    """
+
+    call: Callable[[bytes], None]
 
     def __init__(self, device: Cpu, steps: Sequence[Step], slots: int, scratch: int) -> None:
         made = table.build(steps, slots, device.kernel_addresses)
-        self.device, self.slots, self.variables = device, slots, made.variables
-        self.names, self._kernels = made.names, made.kernels
+        self.slots, self.variables, self.names = slots, made.variables, made.names
         scratch = (scratch + 63) & -64
-        header = [device.pool.address, 0, made.variables, made.most_args, scratch, made.depth]
+        trouble = _Trouble(device.pool, slots, made.variables, scratch)
+        header = [device.pool.address, 0, made.variables, made.most_args, scratch, made.depth,
+                  slots, id(trouble)]  # fmt: skip
         self._words = (ctypes.c_int64 * (len(header) + len(made.words)))(*header, *made.words)
-        self.address = ctypes.addressof(self._words)
         self._times = (ctypes.c_int64 * max(1, 2 * len(self.names)))()
-        self._pack_slots = struct.Struct(f"={slots}q").pack
-        self._pack_variables = struct.Struct(f"={made.variables}q").pack
-        self._native, self._pool = device.native_run, device.pool
+        self.call = device.door.function(
+            ctypes.addressof(self._words), (self._words, self._times, made.kernels, trouble)
+        )
+        trouble.call = weakref.ref(self.call)
+        self._pack = struct.Struct(f"={slots + made.variables}q").pack
 
     @property
     def timing(self) -> bool:  # type: ignore[override]
         """Whether each launch is timed (two clock reads, about 50 ns, for each)."""
-        return bool(self._words[walker.P_TIMES])
+        return bool(self._words[layout.P_TIMES])
 
     @timing.setter
     def timing(self, wanted: bool) -> None:
-        self._words[walker.P_TIMES] = ctypes.addressof(self._times) if wanted else 0
+        self._words[layout.P_TIMES] = ctypes.addressof(self._times) if wanted else 0
+
+    def pack(self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()) -> bytes:
+        """What call() takes. It holds addresses, so whoever keeps it must keep the buffers."""
+        try:
+            return self._pack(
+                *[a if isinstance(a, int) else a.address for a in addresses], *variables
+            )
+        except (struct.error, AttributeError, TypeError) as error:
+            raise DeviceError(
+                f"CPU.run: given {len(addresses)} buffers and variables {tuple(variables)}, "
+                f"expected {self.slots} buffers or addresses and {self.variables} whole numbers"
+            ) from error
 
     def run(self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()) -> None:
-        try:
-            slots = self._pack_slots(*[a if a.__class__ is int else a.address for a in addresses])
-            given = self._pack_variables(*variables)
-        except (struct.error, AttributeError, TypeError) as error:
-            raise self._misfit(addresses, variables) from error
-        self.call(slots, given)
-
-    def call(self, slots: bytes | int, variables: bytes | int = b"") -> None:
-        """The fast path: addresses and variables as packed int64, or pointers to them."""
-        if not self._pool.threads:
-            self._pool.ready()
-        status = self._native(self.address, slots, variables)
-        if status:
-            self._failed(status)
+        self.call(self.pack(addresses, variables))
 
     def bind(
         self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()
     ) -> Callable[[], None]:
         """A function of no arguments that runs with these buffers, which it keeps alive."""
-        held = list(addresses)
-        slots = self._pack_slots(*[a if isinstance(a, int) else a.address for a in held])
-        given = self._pack_variables(*variables)
-        native, address, pool = self._native, self.address, self._pool
-        _ = held
-
-        def run(_held: Any = (held, self)) -> None:
-            if not pool.threads:
-                pool.ready()
-            status = native(address, slots, given)
-            if status:
-                self._failed(status)
-
-        return run
+        bound = functools.partial(self.call, self.pack(addresses, variables))
+        bound.held = list(addresses)  # type: ignore[attr-defined]
+        return bound
 
     def times(self) -> list[LaunchTime]:
         taken = [
@@ -160,20 +155,47 @@ class Program(Executable):
         ctypes.memset(self._times, 0, ctypes.sizeof(self._times))
         return taken
 
-    def _failed(self, status: int) -> None:
-        if status == walker.NO_MEMORY:
-            scratch = self._words[walker.P_SCRATCH]
-            raise OutOfMemory(f"CPU: no room for {scratch:,} bytes of scratch in each of "
-                              f"{self._pool.threads} threads; lower THREADS")  # fmt: skip
-        error = getattr(self._pool.interruption, "error", None)
-        self._pool.interruption.error = None
-        raise error if error is not None else DeviceError("CPU: the program was interrupted")
 
-    def _misfit(self, addresses: Sequence[Any], variables: Sequence[Any]) -> DeviceError:
-        return DeviceError(
-            f"CPU.run: given {len(addresses)} buffers and variables {tuple(variables)}, expected "
-            f"{self.slots} buffers or addresses and {self.variables} whole numbers"
+class _Trouble:
+    """What native code calls when a walk did not simply succeed."""
+
+    call: Callable[[], Any]  # a weak reference, so that a dropped program goes at once
+
+    def __init__(self, pool: Pool, slots: int, variables: int, scratch: int) -> None:
+        self.pool, self.slots, self.variables, self.scratch = pool, slots, variables, scratch
+
+    def __call__(self, status: int, packed: bytes) -> None:
+        if status == layout.NOT_READY:  # first use, or the first after a fork
+            self.pool.ready()
+            self.call()(packed)
+            return
+        if status == layout.NO_MEMORY:
+            raise OutOfMemory(f"CPU: no room for {self.scratch:,} bytes of scratch in each of "
+                              f"{self.pool.threads} threads; lower THREADS")  # fmt: skip
+        if status == layout.MISFIT:
+            raise DeviceError(f"CPU.call: given {len(packed)} bytes, expected {self.slots} "
+                              f"addresses and {self.variables} variables of 8 bytes each")
+        raise self.pool.take_interruption() or DeviceError("CPU: the program was interrupted")
+
+
+class _Door:
+    """Makes builtin Python functions of native code (PyMethodDef: name, code, flags, doc)."""
+
+    _METHOD_ONE_ARGUMENT = 0x0008
+
+    def __init__(self, address: int) -> None:
+        self._name = ctypes.create_string_buffer(b"call")
+        self._definition = (ctypes.c_void_p * 4)(
+            ctypes.addressof(self._name), address, self._METHOD_ONE_ARGUMENT, None
         )
+        self._make = ctypes.pythonapi.PyCFunction_NewEx
+        self._make.restype = ctypes.py_object
+        self._make.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
+
+    def function(self, program: int, kept: Any) -> Callable[[bytes], None]:
+        """The function that runs the program at this address and keeps `kept` alive."""
+        made: Callable[[bytes], None] = self._make(self._definition, program, (self, kept))
+        return made
 
 
 class Cpu(Device):
@@ -190,7 +212,7 @@ class Cpu(Device):
         self._loading = threading.Lock()
         self._loaded = 0
         self._runtime = Library(self._linker, _runtime_object(self.machine), _RUNTIME, "muladd")
-        self.native_run = _Run(self._runtime.addresses["muladd_run"])
+        self.door = _Door(self._runtime.addresses["muladd_call"])
         self.pool = Pool(self._runtime.addresses)
         self.memory = Memory(config.get("MEMORY") or memory_bytes())
         if hasattr(os, "register_at_fork"):

@@ -1,6 +1,6 @@
 """The CPU's computing threads: starting, stopping, pinning, and giving the pin up when crowded.
 
-The threads are native and run walker.py's `muladd_worker`; Python only decides policy. Each worker
+The threads are native and run threads.py's `muladd_worker`; Python only decides policy. Each worker
 is kept on its own core, because an idle worker that the scheduler may place anywhere often wakes
 milliseconds late. When other processes contest the cores (the system takes ours away again and
 again) pins do harm, so they are given up until it is quiet.
@@ -20,7 +20,7 @@ from typing import Any
 
 from muladd import config
 from muladd.device.machine import affinity, physical_cores, usable_cores
-from muladd.device.native import walker
+from muladd.device.native import layout
 from muladd.errors import DeviceError
 
 TICK_SECONDS = 0.25  # how often a long run looks for Ctrl-C and for rivals
@@ -36,7 +36,7 @@ class Pool:
     def __init__(self, functions: dict[str, int]) -> None:
         self._functions = functions
         # Never freed: a thread may still look at it while the interpreter goes away.
-        self._memory = (ctypes.c_int64 * (walker.POOL_WORDS + 16))()
+        self._memory = (ctypes.c_int64 * (layout.POOL_WORDS + 16))()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         offset = (self.address - ctypes.addressof(self._memory)) // 8
@@ -65,8 +65,8 @@ class Pool:
 
     def set_threads(self, count: int) -> None:
         """Compute on `count` threads from now on. Waits for a run in progress to end."""
-        if not 1 <= count <= walker.MOST_THREADS:
-            raise DeviceError(f"set_threads: given {count}, expected 1 to {walker.MOST_THREADS}")
+        if not 1 <= count <= layout.MOST_THREADS:
+            raise DeviceError(f"set_threads: given {count}, expected 1 to {layout.MOST_THREADS}")
         with self._changing:
             while not self._try_lock(self.address):
                 time.sleep(0.0005)
@@ -85,9 +85,15 @@ class Pool:
             self._join()
             self._unlock(self.address)
 
+    def take_interruption(self) -> BaseException | None:
+        """What ended this thread's run early, if anything did."""
+        error: BaseException | None = getattr(self.interruption, "error", None)
+        self.interruption.error = None
+        return error
+
     @property
     def pinned(self) -> bool:
-        return bool(self._words[walker.PINNED])
+        return bool(self._words[layout.PINNED])
 
     def after_fork(self) -> None:
         """In the child there are no workers, and locks may have been held by lost threads."""
@@ -98,22 +104,22 @@ class Pool:
 
     def _reset(self) -> None:
         words = self._words
-        for index in range(walker.FIRST_WORKER):
+        for index in range(layout.FIRST_WORKER):
             words[index] = 0
-        for worker in range(walker.MOST_THREADS):
-            base = walker.FIRST_WORKER + worker * walker.WORKER_WORDS
-            words[base + walker.W_POOL] = self.address
-            words[base + walker.W_CPU] = -1
-        words[walker.THREADS] = 1
-        words[walker.JOB_SHARE] = 1
-        words[walker.FREE_CPU] = -1
-        words[walker.PERIOD] = int(TICK_SECONDS * 1e9)
-        words[walker.TICK] = ctypes.cast(self._tick, ctypes.c_void_p).value or 0
+        for worker in range(layout.MOST_THREADS):
+            base = layout.FIRST_WORKER + worker * layout.WORKER_WORDS
+            words[base + layout.W_POOL] = self.address
+            words[base + layout.W_CPU] = -1
+        words[layout.THREADS] = 1
+        words[layout.JOB_SHARE] = 1
+        words[layout.FREE_CPU] = -1
+        words[layout.PERIOD] = int(TICK_SECONDS * 1e9)
+        words[layout.TICK] = ctypes.cast(self._tick, ctypes.c_void_p).value or 0
 
     def _start(self, count: int) -> None:
         words = self._words
-        words[walker.STOP] = 0
-        words[walker.SPIN] = config.get("SPIN") * 1000
+        words[layout.STOP] = 0
+        words[layout.SPIN] = config.get("SPIN") * 1000
         created = 1
         everything = signal.valid_signals()
         previous = signal.pthread_sigmask(signal.SIG_SETMASK, everything)  # inherited by workers
@@ -121,7 +127,7 @@ class Pool:
             for worker in range(1, count):
                 handle = ctypes.c_ulong()
                 address = self.address + 8 * self._worker(worker)
-                words[self._worker(worker) + walker.W_THREAD_ID] = 0
+                words[self._worker(worker) + layout.W_THREAD_ID] = 0
                 if _C.pthread_create(ctypes.byref(handle), None,
                                      ctypes.c_void_p(self._functions["muladd_worker"]),
                                      ctypes.c_void_p(address)):  # fmt: skip
@@ -131,9 +137,10 @@ class Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         for worker in range(1, created):
-            while not words[self._worker(worker) + walker.W_THREAD_ID]:
+            while not words[self._worker(worker) + layout.W_THREAD_ID]:
                 time.sleep(0)
-        words[walker.THREADS] = created
+        words[layout.THREADS] = created
+        words[layout.READY] = 1
         self.threads = count
         self._switches = (time.monotonic(), _involuntary_switches())
         self._allowed = affinity()
@@ -145,34 +152,35 @@ class Pool:
         for handle in self._handles:
             _C.pthread_join(handle, None)
         self._handles = []
-        self._words[walker.THREADS] = 1
-        self._words[walker.SLEEPERS] = 0
+        self._words[layout.THREADS] = 1
+        self._words[layout.SLEEPERS] = 0
+        self._words[layout.READY] = 0
         self.threads = 0
 
     def _worker(self, number: int) -> int:
-        return walker.FIRST_WORKER + number * walker.WORKER_WORDS
+        return layout.FIRST_WORKER + number * layout.WORKER_WORDS
 
     def _pin(self, wanted: bool) -> None:
         """Put each worker on its own core, leaving one for the caller; or let all run anywhere."""
         words = self._words
-        count = words[walker.THREADS]
+        count = words[layout.THREADS]
         cores = physical_cores(self._allowed)
         fits = wanted and sys.platform == "linux" and 1 < count <= len(cores) and cores[-1] < 1024
         here = _C.sched_getcpu() if fits else -1
         if fits:
             free = here if here in cores else cores[0]
             homes = [core for core in cores if core != free]
-            words[walker.FREE_CPU] = free
+            words[layout.FREE_CPU] = free
         for worker in range(1, count):
             base = self._worker(worker)
-            words[base + walker.W_CPU] = homes[worker - 1] if fits else -1
+            words[base + layout.W_CPU] = homes[worker - 1] if fits else -1
             if sys.platform == "linux":
                 allowed = {homes[worker - 1]} if fits else self._allowed
                 try:
-                    os.sched_setaffinity(words[base + walker.W_THREAD_ID], allowed)
+                    os.sched_setaffinity(words[base + layout.W_THREAD_ID], allowed)
                 except OSError:
                     fits = False  # a CPU was taken away meanwhile; the next tick looks again
-        words[walker.PINNED] = int(fits)
+        words[layout.PINNED] = int(fits)
 
     def _adapt(self) -> None:
         """Pin, or give the pin up, by how often the system took a core away from us."""
@@ -203,7 +211,7 @@ class Pool:
                 self._adapt()
             except GeneratorExit:
                 return
-            except BaseException as error:  # noqa: BLE001  handed to the caller of run()
+            except BaseException as error:
                 self.interruption.error = error
                 answer = 1
 

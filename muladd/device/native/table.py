@@ -1,4 +1,4 @@
-"""A program as one table of 64-bit words, which the native walker reads. See walker.py for steps.
+"""A program as one table of 64-bit words, which the native walker reads. See layout.py.
 
 Numbers known only at the call are written (register, factor): the registers are the call's
 variables, then the constant 1, then the index of each enclosing Repeat.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from muladd.device.base import Arg, Copy, Launch, Quantity, Repeat, Step, Variable
-from muladd.device.native import walker
+from muladd.device.native import layout
 from muladd.errors import DeviceError
 
 
@@ -31,7 +31,7 @@ def build(steps: Sequence[Step], slots: int, address: Callable[[Any], tuple[int,
     variables = 1 + max(_variable_indices(steps), default=-1)
     encoder = _Encoder(slots, variables, address)
     encoder.steps(steps, 0)
-    encoder.words.append(walker.END)
+    encoder.words.append(layout.END)
     return Table(encoder.words, encoder.names, encoder.kernels, variables,
                  max(encoder.most_args, 3), encoder.deepest)  # fmt: skip
 
@@ -97,7 +97,7 @@ class _Encoder:
                               "grid function; give grid, or grid_entry to load()")  # fmt: skip
         grid = (0, 0) if step.grid is None else self.quantity(step.grid)
         asked = grid_function if step.grid is None else 0
-        self.words += [walker.LAUNCH, len(self.names), entry, asked, *grid, len(step.args)]
+        self.words += [layout.LAUNCH, len(self.names), entry, asked, *grid, len(step.args)]
         for arg in step.args:
             self.arg(arg, depth)
         self.names.append(step.name)
@@ -105,7 +105,7 @@ class _Encoder:
         self.most_args = max(self.most_args, len(step.args))
 
     def copy(self, step: Copy, depth: int) -> None:
-        self.words += [walker.COPY, len(self.names), *self.quantity(step.nbytes)]
+        self.words += [layout.COPY, len(self.names), *self.quantity(step.nbytes)]
         self.arg(step.to, depth)
         self.arg(step.source, depth)
         self.names.append("copy")
@@ -114,11 +114,11 @@ class _Encoder:
         index = -1 if step.index_var is None else step.index_var
         start = len(self.words)
         count = self.quantity(step.count)
-        self.words += [walker.REPEAT, depth, *count, index, int(step.reverse), 0]
+        self.words += [layout.REPEAT, depth, *count, index, int(step.reverse), 0]
         body = len(self.words)
         self.steps(step.body, depth + 1)
         back = body - len(self.words)
-        self.words += [walker.NEXT, depth, index, -1 if step.reverse else 1, back]
+        self.words += [layout.NEXT, depth, index, -1 if step.reverse else 1, back]
         self.words[body - 1] = len(self.words) - start
 
     def quantity(self, value: Quantity) -> tuple[int, int]:
