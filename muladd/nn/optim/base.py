@@ -1,0 +1,185 @@
+"""What all optimisers share: parameter groups, state, the learning rate, and skipping a step.
+
+The step count, the learning rate and all state are tensors that are updated in place, so a step
+inside `jit` is compiled once: nothing in it is a Python number that changes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from muladd.errors import FormatError
+from muladd.ir import dtype as dt
+from muladd.ir.dtype import DType
+from muladd.tensor import Tensor, no_grad
+from muladd.tensor.functional import realize
+
+Schedule = Callable[[Tensor], Tensor]
+State = dict[str, Tensor]
+Group = dict[str, Any]  # "params", and one entry per setting
+
+
+class Optimizer:
+    """Updates parameters from their `.grad`.
+
+    params: tensors, or groups {"params": tensors, setting: value, ...} where a setting overrides
+    the optimiser's. lr: a number, or a schedule (see `muladd.nn.schedule`): a function from the
+    number of steps done, a float32 tensor, to the rate.
+
+    A subclass gives `start`, the state of one parameter before the first step, and `update`, the
+    new value and state.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[Group], lr: float | Schedule, **settings: Any
+    ) -> None:
+        given = list(params)
+        if not given:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to train")
+        groups = given if isinstance(given[0], Mapping) else [{"params": given}]
+        self.groups: list[Group] = []
+        self.step_count = Tensor(0, dtype=dt.int64)
+        self.state: list[list[State]] = []
+        for group in groups:
+            self.add_group({"lr": lr, **settings, **group})  # type: ignore[dict-item]
+
+    # --- groups --------------------------------------------------------------------------------
+
+    def add_group(self, group: Group) -> None:
+        """Train more parameters, with settings of their own."""
+        who = type(self).__name__
+        tensors = list(group["params"])
+        known = {id(p) for p in self.parameters()}
+        for p in tensors:
+            if not isinstance(p, Tensor) or not p.requires_grad or not p.is_leaf:
+                raise ValueError(
+                    f"{who}: every parameter is a tensor with requires_grad=True, got {p!r:.80}"
+                )
+            if id(p) in known:
+                raise ValueError(f"{who}: a parameter was given twice ({p!r:.80})")
+            known.add(id(p))
+        group = {**group, "params": tensors}
+        group["scalars"] = _widest(tensors)
+        if not callable(group["lr"]):
+            group["lr"] = Tensor(float(group["lr"]), dtype=group["scalars"])
+        self.check(group)
+        self.groups.append(group)
+        self.state.append([self.start(p, group) for p in tensors])
+
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.groups for p in group["params"]]
+
+    @property
+    def lr(self) -> Tensor:
+        """The rate of the first group for the step to come, as a scalar tensor."""
+        return self._rate(self.groups[0])
+
+    @lr.setter
+    def lr(self, value: float | Tensor | Schedule) -> None:
+        for group in self.groups:
+            self.set_lr(group, value)
+
+    def set_lr(self, group: Group, value: float | Tensor | Schedule) -> None:
+        """Change a group's rate. A new number does not make `jit` trace again."""
+        if callable(value) and not isinstance(value, Tensor) or callable(group["lr"]):
+            group["lr"] = value if callable(value) else Tensor(value, dtype=group["scalars"])
+        else:
+            new = value if isinstance(value, Tensor) else Tensor(value, dtype=group["scalars"])
+            group["lr"].assign(new.cast(group["scalars"]))
+
+    def _rate(self, group: Group) -> Tensor:
+        rate = group["lr"]
+        if isinstance(rate, Tensor):
+            return rate
+        return rate(self.step_count.cast(dt.float32)).cast(group["scalars"])
+
+    # --- what a subclass says ------------------------------------------------------------------
+
+    def check(self, group: Group) -> None:
+        """Raise ValueError for settings out of range."""
+        for name, value in group.items():
+            least = 0 if isinstance(value, int | float) and name != "lr" else None
+            if least is not None and value < least:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
+
+    def start(self, parameter: Tensor, group: Group) -> State:
+        """The state of one parameter before the first step."""
+        return {}
+
+    def update(
+        self, value: Tensor, gradient: Tensor, state: State, lr: Tensor, group: Group
+    ) -> tuple[Tensor, State]:
+        """(new value, new state) of one parameter; lr is a scalar tensor."""
+        raise NotImplementedError
+
+    # --- the step ------------------------------------------------------------------------------
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient; where `skip` (a bool scalar) is true, none.
+        """
+        changed: list[Tensor] = [self.step_count]
+        with no_grad():
+            pairs: list[tuple[Tensor, Tensor]] = []
+            for group, states in zip(self.groups, self.state):
+                lr = self._rate(group)
+                for parameter, state in zip(group["params"], states):
+                    if parameter.grad is None:
+                        continue
+                    value = parameter.detach()
+                    gradient = parameter.grad.cast(parameter.dtype)
+                    scaled = lr.cast(parameter.dtype)
+                    new, new_state = self.update(value, gradient, state, scaled, group)
+                    pairs.append((parameter, new))
+                    pairs += [(state[name], tensor) for name, tensor in new_state.items()]
+            pairs.append((self.step_count, self.step_count + 1))
+            for old, new in pairs:
+                new = new.cast(old.dtype)
+                old.assign(new if skip is None else skip.where(old.detach(), new))
+                changed.append(old)
+        realize(*changed)
+
+    # --- saving --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All state by name: "step", "lr.<group>", "<group>.<parameter>.<what>"."""
+        out = {"step": self.step_count}
+        for g, (group, states) in enumerate(zip(self.groups, self.state)):
+            if isinstance(group["lr"], Tensor):
+                out[f"lr.{g}"] = group["lr"]
+            for i, state in enumerate(states):
+                out |= {f"{g}.{i}.{name}": tensor for name, tensor in state.items()}
+        return out
+
+    def load_state_dict(self, given: Mapping[str, Any]) -> None:
+        """Take over saved state, in place. Raises FormatError unless names and shapes fit."""
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ given.keys())
+        wrong += [n for n in own if n in given and tuple(given[n].shape) != tuple(own[n].shape)]
+        if wrong:
+            raise FormatError(
+                f"{type(self).__name__}.load_state_dict: {', '.join(wrong[:6])} do not fit; is "
+                "this the state of the same optimiser over the same parameters?"
+            )
+        for name, tensor in own.items():
+            value = given[name]
+            value = value if isinstance(value, Tensor) else Tensor(value.__array__())
+            tensor.assign(value.detach().cast(tensor.dtype).to(tensor.device))
+
+
+def _widest(tensors: list[Tensor]) -> DType:
+    """The dtype of a group's scalars: float32, or float64 if a parameter is."""
+    return dt.float64 if any(t.dtype is dt.float64 for t in tensors) else dt.float32
+
+
+def zeros(parameter: Tensor) -> Tensor:
+    """Zeros with a parameter's shape, dtype and device."""
+    return Tensor.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def scalar(parameter: Tensor, value: float, group: Group) -> Tensor:
+    return Tensor(value, dtype=group["scalars"], device=parameter.device)
