@@ -1,6 +1,7 @@
 """Runs a graph node by node on NumPy arrays: no fusion, no cleverness, no recursion over nodes."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from muladd.errors import GraphError
 from muladd.interp import exact, meaning
 from muladd.ir import dtype as dt
 from muladd.ir import ops, sym
+from muladd.ir.cost import application
 from muladd.ir.dtype import DType
 from muladd.ir.node import Body, Dim, Node, ScanArg, Shape, Storage, Var, toposort
 
@@ -70,7 +72,7 @@ def _plan(outs: Sequence[Node], exactly: bool, given: frozenset[Node] = frozense
         for s in _reads(node, exactly):
             uses[s] += 1
         if node.op in (ops.CALL, ops.SCAN):
-            key = (node.op, _application(node), node.srcs)
+            key = application(node)
             applications[node] = by_application.setdefault(key, [])
             applications[node].append(node)
         if exactly:
@@ -96,14 +98,6 @@ def _is_product_sum(node: Node) -> bool:
     return node.op is ops.SUM and node.srcs[0].op is ops.MUL and node.dtype.is_float
 
 
-def _application(node: Node) -> tuple:
-    """What tells one application from another, without which of its results is meant."""
-    arg = node.arg
-    if isinstance(arg, ScanArg):
-        return (arg.body, arg.length, arg.carries, arg.stacked, arg.reverse)
-    return (arg.body,)
-
-
 # --- running -------------------------------------------------------------------------------------
 
 
@@ -127,7 +121,7 @@ class _Run:
             if node in given:
                 continue
             if self.count is not None:
-                self.tally(node)
+                self.tally(node, values)
             for s in _reads(node, self.exact):
                 left[s] -= 1
                 if not left[s]:
@@ -258,13 +252,14 @@ class _Run:
     def shape(self, dims: Shape) -> tuple[int, ...]:
         return tuple([d if isinstance(d, int) else self.size(d) for d in dims])
 
-    def tally(self, node: Node) -> None:
+    def tally(self, node: Node, values: dict[Node, np.ndarray]) -> None:
         if not node.op.flops:
             return
         counted = node.srcs[0] if node.op.group == "reduce" else node
-        elements = 1
-        for n in self.shape(counted.shape):
-            elements *= n
+        if counted in values:
+            elements = values[counted].size
+        else:  # a product that is multiplied inside of its sum
+            elements = math.prod(self.shape(counted.shape))
         if elements:
             assert self.count is not None
             self.count[node.op.name] = (
