@@ -1,0 +1,194 @@
+"""The command line: `muladd COMMAND`. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+Each command is a function that takes the parsed arguments and returns an exit code; what it needs
+is imported inside it, so that `muladd --help` is quick and a missing extra hurts only who uses it.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from muladd.errors import MuladdError
+
+EXAMPLES = """\
+start here:
+  muladd demo                       train a small network on handwritten digits, in seconds
+  muladd ops                        the whole language: one line per operation
+  muladd doctor                     what this machine has, and what muladd makes of it
+
+look inside (any program that uses muladd, not only this one):
+  DEBUG=2 muladd demo               a line for every kernel: time, GFLOP/s, share of the roofline
+  DEBUG=3 python train.py           and the schedules; 4 adds the source, 5 the assembly
+  DEVICE=OPENCL muladd demo         the same on another device
+
+work on muladd:
+  muladd fuzz --minutes 5           random programs on every device against the interpreter
+  muladd bench                      speed beside PyTorch in the same process
+
+'muladd COMMAND --help' explains a command. Add --json for one machine-readable object on the last
+line. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the entry point of the installed program."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["bench"]:  # benchmarks bring their own arguments
+        return _guarded(_bench, argparse.Namespace(rest=given[1:]))
+    parsed = _parser().parse_args(given)
+    return _guarded(parsed.run, parsed)
+
+
+def _guarded(command, parsed: argparse.Namespace) -> int:  # type: ignore[no-untyped-def]
+    """A mistake in use is one line for people; anything else is a bug and shows itself."""
+    try:
+        return command(parsed)
+    except MuladdError as error:
+        print(f"muladd: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("muladd: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `muladd ops | head`
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd", description="Machine-learning jobs as values: train, look inside, measure.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=version())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = _add(commands, "demo", _demo, "train a network on handwritten digits",
+                "muladd demo\n  muladd demo --epochs 3 --output digits.safetensors")  # fmt: skip
+    demo.add_argument("--output", type=Path, default=Path("muladd-demo.safetensors"),
+                      help="where the weights are saved (default: %(default)s)")  # fmt: skip
+    demo.add_argument("--epochs", type=_positive, default=None, help="passes over the digits")
+    demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
+
+    _add(commands, "ops", _ops, "print the table of operations",
+         "muladd ops\n  muladd ops --json")  # fmt: skip
+
+    fuzz = _add(commands, "fuzz", _fuzz, "compare random programs on every device",
+                "muladd fuzz --minutes 5\n  muladd fuzz --seed 7 --devices CPU")  # fmt: skip
+    fuzz.add_argument("--minutes", type=float, default=1.0, help="how long (default: %(default)s)")
+    fuzz.add_argument("--seed", type=int, default=None, help="first program's number")
+    fuzz.add_argument("--devices", nargs="*", default=None, help="devices to compare")
+
+    bench = _add(commands, "bench", _bench, "measure, beside PyTorch where it is installed",
+                 "muladd bench\n  muladd bench matmul --json")  # fmt: skip
+    bench.add_argument("rest", nargs=argparse.REMAINDER, help="what to measure")
+
+    doctor = _add(commands, "doctor", _doctor, "show the machine, the settings and the devices",
+                  "muladd doctor\n  muladd doctor --size")  # fmt: skip
+    doctor.add_argument("--size", action="store_true", help="lines of code per floor and room")
+
+    _add(commands, "version", _version, "print the version", "muladd version")
+    return parser
+
+
+def _add(commands, name, run, summary, examples):  # type: ignore[no-untyped-def]
+    command = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n  {examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.set_defaults(run=run)
+    if name != "bench":
+        command.add_argument("--json", action="store_true",
+                             help="one JSON object on the last line")  # fmt: skip
+    return command
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a whole number from 1 on")
+    return value
+
+
+def version() -> str:
+    """The installed version, or a note that this is a source tree."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return f"muladd {installed('muladd')}"
+    except PackageNotFoundError:
+        return "muladd (source tree, not installed)"
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from muladd import demo
+
+    result = demo.run(given.output, epochs=given.epochs, seed=given.seed, quiet=given.json)
+    if given.json:
+        print(json.dumps(result))
+    return 0 if result["passed"] else 1
+
+
+def _ops(given: argparse.Namespace) -> int:
+    from muladd.ir import ops
+
+    columns = ("name", "group", "meaning", "shape_rule", "dtype_rule", "gradient", "flops")
+    rows = [{column: getattr(op, column) for column in columns} for op in ops.OPS]
+    if given.json:
+        print(json.dumps(rows))
+        return 0
+    widths = (8, 40, 20, 17, 25, 5)
+    _print_wrapped(("op", "meaning", "shape", "dtype", "gradient", "FLOPs"), widths)
+    group = None
+    for row in rows:
+        if row["group"] != group:
+            group = row["group"]
+            print(f"-- {group} ".ljust(sum(widths) + 10, "-"))
+        _print_wrapped([str(row[c]) for c in columns if c != "group"], widths)
+    print(f"\n{len(rows)} operations; FLOPs are per element (of a reduction: per source element)")
+    return 0
+
+
+def _print_wrapped(cells: Sequence[str], widths: Sequence[int]) -> None:
+    """One row of a table whose cells continue below."""
+    from itertools import zip_longest
+    from textwrap import wrap
+
+    columns = [wrap(cell, width) or [""] for cell, width in zip(cells, widths)]
+    for line in zip_longest(*columns, fillvalue=""):
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
+
+
+def _fuzz(given: argparse.Namespace) -> int:
+    from muladd import fuzz
+
+    return fuzz.main(given.minutes, given.seed, given.devices, given.json)
+
+
+def _bench(given: argparse.Namespace) -> int:
+    from muladd import bench
+
+    return bench.main(given.rest)
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from muladd import doctor
+
+    report = doctor.examine(size=given.size)
+    print(json.dumps(report) if given.json else doctor.as_text(report))
+    return 0 if report["healthy"] else 1
+
+
+def _version(given: argparse.Namespace) -> int:
+    print(json.dumps({"version": version()}) if given.json else version())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

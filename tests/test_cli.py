@@ -1,0 +1,103 @@
+"""The command line: every command helps, speaks JSON, and ends with 0, 1 or 2."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from muladd import cli, doctor
+from muladd.errors import FormatError
+from muladd.ir import ops
+
+COMMANDS = ["demo", "ops", "fuzz", "bench", "doctor", "version"]
+
+
+def run(capsys, *arguments):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_teaches_with_examples(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in COMMANDS)
+    assert "muladd demo" in out and "Exit codes" in out
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "bench"])
+def test_each_command_has_help_with_an_example(command, capsys):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"muladd {command}" in out and "examples:" in out
+
+
+@pytest.mark.parametrize("given", [
+    [], ["nonsense"], ["ops", "--nonsense"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"],
+])  # fmt: skip
+def test_wrong_usage_is_2(given, capsys):
+    code, _, err = run(capsys, *given)
+    assert code == 2
+    assert "usage:" in err
+
+
+def test_ops_prints_every_row(capsys):
+    code, out, _ = run(capsys, "ops")
+    assert code == 0
+    first_words = [line.split(" ")[0] for line in out.splitlines()]
+    assert all(op.name in first_words for op in ops.OPS)
+    assert f"{len(ops.OPS)} operations" in out
+    assert max(map(len, out.splitlines())) <= 130
+
+
+def test_ops_as_json(capsys):
+    code, out, _ = run(capsys, "ops", "--json")
+    rows = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert [row["name"] for row in rows] == [op.name for op in ops.OPS]
+    assert all(row["meaning"] and row["gradient"] for row in rows)
+
+
+def test_version(capsys):
+    code, out, _ = run(capsys, "version", "--json")
+    assert code == 0
+    assert json.loads(out)["version"].startswith("muladd")
+    assert run(capsys, "--version")[0] == 0
+
+
+def test_doctor_tells_machine_devices_and_settings(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert code == 0 and report["healthy"]
+    assert report["devices"]["CPU"] == "ready"
+    assert report["machine"]["cores"] >= 1
+    assert report["settings"]["DEBUG"]["meaning"]
+    code, out, _ = run(capsys, "doctor", "--size")
+    assert "THREADS" in out and "total" in out
+
+
+def test_code_lines_leave_out_words_and_air():
+    source = '"""Doc."""\n\n# why\nx = 1\n\n\ndef f():\n    """Doc\n    more."""\n    return x\n'
+    assert doctor.code_lines(source) == 3
+
+
+def test_a_mistake_is_one_line_and_1(capsys, monkeypatch):
+    def fails(_):
+        raise FormatError("x: a file is damaged")
+
+    monkeypatch.setattr(cli, "_version", fails)
+    code, _, err = run(capsys, "version")
+    assert code == 1
+    assert err == "muladd: FormatError: x: a file is damaged\n"
+
+
+def test_it_runs_as_a_module_and_survives_a_closed_pipe():
+    line = f"{sys.executable} -m muladd ops | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("op")
+    assert done.stderr == ""
