@@ -9,6 +9,7 @@ import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Union
 
 from muladd.errors import GraphError, MuladdError
@@ -192,7 +193,7 @@ def interned() -> int:
 def const(value: Any, dtype: DType, shape: Shape = ()) -> Node:
     """The number `value` as a dtype, repeated to a shape. Integers wrap, floats round, to it."""
     if dtype.is_float:
-        value = float(dt.decode(dt.encode(_scalar(value, dtype), dtype), dtype)[0])
+        value = _rounded(struct.pack("<d", value), dtype)
     elif dtype is dt.bool_:
         value = bool(value)
     else:
@@ -201,6 +202,13 @@ def const(value: Any, dtype: DType, shape: Shape = ()) -> Node:
             value -= 1 << dtype.bits
     node = make(ops.CONST, (), value, dtype)
     return make(ops.EXPAND, (node,), shape) if shape else node
+
+
+@lru_cache(maxsize=4096)
+def _rounded(bits: bytes, dtype: DType) -> float:
+    """A number (by its bits: 0.0 is not -0.0) rounded to a float type."""
+    value = struct.unpack("<d", bits)[0]
+    return float(dt.decode(dt.encode(_scalar(value, dtype), dtype), dtype)[0])
 
 
 def _scalar(value: Any, dtype: DType) -> Any:

@@ -115,7 +115,7 @@ def test_no_path_through_a_call():
     assert jvp([first], [y], [y]) == [None]
 
 
-# --- custom gradients -------------------------------------------------------
+# --- custom gradients -------------------------------------
 
 
 def clipped_body(x):
@@ -196,7 +196,7 @@ def test_an_input_hidden_in_a_body_is_refused():
             transform()
 
 
-# --- scans -------------------------------------------------------
+# --- scans -------------------------------------
 
 
 def recurrent(h, c, x, w):
@@ -403,7 +403,7 @@ def test_low_precision_sums_over_steps_are_kept_in_float32():
     assert run([g], [w, h], [np.float32(1), np.float32(1)])[0] == 1000
 
 
-# --- checkpoints -------------------------------------------------------
+# --- checkpoints -------------------------------------
 
 
 def test_checkpoint():
