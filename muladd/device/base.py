@@ -84,6 +84,25 @@ class Repeat:
 Step = Union[Launch, Copy, Repeat]
 
 
+def variables_of(steps: Sequence[Step]) -> int:
+    """One more than the highest index of a variable that the steps read or write."""
+    highest = -1
+    for step in steps:
+        if isinstance(step, Repeat):
+            values: list[Quantity | None] = [step.count]
+            highest = max(highest, variables_of(step.body) - 1,
+                          -1 if step.index_var is None else step.index_var)  # fmt: skip
+            args: tuple[Arg, ...] = ()
+        elif isinstance(step, Copy):
+            values, args = [step.nbytes], (step.to, step.source)
+        else:
+            values, args = [step.grid, *step.groups], step.args
+        for arg in args:
+            values += [arg.offset, *(stride for _, stride in arg.steps)]
+        highest = max(highest, *(v.index for v in values if isinstance(v, Variable)), -1)
+    return highest + 1
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchTime:
     """What one Launch or Copy of a program took: seconds summed over `calls` executions."""
@@ -161,8 +180,13 @@ class Device(ABC):
         """A kernel from compiled bytes. Equal bytes are loaded once."""
 
     @abstractmethod
-    def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Executable:
-        """Make steps ready to run. Kernels get `scratch` bytes private to their thread."""
+    def program(
+        self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0
+    ) -> Executable:
+        """Make steps ready to run. Kernels get `scratch` bytes private to their thread.
+
+        A call gives `variables` numbers, or as many as the steps themselves name if that is more.
+        """
 
     def synchronize(self) -> None:
         """Wait until all that was started has finished (nothing to do where calls return then)."""

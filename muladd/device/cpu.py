@@ -100,8 +100,10 @@ class Program(Executable):
 
     call: Callable[[bytes], None]
 
-    def __init__(self, device: Cpu, steps: Sequence[Step], slots: int, scratch: int) -> None:
-        made = table.build(steps, slots, device.kernel_addresses)
+    def __init__(
+        self, device: Cpu, steps: Sequence[Step], slots: int, scratch: int, variables: int
+    ) -> None:
+        made = table.build(steps, slots, variables, device.kernel_addresses)
         self.slots, self.variables, self.names = slots, made.variables, made.names
         scratch = (scratch + 63) & -64
         trouble = _Trouble(device.pool, slots, made.variables, scratch)
@@ -281,8 +283,10 @@ class Cpu(Device):
                               "expected what CPU.load returned")  # fmt: skip
         return kernel.address, kernel.grid_address
 
-    def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Program:
-        return Program(self, steps, slots, scratch)
+    def program(
+        self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0
+    ) -> Program:
+        return Program(self, steps, slots, scratch, variables)
 
 
 def _runtime_object(machine: Machine) -> bytes:

@@ -44,7 +44,9 @@ class Null(Device):
     def load(self, blob: bytes, entry: str, grid_entry: str | None = None) -> Any:
         return entry
 
-    def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> NullProgram:
+    def program(
+        self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0
+    ) -> NullProgram:
         return NullProgram(steps, slots)
 
 

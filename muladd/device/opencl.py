@@ -221,7 +221,9 @@ class OpenCL(Device):
             handle = cl.Kernel(self._programs[key], entry)
             return Kernel(entry, handle, handle.num_args)
 
-    def program(self, steps: Sequence[Step], slots: int, scratch: int = 0) -> Program:
+    def program(
+        self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0
+    ) -> Program:
         return Program(self, steps, slots)
 
     def synchronize(self) -> None:

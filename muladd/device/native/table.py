@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from muladd.device.base import Arg, Copy, Launch, Quantity, Repeat, Step, Variable
+from muladd.device.base import (
+    Arg,
+    Copy,
+    Launch,
+    Quantity,
+    Repeat,
+    Step,
+    Variable,
+    variables_of,
+)
 from muladd.device.native import layout
 from muladd.errors import DeviceError
 
@@ -26,44 +35,16 @@ class Table:
     depth: int
 
 
-def build(steps: Sequence[Step], slots: int, address: Callable[[Any], tuple[int, int]]) -> Table:
+def build(
+    steps: Sequence[Step], slots: int, variables: int, address: Callable[[Any], tuple[int, int]]
+) -> Table:
     """Encode steps. `address` gives a kernel's entry and its grid function (0 if it has none)."""
-    variables = 1 + max(_variable_indices(steps), default=-1)
+    variables = max(variables, variables_of(steps))
     encoder = _Encoder(slots, variables, address)
     encoder.steps(steps, 0)
     encoder.words.append(layout.END)
     return Table(encoder.words, encoder.names, encoder.kernels, variables,
                  max(encoder.most_args, 3), encoder.deepest)  # fmt: skip
-
-
-def _variable_indices(steps: Sequence[Step]) -> list[int]:
-    """Every variable's index that the program reads or writes."""
-    found: list[int] = []
-
-    def quantity(value: Quantity | None) -> None:
-        if isinstance(value, Variable):
-            found.append(value.index)
-
-    def arg(value: Arg) -> None:
-        quantity(value.offset)
-        for _, stride in value.steps:
-            quantity(stride)
-
-    for step in steps:
-        if isinstance(step, Repeat):
-            quantity(step.count)
-            if step.index_var is not None:
-                found.append(step.index_var)
-            found += _variable_indices(step.body)
-        elif isinstance(step, Copy):
-            quantity(step.nbytes)
-            arg(step.to)
-            arg(step.source)
-        else:
-            quantity(step.grid)
-            for one in step.args:
-                arg(one)
-    return found
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""What is known of the machine, and machines made up by name."""
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from muladd import device
+from muladd.device import machine
+from muladd.device.machine import Machine
+from muladd.errors import DeviceError
+
+
+def test_host_is_sensible():
+    host = Machine.host()
+    assert host is Machine.host()
+    assert host.vector_bits in (128, 256, 512) and host.float_lanes * 32 == host.vector_bits
+    assert host.l1 >= 8 << 10 and host.l2 > host.l1 and 1 <= host.cores <= (os.cpu_count() or 1)
+    assert host.key and host.cpu in machine.description()
+
+
+def test_named_machines():
+    assert Machine.named("avx512").vector_registers == 32
+    assert Machine.named("avx2").vector_bits == 256
+    assert Machine.named("neon").triple.startswith("aarch64")
+    assert Machine.named("sve").bf16_dot
+    with pytest.raises(DeviceError, match="avx2, avx512, neon, sve"):
+        Machine.named("vax")
+
+
+def test_hyper_threads_count_once(tmp_path):
+    for cpu, core in enumerate([0, 1, 0, 1]):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "physical_package_id").write_text("0\n")
+        (folder / "core_id").write_text(f"{core}\n")
+    assert machine.physical_cores({0, 1, 2, 3}, str(tmp_path)) == [0, 1]
+    assert machine.physical_cores({1, 2, 3}, str(tmp_path)) == [1, 2]
+    assert machine.physical_cores({7, 8}, str(tmp_path)) == [7, 8]  # no topology known
+
+
+def test_quota_of_both_kinds_of_control_groups(tmp_path):
+    second = tmp_path / "two"
+    (second / "a" / "b").mkdir(parents=True)
+    (second / "a" / "cpu.max").write_text("150000 100000\n")
+    (second / "a" / "b" / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "member2").write_text("0::/a/b\n")
+    assert machine.quota(str(second), str(tmp_path / "member2")) == 1.5
+    first = tmp_path / "one" / "cpu" / "x"
+    first.mkdir(parents=True)
+    (first / "cpu.cfs_quota_us").write_text("200000\n")
+    (first / "cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / "member1").write_text("2:memory:/x\n1:cpu:/x\n")
+    assert machine.quota(str(tmp_path / "one"), str(tmp_path / "member1")) == 2.0
+    assert machine.quota(str(tmp_path), str(tmp_path / "absent")) is None
+
+
+def test_devices_are_found_by_name():
+    assert {"CPU", "NULL", "OPENCL"} <= set(device.names())
+    assert device.get("cpu") is device.get("CPU")
+    with pytest.raises(DeviceError, match="CPU"):
+        device.get("ABACUS")
+
+
+def test_null_device_computes_nothing():
+    null = device.get("NULL")
+    buffer = null.allocate(1 << 50)
+    kernel = null.load(b"anything", "f")
+    program = null.program([device.Launch(kernel, (device.Arg(0),), 5, "f")], 1)
+    program.run([buffer])
+    assert [time.name for time in program.times()] == ["f"]
