@@ -9,7 +9,7 @@ from math import prod, sqrt
 from typing import Any
 
 from muladd.errors import ShapeError
-from muladd.tensor import Tensor
+from muladd.tensor import Tensor, no_grad
 
 Shape = tuple[int, ...]
 
@@ -47,7 +47,8 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def _fill(tensor: Tensor, value: Tensor) -> Tensor:
-    tensor.assign(value.cast(tensor.dtype))
+    with no_grad():
+        tensor.assign(value.cast(tensor.dtype))
     return tensor
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from muladd.errors import FormatError, ShapeError
-from muladd.tensor import Tensor
+from muladd.tensor import Tensor, no_grad
 
 Self = TypeVar("Self", bound="Module")
 
@@ -123,10 +123,11 @@ class Module:
                 f"{type(self).__name__}.load_state_dict: shapes differ for {_some(wrong)}; "
                 "is the state of a network of other sizes?"
             )
-        for name, value in values.items():
-            tensor = own[name]
-            given = value if isinstance(value, Tensor) else Tensor(value.__array__())
-            tensor.assign(given.detach().cast(tensor.dtype).to(tensor.device))
+        with no_grad():
+            for name, value in values.items():
+                tensor = own[name]
+                given = value if isinstance(value, Tensor) else Tensor(value.__array__())
+                tensor.assign(given.cast(tensor.dtype).to(tensor.device))
 
     # --- modes ---------------------------------------------------------------------------------
 

@@ -165,10 +165,11 @@ class Optimizer:
                 f"{type(self).__name__}.load_state_dict: {', '.join(wrong[:6])} do not fit; is "
                 "this the state of the same optimiser over the same parameters?"
             )
-        for name, tensor in own.items():
-            value = given[name]
-            value = value if isinstance(value, Tensor) else Tensor(value.__array__())
-            tensor.assign(value.detach().cast(tensor.dtype).to(tensor.device))
+        with no_grad():
+            for name, tensor in own.items():
+                value = given[name]
+                value = value if isinstance(value, Tensor) else Tensor(value.__array__())
+                tensor.assign(value.cast(tensor.dtype).to(tensor.device))
 
 
 def _widest(tensors: list[Tensor]) -> DType:
