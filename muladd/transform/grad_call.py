@@ -75,6 +75,13 @@ def extended(body: Body, extra: list[Node]) -> Body:
     return Body((*body.outs, *extra), body.params, body.name, recompute=body.recompute)
 
 
+def wrapped(body: Body) -> Body:
+    """A body that calls `body`, so that CALL's rules (a custom gradient) apply to each step."""
+    if "wrapped" not in body.memo:
+        body.memo["wrapped"] = Body(tuple(b.calls(body, body.params)), body.params, body.name)
+    return body.memo["wrapped"]
+
+
 def _custom(
     body: Body, gradient: Body, srcs: tuple[Node, ...], results: dict[int, Node], wanted: list[int]
 ) -> dict[int, Node]:

@@ -2,8 +2,9 @@
 
 Going forwards, the scan also stacks the residuals of each step. Going backwards, a scan in the
 other direction carries the cotangents of the carried values; it stacks those of the stacked inputs
-and sums up, as further carried values, those of what every step sees alike. A residual that no
-step changes is computed once, outside; one that is a stacked input is read where it already lies.
+and sums up, as further carried values, those of what every step sees alike (or, where that is
+cheaper, leaves their sums until it is done: deferred.py). A residual that no step changes is
+computed once, outside; one that is a stacked input is read where it already lies.
 
 With a body marked `recompute`, a step keeps only its carried values; `scan_checkpointed` nests two
 scans so, which needs memory for 2 sqrt(n) steps in place of n (Chen et al., "Training deep nets
@@ -21,7 +22,8 @@ from muladd.ir.dtype import DType
 from muladd.ir.node import Body, Node, ScanArg, const, iota, param, substitute, toposort
 from muladd.transform import build as b
 from muladd.transform import grad
-from muladd.transform.grad_call import extended
+from muladd.transform.deferred import Deferred, defer, finish
+from muladd.transform.grad_call import extended, wrapped
 from muladd.transform.residuals import body_over, residuals
 
 # --- which carried values have a derivative ------------------------------------------------------
@@ -82,7 +84,9 @@ class Plan:
     constants: the parameters of those kinds that get one. forward: the body with residuals as
     further stacked outputs. stacked and alike: what a step backwards reads besides cotangents, as
     ("source", number), ("result", number of a result of `forward`) or ("once", number in `once`).
-    once: residuals that are the same in each step, over the body's parameters.
+    once: residuals that are the same in each step, over the body's parameters. waiting: sums done
+    afterwards, each with its leaves' places (or ("back", number of a result of `backward`)) and
+    whether they are stacked.
     """
 
     live: tuple[int, ...]
@@ -94,6 +98,7 @@ class Plan:
     stacked: tuple[tuple[str, int], ...]
     alike: tuple[tuple[str, int], ...]
     once: tuple[Node, ...]
+    waiting: tuple[tuple[Deferred, tuple[tuple[str, int], ...], tuple[bool, ...]], ...]
 
 
 def scan_cotangents(n: Node, results: dict[int, Node], wanted: list[int]) -> dict[int, Node]:
@@ -108,6 +113,8 @@ def scan_cotangents(n: Node, results: dict[int, Node], wanted: list[int]) -> dic
     forward = replace(arg, body=plan.forward)
 
     def value(kind: str, i: int) -> Node:
+        if kind == "back":
+            return found[i]
         if kind == "result":
             return b.scan(forward, srcs, i)
         return once[i] if kind == "once" else srcs[i]
@@ -121,14 +128,11 @@ def scan_cotangents(n: Node, results: dict[int, Node], wanted: list[int]) -> dic
     found = b.scans(back, [*first, *sums, *stacked, *(value(*read) for read in plan.alike)])
     keys = (*plan.live, *plan.constants, *plan.stacks)
     cotangents = {i: c for i, c in zip(keys, found) if i in set(wanted)}
+    for deferred, places, stacked_ones in plan.waiting:
+        axes = [0 if flag else None for flag in stacked_ones]
+        values = [value(*place) for place in places]
+        cotangents[deferred.source] = finish(deferred, values, axes, arg.length)
     return {i: b.cast(c, srcs[i].dtype) for i, c in cotangents.items()}
-
-
-def wrapped(body: Body) -> Body:
-    """A body that calls `body`, so that CALL's rules (a custom gradient) apply to each step."""
-    if "wrapped" not in body.memo:
-        body.memo["wrapped"] = Body(tuple(b.calls(body, body.params)), body.params, body.name)
-    return body.memo["wrapped"]
 
 
 def _sum_dtype(dtype: DType) -> DType:
@@ -157,7 +161,9 @@ class Step:
     constants: tuple[int, ...]
     cotangents: tuple[Node, ...]  # parameters: of live, then of slices
     sums: tuple[Node, ...]  # parameters: one for each of constants
-    outs: tuple[Node, ...]  # new cotangents of live, new sums, cotangents of stacks
+    outs: tuple[Node, ...]  # new cotangents of live, new sums, cotangents of stacks, then leaves
+    leaves: tuple[Node, ...]  # of deferred sums: those that depend on cotangents
+    deferred: tuple[Deferred, ...]
 
 
 def _step(
@@ -166,19 +172,41 @@ def _step(
     active = active_carries(body, carries, sum(1 << i for i in wanted))
     live = tuple(i for i in sorted(_live_carries(body, carries, given)) if active >> i & 1)
     slices = tuple(i for i in given if i >= carries)
-    outs = [body.outs[i] for i in (*live, *slices)]
-    cotangents = b.params(outs, start=len(body.params))
+    results = [body.outs[i] for i in (*live, *slices)]
+    cotangents = b.params(results, start=len(body.params))
     targets = [*live, *(i for i in wanted if i >= carries)]
-    cells = grad.gradient(outs, [body.params[i] for i in targets], cotangents)
+    cells = grad.gradient(results, [body.params[i] for i in targets], cotangents)
     found = {i: g for i, g in zip(targets, cells) if g is not None}
     stacks = tuple(i for i in found if carries <= i < carries + stacked)
     constants = tuple(i for i in found if i >= carries + stacked)
+    deferred = _deferrable(body, carries, {i: found[i] for i in constants})
+    constants = tuple(i for i in constants if i not in {d.source for d in deferred})
+    unknown = _changing(list(found.values()), cotangents)
+    leaves = tuple(dict.fromkeys(x for d in deferred for x in d.leaves if x in unknown))
     zeros = [_zero_sum(body.params[i]) for i in constants]
-    sums = b.params(zeros, start=len(body.params) + len(outs))
+    sums = b.params(zeros, start=len(body.params) + len(results))
     new = [found[i] if i in found else b.zeros(body.params[i]) for i in live]
     new += [b.add(s, b.cast(found[i], s.dtype)) for s, i in zip(sums, constants)]
     new += [found[i] for i in stacks]
-    return Step(live, slices, stacks, constants, cotangents, sums, tuple(new))
+    outs = (*new, *leaves)
+    return Step(live, slices, stacks, constants, cotangents, sums, outs, leaves, deferred)
+
+
+def _deferrable(body: Body, carries: int, found: dict[int, Node]) -> tuple[Deferred, ...]:
+    """The constants' cotangents that are better summed afterwards.
+
+    Not so in a body marked `recompute`: it is there to store little.
+    """
+    if body.recompute:
+        return ()
+    free = set(body.params[carries:])
+    plans: dict[int, Deferred] = {}
+    for i, g in [*found.items()] * 2:  # twice: what one stores is free for the others
+        plan = None if i in plans else defer(i, g, free.__contains__)
+        if plan is not None:
+            plans[i] = plan
+            free.update(plan.leaves)
+    return tuple(plans.values())
 
 
 def _make_plan(
@@ -188,15 +216,23 @@ def _make_plan(
     coming = (*step.cotangents, *step.sums)
     handed = residuals(step.outs, body.params, coming, body.recompute)
     number = {p: i for i, p in enumerate(body.params)}
-    changing = _changing(handed, body.params[: carries + stacks])
+    used = [x for d in step.deferred for x in d.leaves if x not in step.leaves]
+    needed = list(dict.fromkeys((*handed, *used)))
+    changing = _changing(needed, body.params[: carries + stacks])
     stacked = [r for r in handed if r in changing]
     alike = [r for r in handed if r not in changing]
     # a stacked input lies there already; a carried value at the start of a step does not
-    extra = [r for r in stacked if number.get(r, -1) < carries]
-    once = [r for r in alike if r not in number]
+    extra = [r for r in needed if r in changing and number.get(r, -1) < carries]
+    once = [r for r in needed if r not in changing and r not in number]
     place = {r: ("source", i) for r, i in number.items()}
     place |= {r: ("result", len(body.outs) + k) for k, r in enumerate(extra)}
     place |= {r: ("once", k) for k, r in enumerate(once)}
+    place |= {r: ("back", k) for k, r in enumerate(step.leaves, len(step.outs) - len(step.leaves))}
+    changing.update(step.leaves)
+    waiting = tuple(
+        (d, tuple(place[x] for x in d.leaves), tuple(x in changing for x in d.leaves))
+        for d in step.deferred
+    )
     ends = len(step.live)
     leaves = (
         *step.cotangents[:ends], *step.sums, *step.cotangents[ends:], *stacked, *alike
@@ -204,7 +240,7 @@ def _make_plan(
     backward = body_over(leaves, step.outs, f"{body.name}.gradient", body.recompute)
     return Plan(
         step.live, step.slices, step.stacks, step.constants, extended(body, extra), backward,
-        tuple(place[r] for r in stacked), tuple(place[r] for r in alike), tuple(once),
+        tuple(place[r] for r in stacked), tuple(place[r] for r in alike), tuple(once), waiting,
     )  # fmt: skip
 
 

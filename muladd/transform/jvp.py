@@ -21,8 +21,8 @@ from muladd.transform.grad import (
     greatest,
     refuse_hidden,
 )
-from muladd.transform.grad_call import check_custom
-from muladd.transform.grad_scan import active_carries, wrapped
+from muladd.transform.grad_call import check_custom, wrapped
+from muladd.transform.grad_scan import active_carries
 from muladd.transform.residuals import body_over
 
 

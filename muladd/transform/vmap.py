@@ -14,8 +14,7 @@ from muladd.ir.node import Body, Dim, Node, ScanArg, param, toposort
 from muladd.ir.ops import ELEMENTWISE, Op, equal_dims, equal_shapes
 from muladd.transform import build as b
 from muladd.transform.grad import refuse_hidden
-from muladd.transform.grad_call import check_custom
-from muladd.transform.grad_scan import wrapped
+from muladd.transform.grad_call import check_custom, wrapped
 
 Rule = Callable[[Node, tuple[Node, ...], Dim], Node]
 

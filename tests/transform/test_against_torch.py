@@ -240,3 +240,54 @@ def test_residuals_of_an_lstm_are_few():
     per_step = sum(int(np.prod(s.shape[1:])) for s in stacked)
     assert per_step <= BATCH * (14 * HIDDEN + WIDTH), [s.shape for s in stacked]
     assert all(s.ndim <= 3 for s in stacked)
+
+
+def test_an_lstm_sums_its_weights_gradients_after_the_scan():
+    """Backwards it carries the cotangents of h and c only: the weights wait for one product."""
+    inputs = leaves(lstm_arrays())
+    params = b.params([*inputs[:2], leaf((BATCH, WIDTH)), *inputs[3:]])
+    body = Body(tuple(lstm_step(*params)), params, "lstm")
+    h = b.scan(ScanArg(body, STEPS, 2, 1), inputs, 0)
+    gs = [or_zeros(g, x) for g, x in zip(gradient([h], inputs, [b.like(1, h)]), inputs)]
+    back = next(n for n in toposort(gs) if n.op is ops.SCAN and n.arg.reverse)
+    assert back.arg.carries == 2
+    body = Body(body.outs, params, "lstm", recompute=True)  # where memory matters more, they do not
+    h = b.scan(ScanArg(body, STEPS, 2, 1), inputs, 0)
+    gs = [or_zeros(g, x) for g, x in zip(gradient([h], inputs, [b.like(1, h)]), inputs)]
+    back = next(n for n in toposort(gs) if n.op is ops.SCAN and n.arg.reverse)
+    assert back.arg.carries == 5
+
+
+@pytest.mark.parametrize("how", [False, True])
+def test_second_order_through_an_lstm(how):
+    """A Hessian-vector product through deferred sums, and forward over reverse."""
+    steps = 4
+    arrays = lstm_arrays()
+    arrays[2] = arrays[2][:steps]
+    inputs = leaves(arrays)
+    rng = np.random.default_rng(2)
+    ways = [rng.standard_normal(a.shape) for a in arrays]
+    tangents = leaves(ways)
+    params = b.params([*inputs[:2], leaf((BATCH, WIDTH)), *inputs[3:]])
+    body = Body(tuple(lstm_step(*params)), params, "lstm", recompute=how)
+    h, c, out = b.scans(ScanArg(body, steps, 2, 1, True), inputs)
+    loss = b.add(b.sum_axes(b.mul(out, out), (0, 1, 2)), b.sum_axes(b.mul(h, c), (0, 1)))
+    gs = [or_zeros(g, x) for g, x in zip(gradient([loss], inputs, [const(1, dt.float64)]), inputs)]
+    again = [or_zeros(g, x) for g, x in zip(gradient(gs, inputs, tangents), inputs)]
+    over = [or_zeros(t, x) for t, x in zip(jvp(gs, inputs, tangents), inputs)]
+
+    def theirs(h, c, x, wi, wh, bias):
+        outs = []
+        for t in reversed(range(steps)):
+            i, f, g, o = (x[t] @ wi + h @ wh + bias).split(HIDDEN, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outs.append(h)
+        return sum((o * o).sum() for o in outs) + (h * c).sum()
+
+    at = tuple(torch.tensor(a) for a in arrays)
+    first = torch.func.grad(theirs, argnums=tuple(range(6)))
+    _, want = torch.func.jvp(first, at, tuple(torch.tensor(w) for w in ways))
+    got = run(join_scans([*again, *over]), [*inputs, *tangents], [*arrays, *ways])
+    for a, c in zip(got, [*want, *want]):
+        np.testing.assert_allclose(a, c.numpy(), rtol=1e-8, atol=1e-9)
