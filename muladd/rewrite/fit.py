@@ -14,10 +14,12 @@ from typing import Any
 Function = Callable[[Any], Any]
 
 
-def fit(target: Function, weight: Function, low: Any, high: Any, degree: int, bits: int) -> tuple[list[float], float]:
+def fit(
+    target: Function, weight: Function, low: Any, high: Any, degree: int, bits: int
+) -> tuple[list[float], float]:
     """Coefficients (lowest power first) of a polynomial near `target` on [low, high], and the
     greatest weighted error. bits is 32 or 64: the float type the coefficients are rounded to."""
-    from mpmath import cos, mp, mpf, pi
+    from mpmath import cos, mp, mpf, pi  # type: ignore[import-untyped]
 
     points = 6 * degree + 12
     xs = [(low + high) / 2 + (high - low) / 2 * cos(pi * (i + mpf(1) / 2) / points)

@@ -11,13 +11,14 @@ than float32 are computed in float32 and rounded. Coefficients and digits come f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from muladd.errors import GraphError
 from muladd.ir import dtype as dt
 from muladd.ir import ops
 from muladd.ir.dtype import DType
-from muladd.ir.node import Body, CallArg, Node, ScanArg, const, make, rebuild, toposort
+from muladd.ir.node import Node, const, make, toposort
+from muladd.rewrite.engine import keep_sum_form, through_bodies
 
 FusedMultiplyAdd = Callable[[Node, Node, Node], Node]
 
@@ -306,28 +307,19 @@ def expand(node: Node, fma: FusedMultiplyAdd | None = None) -> Node:
 
 
 def expand_all(outputs: Sequence[Node], fma: FusedMultiplyAdd | None = None) -> tuple[Node, ...]:
-    """The outputs with every EXP2, LOG2 and SIN expanded, inside bodies too (each body once)."""
-    return _expand_graph(tuple(outputs), fma, {})
+    """The outputs with every EXP2, LOG2 and SIN expanded, inside bodies too (each body once).
+
+    A SUM over EXP2 does not become a SUM over the product that its expansion ends in.
+    """
+    return through_bodies(outputs, lambda outs: _expand_graph(outs, fma), keep_sum_form)
 
 
-def _expand_graph(
-    outputs: tuple[Node, ...], fma: FusedMultiplyAdd | None, bodies: dict[Body, Body]
-) -> tuple[Node, ...]:
+def _expand_graph(outputs: tuple[Node, ...], fma: FusedMultiplyAdd | None) -> tuple[Node, ...]:
     done: dict[Node, Node] = {}
     for node in toposort(outputs):
-        arg = node.arg
-        if isinstance(arg, CallArg | ScanArg):
-            if arg.body not in bodies:
-                outs = _expand_graph(arg.body.outs, fma, bodies)
-                same = all(a is b for a, b in zip(outs, arg.body.outs))
-                bodies[arg.body] = arg.body if same else replace(arg.body, outs=outs, memo={})
-            if bodies[arg.body] is not arg.body:
-                arg = replace(arg, body=bodies[arg.body])
         srcs = tuple([done[s] for s in node.srcs])
         if node.op in _EXPANSIONS:
             done[node] = _EXPANSIONS[node.op](srcs[0], fma)
-        elif arg is not node.arg or any(a is not b for a, b in zip(srcs, node.srcs)):
-            done[node] = rebuild(node, srcs, arg)
         else:
-            done[node] = node
+            done[node] = node if srcs == node.srcs else keep_sum_form(node, srcs)
     return tuple(done[o] for o in outputs)

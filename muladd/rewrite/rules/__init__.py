@@ -1,0 +1,1 @@
+"""Tables of named rules, one line each; `canonicalise` applies the standard ones."""
