@@ -78,5 +78,5 @@ def _inside(body: Body) -> Body:
     if "joined" not in body.memo:
         outs = tuple(join_scans(body.outs))
         changed = any(a is not c for a, c in zip(outs, body.outs))
-        body.memo["joined"] = replace(body, outs=outs, memo={}) if changed else None
+        body.memo["joined"] = replace(body, outs=outs) if changed else None
     return body.memo["joined"] or body

@@ -6,7 +6,8 @@ import pytest
 from transform_checks import check_all, leaf, leaves, run, weighted
 
 from muladd.errors import GradientError
-from muladd.ir import Body, CallArg, ScanArg, const, make, ops, toposort
+from muladd.interp import evaluate
+from muladd.ir import Body, CallArg, ScanArg, const, make, ops, toposort, var
 from muladd.ir import dtype as dt
 from muladd.transform import build as b
 from muladd.transform import (
@@ -342,6 +343,49 @@ def test_gradient_of_vectorized_is_the_sum_of_gradients():
     for i in (0, 1, 3):
         np.testing.assert_allclose(got[i], sum(e[i] for e in each), rtol=1e-10)
     np.testing.assert_allclose(got[2], np.stack([e[2] for e in each]), rtol=1e-10)
+
+
+def product_scan(length, recompute=False):
+    """A matrix product in each step, whose weight's gradient is summed after the scan."""
+
+    def f(h, x, w):
+        def step(h, x, w):
+            spread = b.expand(b.reshape(h, (1, 3, 1)), (1, 3, 3))
+            new = b.sin(b.sum_axes(b.mul(spread, b.expand(w, (1, 3, 3))), (1,)))
+            return b.add(new, x), b.mul(new, x)
+
+        arg = ScanArg(body(step, h, leaf(x.shape[1:]), w, recompute=recompute), length, 1, 1)
+        last, stacked = b.scans(arg, (h, x, w))
+        return b.add(last, b.sum_axes(stacked, (0,)))
+
+    return f
+
+
+def test_deferred_sums():
+    arrays = [normal(1, 3), normal(4, 1, 3), normal(3, 3)]
+    inputs = leaves(arrays)
+    y = product_scan(4)(*inputs)
+    (g,) = gradient([y], [inputs[2]], [b.like(1, y)])
+    assert all(n.arg.carries == 1 for n in scan_nodes([g]))
+    check_all(product_scan(4), arrays)
+    check_all(product_scan(4, recompute=True), arrays)
+
+
+def test_a_symbolic_length():
+    n = var("n", 0, 9)
+    h, x, w = leaf((1, 3)), leaf((n, 1, 3)), leaf((3, 3))
+    h5, x5, w5 = inputs = leaves([normal(1, 3), normal(5, 1, 3), normal(3, 3)])
+    arrays = [normal(*i.shape) for i in inputs]
+    y, y5 = product_scan(n)(h, x, w), product_scan(5)(h5, x5, w5)
+    g = gradient([y], [h, x, w], [b.like(1, y)])
+    g5 = gradient([y5], inputs, [b.like(1, y5)])
+    t = jvp([y], [h, x, w], [h, x, w])
+    t5 = jvp([y5], inputs, inputs)
+    got = evaluate([*g, *t], dict(zip([h, x, w], arrays)), variables={"n": 5})
+    for a, c in zip(got, run([*g5, *t5], inputs, arrays)):
+        np.testing.assert_allclose(a, c, rtol=1e-12)
+    with pytest.raises(GradientError, match="static length"):
+        scan_checkpointed(ScanArg(body(lambda h: (h,), h), n, 1, 0), (h,))
 
 
 def scan_nodes(roots):
