@@ -291,3 +291,57 @@ def test_second_order_through_an_lstm(how):
     got = run(join_scans([*again, *over]), [*inputs, *tangents], [*arrays, *ways])
     for a, c in zip(got, [*want, *want]):
         np.testing.assert_allclose(a, c.numpy(), rtol=1e-8, atol=1e-9)
+
+
+# --- random bodies: a scan and a call against the same steps written out ----------------------
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_scans_against_unrolled_steps(seed):
+    rng = np.random.default_rng(seed)
+    one, two = random_program(seed * 2, 5)[0], random_program(seed * 2 + 1, 5)[0]
+    reverse, recompute, segment = seed % 2 == 1, seed % 5 == 2, seed % 3 == 0
+    arrays = [rng.standard_normal(s) for s in (SHAPE, SHAPE, (3, *SHAPE), SHAPE)]
+    ways = [rng.standard_normal(a.shape) for a in arrays]
+    inputs, tangents = leaves(arrays), leaves(ways)
+
+    def step(h, c, x, w):
+        new = one(h, w)
+        return new, two(c, b.mul(new, x)), b.mul(one(x, c), w)
+
+    h, c, x, w = inputs
+    pieces = []
+    for t in reversed(range(3)) if reverse else range(3):
+        slab = b.slice_(x, [(t, 1, 1), (0, 3, 1), (0, 4, 1)])
+        h, c, piece = step(h, c, b.reshape(slab, SHAPE), w)
+        pieces.append((t, piece))
+    unrolled = [h, c, b.total([piece for _, piece in sorted(pieces, key=lambda p: p[0])])]
+    params = b.params([leaf(SHAPE)] * 4)
+    arg = ScanArg(Body(tuple(step(*params)), params, "step", recompute=recompute), 3, 2, 1, reverse)
+    h, c, stacked = scan_checkpointed(arg, inputs, 2) if segment else b.scans(arg, inputs)
+    scanned = join_scans([h, c, b.sum_axes(stacked, (0,))])
+    both = [], []
+    for found, outs in zip(both, (unrolled, scanned)):
+        cots = [b.sin(o) for o in outs]
+        gs = [or_zeros(g, x) for g, x in zip(gradient(outs, inputs, cots), inputs)]
+        again = [or_zeros(g, x) for g, x in zip(gradient(gs, inputs, tangents), inputs)]
+        over = [or_zeros(t, x) for t, x in zip(jvp(gs, inputs, tangents), inputs)]
+        batch = vectorize(gs, [inputs[3]], [b.expand(inputs[3], (2, *SHAPE))], [0])
+        found += [*outs, *gs, *again, *over, *batch]
+    got = run([*both[0], *both[1]], [*inputs, *tangents], [*arrays, *ways])
+    for a, c in zip(got[: len(both[0])], got[len(both[0]) :]):
+        np.testing.assert_allclose(c, a, rtol=1e-7, atol=1e-7 * max(1, float(np.abs(a).max())))
+
+
+def test_nothing_is_kept_alive():
+    import gc
+
+    from muladd.ir.node import interned
+
+    gc.collect()
+    before = interned()
+    for _ in range(3):
+        test_gradient_accumulation_as_a_scan()
+        test_second_order_through_an_lstm(False)
+    gc.collect()
+    assert interned() <= before
