@@ -1,0 +1,248 @@
+"""Where values live and what runs graphs: the one place that knows the compiler and interpreter.
+
+A storage may be *deferred*: it has an identity now and its contents later, as the value of a graph.
+State that changes (parameters, buffers) is held in such storages, so that two parameters which
+start as equal zeros are two, and so that a whole training step stays one graph.
+"""
+from __future__ import annotations
+
+import importlib.util
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muladd import config
+from muladd.errors import DeviceError, TraceError
+from muladd.ir import DType, Node, Storage, make, node, ops
+from muladd.ir import dtype as dt
+
+INTERPRETER = "INTERP"  # the device on which graphs are interpreted and storages are NumPy arrays
+
+_deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] = (
+    weakref.WeakKeyDictionary()
+)
+_tracing: ContextVar[str | None] = ContextVar("muladd.tracing", default=None)
+
+
+def default_device() -> str:
+    """The device of new tensors: the setting DEVICE (see muladd.config)."""
+    name = config.get("DEVICE")
+    return INTERPRETER if name == "CPU" and not _has_compiler() else name
+
+
+_compiler_found: list[bool] = []
+
+
+def _has_compiler() -> bool:
+    """Whether `muladd.compile` offers `realize` (looked up once, without importing it)."""
+    if not _compiler_found:
+        found = importlib.util.find_spec("muladd.compile")
+        source = Path(found.origin).read_text() if found is not None and found.origin else ""
+        _compiler_found.append("realize" in source)
+    return _compiler_found[0]
+
+
+def device_name(device: Any) -> str:
+    """A device as its name in capitals; None is the default device."""
+    if device is None:
+        return default_device()
+    if not isinstance(device, str):
+        raise DeviceError(f"device: given {device!r}, expected a name such as 'CPU'")
+    return device.upper()
+
+
+# --- tracing ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def tracing(who: str) -> Iterator[None]:
+    """Inside, nothing may run: asking for a value raises TraceError naming `who`."""
+    token = _tracing.set(who)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced here and now."""
+    return _tracing.get() is not None
+
+
+# --- deferred storages -----------------------------------------------------------------------------
+
+
+def defer(definition: Node, device: str, owner: Any = None) -> Node:
+    """An INPUT node of its own identity whose contents will be the value of `definition`.
+
+    When it is realised along with something else, its contents are kept only if `owner` (a tensor)
+    still has this node; without an owner, always.
+    """
+    storage = Storage(definition.shape, definition.dtype, device)
+    _deferred[storage] = (definition, None if owner is None else weakref.ref(owner))
+    return make(ops.INPUT, (), storage)
+
+
+def is_deferred(x: Node) -> bool:
+    return x.op is ops.INPUT and isinstance(x.arg, Storage) and x.arg in _deferred
+
+
+def definition(x: Node) -> Node:
+    """The graph that a deferred storage stands for (itself for any other node)."""
+    return _deferred[x.arg][0] if is_deferred(x) else x
+
+
+def remember(graph: Node, storage: Storage) -> None:
+    """Note that a graph's value is at hand: later graphs that contain it load it instead."""
+    if graph.op is not ops.INPUT:
+        if graph.memo is None:
+            graph.memo = {}
+        graph.memo["realised"] = weakref.ref(storage)
+
+
+def _at_hand(x: Node, device: str) -> Storage | None:
+    reference = x.memo.get("realised") if x.memo else None
+    storage = reference() if reference is not None else None
+    return storage if storage is not None and storage.device == device else None
+
+
+def expand(roots: Sequence[Node], device: str) -> tuple[list[Node], list[Storage]]:
+    """The roots with deferred storages replaced by their graphs and realised graphs by their value.
+
+    Also returns the deferred storages that were met.
+    """
+    done: dict[Node, Node] = {}
+    met: dict[Storage, None] = {}
+    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(roots)]
+    while stack:
+        x, ready = stack.pop()
+        if x in done:
+            continue
+        deferred = is_deferred(x)
+        sources = (definition(x),) if deferred else x.srcs
+        if not ready:
+            storage = None if deferred or not x.srcs else _at_hand(x, device)
+            if storage is not None:
+                done[x] = make(ops.INPUT, (), storage)
+            elif not sources:
+                done[x] = x
+            else:
+                stack.append((x, True))
+                stack.extend((s, False) for s in sources if s not in done)
+            continue
+        if deferred:
+            met[x.arg] = None
+            done[x] = done[sources[0]]
+        else:
+            new = tuple([done[s] for s in sources])
+            done[x] = x if all(map(_same, new, sources)) else node.rebuild(x, new)
+    return [done[r] for r in roots], list(met)
+
+
+def _same(a: Node, b: Node) -> bool:
+    return a is b
+
+
+# --- running ---------------------------------------------------------------------------------------
+
+
+def realize(roots: Sequence[Node], device: str) -> list[Storage]:
+    """The values of graphs, computed together. A deferred root gets its contents in place."""
+    who = _tracing.get()
+    if who is not None:
+        raise TraceError(
+            f"{who}: a value was asked for while tracing; use it as a tensor (for example with "
+            "where) instead of .item(), .numpy() or `if`, or compute it outside the function"
+        )
+    plain, met = expand(roots, device)
+    wanted = [s for s in met if _still_owned(s)]
+    graphs = plain + expand([_deferred[s][0] for s in wanted], device)[0]
+    unique = list(dict.fromkeys(graphs))
+    _check_devices(unique, device)
+    values = dict(zip(unique, _run(unique, device)))
+    out = [values[g] for g in plain]
+    for storage, graph in zip(wanted, graphs[len(plain) :]):
+        storage.buffer = values[graph].buffer
+        del _deferred[storage]
+    return [r.arg if r.op is ops.INPUT and r.arg in wanted else s for r, s in zip(roots, out)]
+
+
+def _still_owned(storage: Storage) -> bool:
+    reference = _deferred[storage][1]
+    if reference is None:
+        return True
+    owner = reference()
+    return owner is not None and owner._raw.op is ops.INPUT and owner._raw.arg is storage
+
+
+def _check_devices(roots: Sequence[Node], device: str) -> None:
+    for x in node.toposort(roots):
+        if x.op is ops.INPUT and isinstance(x.arg, Storage) and x.arg.device != device:
+            raise DeviceError(
+                f"realize: {x.arg} is used in a graph that runs on {device}; move it there with "
+                f".to({device!r})"
+            )
+
+
+def _run(roots: list[Node], device: str) -> list[Storage]:
+    given = {i: r.arg for i, r in enumerate(roots) if r.op is ops.INPUT}
+    rest = [r for r in roots if r.op is not ops.INPUT]
+    if not rest:
+        return [given[i] for i in range(len(roots))]
+    if device == INTERPRETER:
+        from muladd import interp
+
+        leaves = [n for n in node.toposort(rest) if n.op is ops.INPUT]
+        inputs = {n: n.arg.buffer for n in leaves if isinstance(n.arg, Storage)}
+        arrays = interp.evaluate(rest, inputs)
+        results = [Storage(r.shape, r.dtype, device, a) for r, a in zip(rest, arrays)]
+    else:
+        from muladd import compile as compiler
+
+        results = compiler.realize(rest, device)
+    following = iter(results)
+    return [given[i] if i in given else next(following) for i in range(len(roots))]
+
+
+# --- host memory -----------------------------------------------------------------------------------
+
+
+def write(array: np.ndarray, d: DType, device: str) -> Storage:
+    """A new storage with the values of a NumPy array (bfloat16 and float8 come as float32)."""
+    values = np.array(array, dtype=d.numpy, order="C")
+    if device == INTERPRETER:
+        return Storage(values.shape, d, device, dt.decode(dt.encode(values, d), d))
+    from muladd import device as devices
+
+    place = devices.get(device)
+    stored = np.ascontiguousarray(dt.encode(values, d))
+    buffer = place.allocate(stored.nbytes)
+    if stored.nbytes:
+        place.copy_in(buffer, stored)
+    return Storage(values.shape, d, device, buffer)
+
+
+def read(storage: Storage) -> np.ndarray:
+    """The values of a storage as a new NumPy array (bfloat16 and float8 come as float32)."""
+    if storage.device == INTERPRETER:
+        return np.array(storage.buffer)
+    from muladd import device as devices
+
+    stored = np.empty(tuple(storage.shape), storage.dtype.storage)  # type: ignore[arg-type]
+    if stored.nbytes:
+        devices.get(storage.device).copy_out(storage.buffer, stored)
+    return np.array(dt.decode(stored, storage.dtype))
+
+
+def synchronize(devices_used: Iterable[str]) -> None:
+    """Wait until all work on these devices has finished."""
+    from muladd import device as devices
+
+    for name in devices_used:
+        if name != INTERPRETER:
+            devices.get(name).synchronize()
