@@ -95,8 +95,11 @@ def variables_of(steps: Sequence[Step]) -> int:
             args: tuple[Arg, ...] = ()
         elif isinstance(step, Copy):
             values, args = [step.nbytes], (step.to, step.source)
-        else:
+        elif isinstance(step, Launch):
             values, args = [step.grid, *step.groups], step.args
+        else:
+            raise DeviceError(f"program: given {type(step).__name__}, expected Launch, Copy or "
+                              "Repeat")  # fmt: skip
         for arg in args:
             values += [arg.offset, *(stride for _, stride in arg.steps)]
         highest = max(highest, *(v.index for v in values if isinstance(v, Variable)), -1)

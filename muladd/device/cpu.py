@@ -53,21 +53,23 @@ class Library:
         for export in exports:
             builder.export_symbol(export)
         try:
-            self.tracker = builder.link(linker, name)
+            # Whoever drops any one of a library's trackers unloads it, so all are kept.
+            self._trackers = [builder.link(linker, name)]
         except RuntimeError as error:
             raise DeviceError(
                 f"CPU.load: {len(blob)} bytes with entry {exports[0]!r} cannot be linked: {error}; "
                 "expected an object file for this machine"
             ) from None
-        self.addresses = {export: self.tracker[export] for export in exports}
+        self.addresses = {export: self._trackers[0][export] for export in exports}
         self.linker, self.name = linker, name
 
     def address(self, entry: str) -> int:
         if entry not in self.addresses:
             try:
-                self.addresses[entry] = self.linker.lookup(self.name, entry)[entry]
+                self._trackers.append(self.linker.lookup(self.name, entry))
             except RuntimeError as error:
                 raise DeviceError(f"CPU.load: no entry {entry!r}: {error}") from None
+            self.addresses[entry] = self._trackers[-1][entry]
         return self.addresses[entry]
 
 
@@ -214,6 +216,8 @@ class Cpu(Device):
         self._loading = threading.Lock()
         self._loaded = 0
         self._runtime = Library(self._linker, _runtime_object(self.machine), _RUNTIME, "muladd")
+        for forever in (self._linker, self._runtime):  # threads may run it while Python ends
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(forever))
         self.door = _Door(self._runtime.addresses["muladd_call"])
         self.pool = Pool(self._runtime.addresses)
         self.memory = Memory(config.get("MEMORY") or memory_bytes())

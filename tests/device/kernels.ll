@@ -3,7 +3,6 @@ declare ptr @memset(ptr, i32, i64)
 declare i32 @usleep(i32)
 
 ; x[c] += 1 for each chunk c
-COUNT = """
 define void @count(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
 start:
   %x = load ptr, ptr %args
@@ -20,10 +19,8 @@ loop:
 end:
   ret void
 }
-"""
 
-# x[0] = x[0] * 10 + vars[0]; order matters, so it tells what ran when
-APPEND = """
+; x[0] = x[0] * 10 + vars[0]; order matters, so it tells what ran when
 define void @append(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
   %x = load ptr, ptr %args
   %v = load i64, ptr %vars
@@ -33,10 +30,8 @@ define void @append(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
   store i64 %new, ptr %x
   ret void
 }
-"""
 
-# to[0] += from[0]; its grid is vars[0]
-ADD = """
+; to[0] += from[0]; its grid is vars[0]
 define void @add(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
   %q = getelementptr ptr, ptr %args, i64 1
   %to = load ptr, ptr %args
@@ -53,10 +48,8 @@ define i64 @add_grid(ptr %vars) {
   %n = load i64, ptr %vars
   ret i64 %n
 }
-"""
 
-# fills vars[0] bytes of scratch, then x[c] = a byte of scratch + alignment of scratch
-SCRATCH = """
+; fills vars[0] bytes of scratch, then x[c] = a byte of scratch + alignment of scratch
 define void @scratch(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
 start:
   %x = load ptr, ptr %args
@@ -83,9 +76,8 @@ loop:
 end:
   ret void
 }
-"""
 
-# sleeps vars[0] microseconds
+; sleeps vars[0] microseconds
 define void @sleep(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {
   %n = load i64, ptr %vars
   %short = trunc i64 %n to i32

@@ -77,10 +77,14 @@ class Pool:
             finally:
                 self._unlock(self.address)
 
-    def stop(self) -> None:
-        """End the worker threads; the next use starts them again."""
+    def stop(self, patience: float = 1e9) -> None:
+        """End the worker threads; the next use starts them again. Does nothing if a run in
+        another thread goes on for more than `patience` seconds."""
         with self._changing:
+            until = time.monotonic() + patience
             while not self._try_lock(self.address):
+                if time.monotonic() > until:
+                    return
                 time.sleep(0.0005)
             self._join()
             self._unlock(self.address)
@@ -225,14 +229,16 @@ def _involuntary_switches() -> int:
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-def _for_all(action: str) -> Any:
-    def act() -> None:
-        for pool in list(_pools):
-            getattr(pool, action)()
-
-    return act
+def _stop_all() -> None:
+    for pool in list(_pools):
+        pool.stop(patience=0.1)
 
 
-atexit.register(_for_all("stop"))
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.after_fork()
+
+
+atexit.register(_stop_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_for_all("after_fork"))
+    os.register_at_fork(after_in_child=_after_fork)

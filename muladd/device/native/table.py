@@ -65,11 +65,8 @@ class _Encoder:
                 self.launch(step, depth)
             elif isinstance(step, Copy):
                 self.copy(step, depth)
-            elif isinstance(step, Repeat):
-                self.repeat(step, depth)
             else:
-                raise DeviceError(f"program: given {type(step).__name__}, expected Launch, Copy "
-                                  "or Repeat")  # fmt: skip
+                self.repeat(step, depth)
 
     def launch(self, step: Launch, depth: int) -> None:
         entry, grid_function = self.address(step.kernel)
