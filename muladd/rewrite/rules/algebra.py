@@ -12,7 +12,8 @@ from muladd.ir import ops
 from muladd.ir.dtype import DType
 from muladd.ir.node import Node, const, make
 from muladd.rewrite.engine import Rule
-from muladd.rewrite.pattern import Match, anything, number, op
+from muladd.rewrite.pattern import Match, anything, constant_value, number, op
+from muladd.rewrite.rules.folding import folded
 
 x, y, z = anything("x"), anything("y"), anything("z")
 condition = anything("condition", "b")
@@ -29,9 +30,16 @@ def _constant(m: Match, value: object) -> Node:
     return const(value, m.root.dtype, m.root.shape)
 
 
-def _both(m: Match, combine: ops.Op) -> Node:
-    """(x combine c) combine d  ->  x combine (c combine d)"""
-    return make(combine, (m.x, make(combine, (m.c, m.d))))
+def _gather(which: ops.Op) -> Rule:
+    """(x op c) op d  ->  x op (c op d)"""
+
+    def right(m: Match) -> Node | None:
+        both = folded(make(which, (m.c, m.d)))
+        return both if both is None else make(which, (m.x, both))
+
+    left = op(which, op(which, x, c), d, kinds=INTEGERS)
+    name = f"{which.name.lower()}_constants"
+    return Rule(name, left, right, _x_not_constant, exact=True)
 
 
 def _is_least(m: Match) -> bool:
@@ -112,9 +120,7 @@ def _same_dtype(m: Match) -> bool:
 
 
 def _x_not_constant(m: Match) -> bool:
-    return m.x.op is not ops.CONST and not (
-        m.x.op is ops.EXPAND and m.x.srcs[0].op is ops.CONST
-    )
+    return constant_value(m.x) is None
 
 
 def _constant_right(m: Match) -> Node | None:
@@ -126,12 +132,6 @@ def _constant_right(m: Match) -> Node | None:
 def _commute(which: ops.Op, kinds: str) -> Rule:
     name = f"{which.name.lower()}_constant_right"
     return Rule(name, op(which, c, x, kinds=kinds), _constant_right, _x_not_constant, exact=True)
-
-
-def _gather(which: ops.Op) -> Rule:
-    left = op(which, op(which, x, c), d, kinds=INTEGERS)
-    name = f"{which.name.lower()}_constants"
-    return Rule(name, left, lambda m: _both(m, which), _x_not_constant, exact=True)
 
 
 # fmt: off

@@ -18,9 +18,8 @@ TRANSCENDENTAL = (ops.EXP2, ops.LOG2, ops.SIN)
 _NARROW = (dt.bfloat16, dt.float8_e4m3, dt.float8_e5m2)
 
 
-def fold(match: Match) -> Node | None:
+def folded(node: Node) -> Node | None:
     """The constant an elementwise operation over constants comes to, where that is certain."""
-    node = match.root
     values = [constant_value(s) for s in node.srcs]
     if node.op is ops.CAST:
         result = cast_value(values[0], node.srcs[0].dtype, node.dtype)
@@ -37,11 +36,15 @@ def fold(match: Match) -> Node | None:
     return None if result is None else const(result, node.dtype, node.shape)
 
 
-def fold_product(match: Match) -> Node | None:
-    """As `fold`, but only where nothing is rounded: a product under a SUM is not rounded, and a
+def _fold(match: Match) -> Node | None:
+    return folded(match.root)
+
+
+def _fold_product(match: Match) -> Node | None:
+    """As `folded`, but only where nothing is rounded: a product under a SUM is not rounded, and a
     constant in its place would be. What a SUM makes of infinities and NaN is the same."""
     a, b = (constant_value(s) for s in match.root.srcs)
-    result = fold(match)
+    result = folded(match.root)
     if result is None or not match.root.dtype.is_float:
         return result
     value = constant_value(result)
@@ -83,7 +86,7 @@ def _rule(which: ops.Op) -> Rule:
     certain = which not in TRANSCENDENTAL
     left = op(which, *[number() for _ in range(which.arity)])
     name = f"fold_{which.name.lower()}"
-    return Rule(name, left, fold_product if which is ops.MUL else fold, exact=certain)
+    return Rule(name, left, _fold_product if which is ops.MUL else _fold, exact=certain)
 
 
 RULES = tuple(_rule(row) for row in ops.ELEMENTWISE if row is not ops.WHERE)
