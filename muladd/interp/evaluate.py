@@ -163,7 +163,8 @@ class _Run:
         if op is ops.EXPAND:
             return np.broadcast_to(args[0], self.shape(arg))
         if op is ops.PAD:
-            return meaning.pad(args[0], [self.shape(p) for p in arg[0]], arg[1])  # type: ignore
+            fill = meaning.rounded(np.array(arg[1], dtype.numpy), dtype)
+            return meaning.pad(args[0], [self.shape(p) for p in arg[0]], fill)  # type: ignore
         if op is ops.SLICE:
             return meaning.take_slice(args[0], [self.shape(s) for s in arg])  # type: ignore
         raise GraphError(f"evaluate: {op.name} is no operation of a graph: {node!r}")
