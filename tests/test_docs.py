@@ -1,0 +1,64 @@
+"""The documentation is true: every Python block runs, every link leads somewhere."""
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from muladd import config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(p.relative_to(ROOT)) for p in PAGES]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """(line, source) of each Python block."""
+    text = page.read_text()
+    return [(text[: m.start()].count("\n") + 1, m.group(1)) for m in BLOCK.finditer(text)]
+
+
+WITH_CODE = [n for n, p in zip(NAMES, PAGES) if blocks(p)]
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_the_examples_of_a_page_run_in_order(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / name
+    namespace: dict = {"__name__": f"docs_{page.stem}"}
+    for line, source in blocks(page):
+        # the file's own line numbers, so that a failure points into the page
+        tree = ast.increment_lineno(ast.parse(source, str(page)), line)
+        exec(compile(tree, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_every_page_is_in_the_sites_contents():
+    contents = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name in contents, f"mkdocs.yml does not list {page.name}"
+
+
+def test_the_table_of_settings_is_the_codes():
+    """Paste what this expects into docs/environment.md after changing a setting."""
+    rows = [
+        f"| `{row.name}` | {row.kind.replace('|', chr(92) + '|')} | {_shown(row.default)} "
+        f"| {row.doc} |"
+        for row in config.SETTINGS.values()
+    ]
+    table = (ROOT / "docs/environment.md").read_text().split("<!-- settings -->")[1]
+    assert table.strip().splitlines()[2:] == rows
+
+
+def _shown(default: object) -> str:
+    return "empty" if default == "" else str(int(default) if isinstance(default, bool) else default)
