@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 
 from muladd.errors import DTypeError, FormatError
-from muladd.formats.stored import PathLike, StoredArray, map_file, view, write_atomically
+from muladd.formats.stored import (
+    PathLike,
+    StoredArray,
+    map_file,
+    stored,
+    view,
+    write_atomically,
+)
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
+from muladd.tensor import Tensor
 
 # In the order in which the reference library lays arrays out, last first: never narrower before
 # wider, so that every array lies at a multiple of its element's size.
@@ -54,6 +62,50 @@ class File(Mapping[str, StoredArray]):
 
     def __repr__(self) -> str:
         return f"safetensors.File({len(self)} arrays, {sum(a.nbytes for a in self.values())} bytes)"
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The arrays of a file as tensors, each made when it is first asked for."""
+
+    def __init__(self, file: File, device: str | None) -> None:
+        self._file, self._device = file, device
+        self._made: dict[str, Tensor] = {}
+        self.metadata = file.metadata
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._file[name].tensor(self._device)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file
+
+    def __repr__(self) -> str:
+        return f"safetensors.Tensors({', '.join(self)})"
+
+
+def load(path: PathLike, device: str | None = None) -> Tensors:
+    """A file as a mapping from name to Tensor. The file is mapped into memory; only what is asked
+    for is read. Raises FormatError naming what is wrong with the file."""
+    return Tensors(open_file(path), device)
+
+
+def save(
+    tensors: Mapping[str, Any], path: PathLike, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors (or arrays) to a file by name. A reader finds the old file or the new one,
+    never a part, whatever happens meanwhile."""
+    values = list(tensors.values())
+    lazy = [value for value in values if isinstance(value, Tensor)]
+    if lazy:
+        lazy[0].realize(*lazy[1:])  # together, so that what they share is computed once
+    write_file(path, dict(zip(tensors, map(stored, values))), metadata)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -202,8 +254,8 @@ def _pieces(
     yield len(text).to_bytes(8, "little")
     yield text
     for name in order:
-        stored = np.ascontiguousarray(arrays[name].stored).reshape(-1)
-        little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
+        flat = np.ascontiguousarray(arrays[name].stored).reshape(-1)
+        little = flat.astype(flat.dtype.newbyteorder("<"), copy=False)
         yield little.view(np.uint8).data
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from muladd.errors import FormatError
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
+from muladd.tensor import Tensor
 
 PathLike = str | os.PathLike[str]
 
@@ -41,12 +42,29 @@ class StoredArray:
         """The values: a view of the file where NumPy knows the dtype, else decoded to float32."""
         return dt.decode(self.stored, self.dtype)
 
+    def tensor(self, device: str | None = None) -> Tensor:
+        """The values as a tensor of the same dtype, on a device."""
+        return Tensor(self.numpy(), dtype=self.dtype, device=device).requires_grad_(
+            self.requires_grad
+        )
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         values = self.numpy()
         return np.array(values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"StoredArray({self.dtype.name}{list(self.shape)})"
+
+
+def stored(value: Any) -> StoredArray:
+    """A tensor, a NumPy array or what a file held, as something that can be written."""
+    if isinstance(value, StoredArray):
+        return value
+    if isinstance(value, Tensor):
+        return StoredArray(value.dtype, dt.encode(value.numpy(), value.dtype))
+    array = np.asarray(value)
+    kind = dt.dtype(array.dtype)
+    return StoredArray(kind, dt.encode(array, kind))
 
 
 def map_file(path: PathLike, who: str) -> memoryview:

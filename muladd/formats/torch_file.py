@@ -19,6 +19,7 @@ from muladd.formats.stored import PathLike, StoredArray, map_file, view
 from muladd.formats.unpickle import Machine
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
+from muladd.tensor import Tensor
 
 STORAGES = {
     "BoolStorage": dt.bool_, "CharStorage": dt.int8, "ShortStorage": dt.int16,
@@ -68,6 +69,24 @@ def open_file(path: PathLike) -> Any:
     if bytes(data[:4]) == b"PK\x03\x04":
         return _Zip(data, where).load()
     return _Stream(data, where).load()
+
+
+def load(path: PathLike, device: str | None = None) -> Any:
+    """What was saved, with Tensors in it; tied tensors are one. Raises FormatError as open_file."""
+    made: dict[int, Tensor] = {}
+
+    def exchange(value: Any) -> Any:
+        if isinstance(value, StoredArray):
+            if id(value) not in made:
+                made[id(value)] = value.tensor(device)
+            return made[id(value)]
+        if isinstance(value, dict):
+            return type(value)((key, exchange(item)) for key, item in value.items())
+        if isinstance(value, list | tuple):
+            return type(value)(map(exchange, value))
+        return value
+
+    return exchange(open_file(path))
 
 
 # --- tensors -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
 from muladd.tensor import Tensor, no_grad
+from muladd.tensor.backend import is_tracing
 
 if TYPE_CHECKING:
     from muladd.nn.optim import Optimizer
@@ -125,7 +126,8 @@ class GradScaler:
             )
             self.scale_factor.assign(factor)
             self.good_steps.assign((overflow | grown).where(0, good).cast(dt.int32))
-            Tensor.realize_all(self.scale_factor, self.good_steps)
+            if not is_tracing():
+                self.scale_factor.realize(self.good_steps)
 
     def get_scale(self) -> float:
         return self.scale_factor.item() if self.enabled else 1.0

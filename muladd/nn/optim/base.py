@@ -12,7 +12,7 @@ from muladd.errors import FormatError
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
 from muladd.tensor import Tensor, no_grad
-from muladd.tensor.functional import realize
+from muladd.tensor.backend import is_tracing
 
 Schedule = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]
@@ -141,7 +141,8 @@ class Optimizer:
                 new = new.cast(old.dtype)
                 old.assign(new if skip is None else skip.where(old.detach(), new))
                 changed.append(old)
-        realize(*changed)
+        if not is_tracing():
+            self.step_count.realize(*changed[1:])
 
     # --- saving --------------------------------------------------------------------------------
 
