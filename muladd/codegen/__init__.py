@@ -1,0 +1,1 @@
+"""Renderers: loops to LLVM IR or C-like source, and source to objects."""

@@ -1,0 +1,475 @@
+"""Loops to LLVM IR text. Vectors are explicit; LLVM only selects instructions and registers.
+
+Every expression is emitted once, in the outermost loop where its value is known (so addresses are
+hoisted level by level and nothing is left for LLVM's loop passes). Loads move outwards only past
+loops that run at least once and do not write the same array, and never past a condition.
+
+The kernel's native form: void name(ptr args, ptr vars, i64 lo, i64 hi, ptr scratch), which runs
+chunks lo <= c < hi of the grid.
+"""
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
+from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
+from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
+
+_STACK_BYTES = 2048  # kernel arrays up to this size live on the stack, where registers may take them
+
+
+@dataclass(slots=True)
+class Rendered:
+    source: str
+    name: str
+    scratch: int  # bytes of scratch a thread needs
+
+
+@dataclass(slots=True)
+class _Scope:
+    lines: list[str] = field(default_factory=list)
+    memo: dict[Node, str] = field(default_factory=dict)
+    writes: set[Place] = field(default_factory=set)  # arrays stored to inside
+    solid: bool = False  # loads must not leave: a condition, or a loop that may not run
+
+
+def render(lowered: Lowered, variables: dict[str, int], name: str = "kernel") -> Rendered:
+    """LLVM IR of a kernel. variables: the index of each symbolic size in the vars array."""
+    return _Renderer(lowered, variables, name).run()
+
+
+class _Renderer:
+    def __init__(self, lowered: Lowered, variables: dict[str, int], name: str) -> None:
+        self.lowered, self.variables, self.name = lowered, variables, name
+        self.exact = lowered.kernel.exact
+        self.count = 0
+        self.declared: dict[str, str] = {}
+        self.scopes: list[_Scope] = [_Scope()]
+        self.levels: dict[Node, int] = {}
+        self.bases: dict[Place, str] = {}
+        self.written = {a.index for a in lowered.kernel.arguments if a.written}
+        self.scratch = 0
+
+    # --- the function ---
+
+    def run(self) -> Rendered:
+        entry = self.scopes[0]
+        for a in self.lowered.kernel.arguments:
+            slot = self.fresh()
+            entry.lines.append(f"{slot} = getelementptr ptr, ptr %args, i64 {a.index}")
+            entry.lines.append(f"%a{a.index} = load ptr, ptr {slot}, align 8")
+            self.bases[a.index] = f"%a{a.index}"
+        for array in self.lowered.arrays.values():
+            self.place(array)
+        self.statements(self.lowered.body)
+        body = "\n  ".join(entry.lines)
+        text = [
+            f"define void @{self.name}(ptr noalias %args, ptr noalias %vars, i64 %lo, i64 %hi, "
+            f"ptr noalias %scratch) #0 {{\nentry:\n  {body}\n  ret void\n}}"
+        ]
+        text.extend(sorted(self.declared.values()))
+        text.append('attributes #0 = { nounwind "no-trapping-math"="true" }\n!0 = !{i32 1}')
+        return Rendered("\n".join(text), self.name, self.scratch)
+
+    def place(self, array: Array) -> None:
+        """Give a kernel array an address: registers and small ones on the stack, else scratch."""
+        name = f"%m{len(self.bases)}"
+        lines = self.scopes[0].lines
+        if array.lanes:
+            kind = register_type(array.dtype, array.lanes if array.lanes > 1 else 0)
+            lines.append(f"{name} = alloca [{array.count} x {kind}], align 64")
+        elif array.count * array.dtype.itemsize <= _STACK_BYTES:
+            lines.append(f"{name} = alloca [{array.count} x {memory_type(array.dtype)}], align 64")
+        else:
+            lines.append(f"{name} = getelementptr i8, ptr %scratch, i64 {self.scratch}")
+            size = array.count * array.dtype.itemsize
+            self.scratch += size + -size % 64
+        self.bases[array.name] = name
+
+    def fresh(self) -> str:
+        self.count += 1
+        return f"%v{self.count}"
+
+    # --- statements ---
+
+    def statements(self, body: list[Statement]) -> None:
+        for s in body:
+            if isinstance(s, Store):
+                self.store(s)
+            elif isinstance(s, For):
+                self.loop(s.loop, self.value(sym.as_node(s.start)), self.value(sym.as_node(s.stop)),
+                          s.body, sym.is_less(s.start, s.stop) is True)  # fmt: skip
+            elif isinstance(s, If):
+                self.condition(s)
+            elif isinstance(s, Grid):
+                self.grid(s)
+            elif isinstance(s, Barrier):
+                pass  # one thread runs a chunk
+
+    def grid(self, s: Grid) -> None:
+        """for c in lo..hi, with the grid's loops decoded from c."""
+        chunk = sym.axis("chunk", sym.product(x.arg.extent for x in s.loops))
+        self.loop(chunk, "%lo", "%hi", s.body, True, s.loops)
+
+    def loop(self, loop: Node, start: str, stop: str, body: list[Statement], runs: bool,
+             decoded: tuple[Node, ...] = ()) -> None:  # fmt: skip
+        k = self.count = self.count + 1
+        scope = _Scope(writes=_writes(body), solid=not runs)
+        self.scopes.append(scope)
+        for loops in (loop, *decoded):
+            self.levels[loops] = len(self.scopes) - 1
+        scope.memo[loop] = f"%i{k}"
+        if decoded:
+            rest: Dim = loop
+            for x in reversed(decoded[1:]):
+                scope.memo[x] = self.value(sym.as_node(sym.mod(rest, x.arg.extent)))
+                rest = sym.div(rest, x.arg.extent)
+            scope.memo[decoded[0]] = self.value(sym.as_node(rest))
+        self.statements(body)
+        self.scopes.pop()
+        test = (f"br label %head{k}" if runs and not decoded else
+                f"%t{k} = icmp slt i64 {start}, {stop}\n  br i1 %t{k}, label %head{k}, label %exit{k}")
+        self.scopes[-1].lines += [
+            f"br label %pre{k}", f"pre{k}:", test, f"head{k}:",
+            f"%i{k} = phi i64 [ {start}, %pre{k} ], [ %n{k}, %latch{k} ]",
+            *scope.lines, f"br label %latch{k}", f"latch{k}:",
+            f"%n{k} = add nuw nsw i64 %i{k}, 1", f"%c{k} = icmp slt i64 %n{k}, {stop}",
+            f"br i1 %c{k}, label %head{k}, label %exit{k}", f"exit{k}:",
+        ]  # fmt: skip
+
+    def condition(self, s: If) -> None:
+        test = self.value(s.condition)
+        k = self.count = self.count + 1
+        parts = []
+        for body in (s.body, s.orelse):
+            self.scopes.append(_Scope(writes=_writes(body), solid=True))
+            self.statements(body)
+            parts.append(self.scopes.pop().lines)
+        self.scopes[-1].lines += [
+            f"br i1 {test}, label %yes{k}, label %no{k}", f"yes{k}:", *parts[0],
+            f"br label %end{k}", f"no{k}:", *parts[1], f"br label %end{k}", f"end{k}:",
+        ]  # fmt: skip
+
+    def store(self, s: Store) -> None:
+        array = self.lowered.arrays.get(s.place) if isinstance(s.place, str) else None
+        value = self.value(s.value)
+        d = s.value.dtype
+        lanes = s.value.shape[0] if s.value.shape else 0
+        assert isinstance(lanes, int)
+        if array is not None and array.lanes:
+            kind = register_type(array.dtype, lanes)
+            pointer = self.element_pointer(s.place, s.index, kind)
+            self.here(f"store {kind} {value}, ptr {pointer}, align {_align(array.dtype, lanes)}")
+            return
+        stored = self.to_memory(Typed(value, d, lanes))
+        if lanes and not _contiguous(s.index):
+            self.store_lanes(s, stored, lanes)
+        elif s.guard is not None and not lanes:
+            self.store_if(s, stored)
+        elif s.guard is not None:
+            self.store_masked(s, stored, lanes)
+        else:
+            base = _base(s.index) if lanes else s.index
+            pointer = self.pointer(s.place, base, d)
+            aligned = lanes and _multiple(base, lanes)
+            hint = ", !nontemporal !0" if s.nontemporal and aligned else ""
+            align = _align(d, lanes) if aligned and s.place in self.bases else d.itemsize
+            self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {align}{hint}")
+
+    def store_if(self, s: Store, stored: Typed) -> None:
+        assert s.guard is not None
+        test, pointer = self.value(s.guard), self.pointer(s.place, s.index, s.value.dtype)
+        k = self.count = self.count + 1
+        self.here(f"br i1 {test}, label %yes{k}, label %end{k}")
+        self.here(f"yes{k}:")
+        self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {s.value.dtype.itemsize}")
+        self.here(f"br label %end{k}")
+        self.here(f"end{k}:")
+
+    def store_masked(self, s: Store, stored: Typed, lanes: int) -> None:
+        mask = self.value(_wide(s.guard, lanes))
+        pointer = self.pointer(s.place, _base(s.index), s.value.dtype)
+        kind = stored.type()
+        f = f"@llvm.masked.store.{_suffix(kind)}.p0"
+        self.declare(f, f"declare void {f}({kind}, ptr, i32, <{lanes} x i1>)")
+        self.here(f"call void {f}({kind} {stored.name}, ptr {pointer}, i32 {s.value.dtype.itemsize}, "
+                  f"<{lanes} x i1> {mask})")  # fmt: skip
+
+    def store_lanes(self, s: Store, stored: Typed, lanes: int) -> None:
+        """Lanes that do not lie side by side are stored one by one."""
+        mask = self.value(_wide(s.guard, lanes)) if s.guard is not None else None
+        kind = memory_type(s.value.dtype)
+        for lane in range(lanes):
+            index = self.lane_index(s.index, lane, lanes)
+            x = self.fresh()
+            self.here(f"{x} = extractelement {stored.type()} {stored.name}, i64 {lane}")
+            p = self.fresh()
+            self.here(f"{p} = getelementptr {kind}, ptr {self.bases[s.place]}, i64 {index}")
+            if mask is None:
+                self.here(f"store {kind} {x}, ptr {p}, align {s.value.dtype.itemsize}")
+                continue
+            k = self.count = self.count + 1
+            self.here(f"%b{k} = extractelement <{lanes} x i1> {mask}, i64 {lane}")
+            self.here(f"br i1 %b{k}, label %yes{k}, label %end{k}")
+            self.here(f"yes{k}:")
+            self.here(f"store {kind} {x}, ptr {p}, align {s.value.dtype.itemsize}")
+            self.here(f"br label %end{k}")
+            self.here(f"end{k}:")
+
+    # --- expressions ---
+
+    def here(self, line: str) -> None:
+        self.scopes[-1].lines.append(line)
+
+    def declare(self, name: str, text: str) -> None:
+        self.declared[name] = text
+
+    def value(self, root: Node | None) -> str:
+        """The operand that holds a node's value, emitting what is still missing."""
+        assert root is not None
+        found = self.find(root)
+        if found is not None:
+            return found
+        fresh: dict[Node, str] = {}  # what depends on arrays this kernel writes: this statement only
+        depths: dict[Node, int] = {}
+        for n in toposort((root,), into=lambda m: self.find(m) is None):
+            if n in fresh or self.find(n) is not None:
+                continue
+            where, volatile = self.level(n, depths)
+            operand = self.emit(n, where, fresh)
+            if volatile:
+                fresh[n], depths[n] = operand, where
+            else:
+                self.scopes[where].memo[n] = operand
+        return fresh.get(root) or self.find(root) or ""
+
+    def find(self, n: Node) -> str | None:
+        if n.op is ops.CONST:
+            return literal(n.arg, n.dtype)
+        for scope in reversed(self.scopes):
+            if n in scope.memo:
+                return scope.memo[n]
+        return None
+
+    def level(self, n: Node, depths: dict[Node, int]) -> tuple[int, bool]:
+        """The outermost scope a node may be emitted in, and whether it depends on a written array."""
+        if n.op is ops.RANGE:
+            return self.levels[n], False
+        level, volatile = 0, False
+        for s in n.srcs:
+            volatile |= s in depths
+            level = max(level, depths[s] if s in depths else self.depth_of(s))
+        if n.op is not ops.LOAD:
+            return level, volatile
+        place = n.arg[0] if isinstance(n.arg, tuple) else n.arg
+        mutable = isinstance(place, str) or place in self.written
+        for depth in range(len(self.scopes) - 1, level, -1):
+            scope = self.scopes[depth]
+            if scope.solid or (mutable and place in scope.writes):
+                return depth, volatile or mutable
+        return level, volatile or mutable
+
+    def depth_of(self, n: Node) -> int:
+        if n.op is ops.CONST:
+            return 0
+        return next(i for i in range(len(self.scopes) - 1, -1, -1) if n in self.scopes[i].memo)
+
+    def emit(self, n: Node, where: int, fresh: dict[Node, str]) -> str:
+        lines = self.scopes[where].lines
+        lanes = n.shape[0] if n.shape else 0
+        assert isinstance(lanes, int)
+
+        def arg(s: Node) -> str:
+            return fresh.get(s) or self.find(s) or ""
+
+        if n.op is ops.LOAD:
+            return self.load(n, lanes, lines, arg)
+        if n.op is ops.INPUT and isinstance(n.arg, Var):
+            p, v = self.fresh(), self.fresh()
+            lines.append(f"{p} = getelementptr i64, ptr %vars, i64 {self.variables[n.arg.name]}")
+            lines.append(f"{v} = load i64, ptr {p}, align 8")
+            return v
+        sources = [Typed(arg(s), s.dtype, s.shape[0] if s.shape else 0) for s in n.srcs]  # type: ignore
+        return operation(n, sources, lines, self.fresh, self.declare, not self.exact)
+
+    # --- memory ---
+
+    def pointer(self, place: Place, index: Node, d: dtype.DType) -> str:
+        i = self.value(index)
+        p = self.fresh()
+        self.here(f"{p} = getelementptr {memory_type(d)}, ptr {self.bases[place]}, i64 {i}")
+        return p
+
+    def element_pointer(self, place: Place, index: Node, kind: str) -> str:
+        k = index.srcs[0] if index.op is ops.EXPAND else index
+        p = self.fresh()
+        self.here(f"{p} = getelementptr {kind}, ptr {self.bases[place]}, i64 {self.value(k)}")
+        return p
+
+    def lane_index(self, index: Node, lane: int, lanes: int) -> str:
+        base, step = _ramp(index)
+        if base is not None and step is not None:
+            return self.value(sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))))
+        x = self.fresh()
+        self.here(f"{x} = extractelement <{lanes} x i64> {self.value(index)}, i64 {lane}")
+        return x
+
+    def load(self, n: Node, lanes: int, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+        place = n.arg
+        if isinstance(place, tuple):  # a register
+            name, width = place
+            kind = register_type(n.dtype, width)
+            k = n.srcs[0].srcs[0] if n.srcs[0].op is ops.EXPAND else n.srcs[0]
+            p, v = self.fresh(), self.fresh()
+            lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[name]}, i64 {k.arg}")
+            lines.append(f"{v} = load {kind}, ptr {p}, align {_align(n.dtype, width)}")
+            return v
+        guard = n.srcs[1] if len(n.srcs) > 1 else None
+        kind = memory_type(n.dtype)
+        base = self.bases[place]
+        if not lanes:
+            return self.load_scalar(n, guard, lines, arg)
+        if not _contiguous(n.srcs[0]):
+            return self.load_lanes(n, lanes, guard, lines, arg)
+        start = _base(n.srcs[0])
+        i = self.value_in(start, lines)
+        p, v = self.fresh(), self.fresh()
+        lines.append(f"{p} = getelementptr {kind}, ptr {base}, i64 {i}")
+        wide = f"<{lanes} x {kind}>"
+        if guard is None:
+            align = _align(n.dtype, lanes) if _multiple(start, lanes) else n.dtype.itemsize
+            lines.append(f"{v} = load {wide}, ptr {p}, align {align}")
+        else:
+            f = f"@llvm.masked.load.{_suffix(wide)}.p0"
+            self.declare(f, f"declare {wide} {f}(ptr, i32, <{lanes} x i1>, {wide})")
+            lines.append(f"{v} = call {wide} {f}(ptr {p}, i32 {n.dtype.itemsize}, "
+                         f"<{lanes} x i1> {arg(guard)}, {wide} zeroinitializer)")  # fmt: skip
+        return self.from_memory(v, n, lanes, lines)
+
+    def value_in(self, n: Node, lines: list[str]) -> str:
+        """The operand of an index that `lines` may use (an address is known where its load is)."""
+        found = self.find(n)
+        if found is not None:
+            return found
+        depth = next(i for i, s in enumerate(self.scopes) if s.lines is lines)
+        inner, self.scopes = self.scopes[depth + 1 :], self.scopes[: depth + 1]
+        try:
+            return self.value(n)
+        finally:
+            self.scopes = self.scopes + inner
+
+    def load_scalar(self, n: Node, guard: Node | None, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+        kind = memory_type(n.dtype)
+        i = arg(n.srcs[0])
+        if guard is not None:
+            safe = self.fresh()
+            lines.append(f"{safe} = select i1 {arg(guard)}, i64 {i}, i64 0")
+            i = safe
+        p, v = self.fresh(), self.fresh()
+        lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
+        lines.append(f"{v} = load {kind}, ptr {p}, align {n.dtype.itemsize}")
+        if guard is not None:
+            kept = self.fresh()
+            lines.append(f"{kept} = select i1 {arg(guard)}, {kind} {v}, {kind} {_zero(n.dtype)}")
+            v = kept
+        return self.from_memory(v, n, 0, lines)
+
+    def load_lanes(self, n: Node, lanes: int, guard: Node | None, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+        """Lanes that do not lie side by side are loaded one by one."""
+        kind = memory_type(n.dtype)
+        base, step = _ramp(n.srcs[0])
+        result = "zeroinitializer" if guard is not None else "poison"
+        for lane in range(lanes):
+            if base is not None and step is not None:
+                i = self.value_in(sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))), lines)
+            else:
+                i = self.fresh()
+                lines.append(f"{i} = extractelement <{lanes} x i64> {arg(n.srcs[0])}, i64 {lane}")
+            if guard is not None:
+                b, safe = self.fresh(), self.fresh()
+                mask = arg(guard)
+                lines.append(f"{b} = extractelement <{lanes} x i1> {mask}, i64 {lane}")
+                lines.append(f"{safe} = select i1 {b}, i64 {i}, i64 0")
+                i = safe
+            p, v = self.fresh(), self.fresh()
+            lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
+            lines.append(f"{v} = load {kind}, ptr {p}, align {n.dtype.itemsize}")
+            if guard is not None:
+                kept = self.fresh()
+                lines.append(f"{kept} = select i1 {b}, {kind} {v}, {kind} {_zero(n.dtype)}")
+                v = kept
+            x = self.fresh()
+            lines.append(f"{x} = insertelement <{lanes} x {kind}> {result}, {kind} {v}, i64 {lane}")
+            result = x
+        return self.from_memory(result, n, lanes, lines)
+
+    def from_memory(self, v: str, n: Node, lanes: int, lines: list[str]) -> str:
+        return element.load(v, n.dtype, lanes, lines, self.fresh)
+
+    def to_memory(self, t: Typed) -> Typed:
+        return element.store(t, self.scopes[-1].lines, self.fresh)
+
+
+def _writes(body: list[Statement]) -> set[Place]:
+    found: set[Place] = set()
+    for s in body:
+        if isinstance(s, Store):
+            found.add(s.place)
+        elif isinstance(s, For | Grid):
+            found |= _writes(s.body)
+        elif isinstance(s, If):
+            found |= _writes(s.body) | _writes(s.orelse)
+    return found
+
+
+def _contiguous(index: Node) -> bool:
+    return index.op is ops.ADD and index.srcs[1].op is ops.IOTA
+
+
+def _base(index: Node) -> Node:
+    first = index.srcs[0]
+    return first.srcs[0] if first.op is ops.EXPAND else first
+
+
+def _ramp(index: Node) -> tuple[Node | None, Node | None]:
+    """(base, step) of base + lane * step; or of one index for all lanes (step 0)."""
+    if index.op is ops.EXPAND:
+        return index.srcs[0], sym.as_node(0)
+    if index.op is ops.ADD and index.srcs[0].op is ops.EXPAND:
+        right = index.srcs[1]
+        if right.op is ops.IOTA:
+            return index.srcs[0].srcs[0], sym.as_node(1)
+        if right.op is ops.MUL and right.srcs[0].op is ops.IOTA and right.srcs[1].op is ops.EXPAND:
+            return index.srcs[0].srcs[0], right.srcs[1].srcs[0]
+    return None, None
+
+
+def _dim(n: Node) -> Dim:
+    return n.arg if n.op is ops.CONST else n
+
+
+def _wide(n: Node | None, lanes: int) -> Node:
+    assert n is not None
+    return n if n.shape else make(ops.EXPAND, (n,), (lanes,))
+
+
+def _multiple(index: Node, of: int) -> bool:
+    """Whether an index is certainly a multiple of a number (arrays begin at 64 bytes)."""
+    return all(c % of == 0 for c in sym.poly(_dim(index)).values())
+
+
+def _align(d: dtype.DType, lanes: int) -> int:
+    return min(d.itemsize * max(lanes, 1), 64)
+
+
+def _suffix(kind: str) -> str:
+    """<8 x float> -> v8f32, as intrinsics are named."""
+    short = {"float": "f32", "double": "f64", "half": "f16"}
+    n, _, t = kind.strip("<>").split(" ")
+    return f"v{n}{short.get(t, t)}"
+
+
+def _zero(d: dtype.DType) -> str:
+    return "0x" + struct.pack(">d", 0.0).hex() if memory_type(d) in ("float", "double") else (
+        "0xH0000" if memory_type(d) == "half" else "0")

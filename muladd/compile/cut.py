@@ -1,0 +1,118 @@
+"""Where a graph is cut: which nodes get a stage, and so may end up in memory.
+
+Reductions and results always do. Between them, an elementwise value is written out again in every
+stage that uses it, unless that costs more than keeping it: it is expensive or reads several arrays
+and more than one stage uses it, or it is repeated along an axis.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muladd.compile.index import OPAQUE, is_buffer
+from muladd.ir import Node, ops, sym, toposort
+
+_WEIGHT = {ops.EXP2: 10, ops.LOG2: 10, ops.SIN: 12, ops.DIV: 3, ops.SQRT: 3, ops.MOD: 3}
+_KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
+_REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
+_LOADLESS_COST = 24  # the same for values made of indices and constants only
+_DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
+_CAP = 1 << 16
+
+
+class Cut:
+    """The analysis of one graph; `stages` holds its stage nodes, sources before users."""
+
+    def __init__(self, outputs: Iterable[Node]) -> None:
+        outputs = list(outputs)
+        self.order = toposort(outputs)
+        self.cost: dict[Node, int] = {}
+        self.loads: dict[Node, int] = {}
+        self.chosen: set[Node] = {n for n in outputs if not is_buffer(n)}
+        for n in self.order:
+            if n.op in OPAQUE:
+                self.chosen.update(s for s in n.srcs if not is_buffer(s))
+        self._forward()
+        self._repeated()
+        self._shared()
+        self.stages = [n for n in self.order if n in self.chosen]
+
+    def _forward(self) -> None:
+        """Costs of writing each value out, and cuts in very long chains."""
+        depth: dict[Node, int] = {}
+        for n in self.order:
+            op = n.op
+            if op.group == "reduce":
+                self.chosen.add(n)
+            if is_buffer(n) or op.group == "reduce":
+                self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+            elif not n.srcs:
+                self.cost[n], self.loads[n], depth[n] = 0, 0, 0
+            elif op.elementwise:
+                distinct = set(n.srcs)
+                cost = _WEIGHT.get(op, 1) + sum(self.cost[s] for s in distinct)
+                self.cost[n] = min(cost, _CAP)
+                self.loads[n] = min(sum(self.loads[s] for s in distinct), _CAP)
+                depth[n] = 1 + max(depth[s] for s in n.srcs)
+                if depth[n] >= _DEEP:
+                    self.chosen.add(n)
+            else:
+                s = n.srcs[0]
+                grows = op is ops.EXPAND and _grows(n)
+                self.cost[n], depth[n] = self.cost[s], depth[s]
+                self.loads[n] = 0 if grows else self.loads[s]
+            if n in self.chosen:
+                self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+
+    def _repeated(self) -> None:
+        for n in self.order:
+            if n.op is not ops.EXPAND or not _grows(n):
+                continue
+            s = _below_movement(n.srcs[0])
+            if s in self.chosen or not s.op.elementwise:
+                continue
+            limit = _REPEAT_COST if self._reads(s) else _LOADLESS_COST
+            if self.cost[s] >= limit:
+                self.chosen.add(s)
+
+    def _reads(self, node: Node) -> bool:
+        """Whether any array is read below (loads are not counted through an EXPAND)."""
+        into = lambda m: m not in self.chosen and not is_buffer(m)  # noqa: E731
+        return any(is_buffer(m) or (m in self.chosen and m is not node)
+                   for m in toposort((node,), into=lambda m: m is node or into(m)))  # fmt: skip
+
+    def _shared(self) -> None:
+        """Values that several stages use. `user` is the one stage that uses a node, or many."""
+        many = object()
+        user: dict[Node, object] = {}
+        for n in reversed(self.order):
+            mine = n if n in self.chosen else user.get(n)
+            if mine is many and n.op.elementwise and n not in self.chosen:
+                dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
+                if dear and (self.loads[n] or self.cost[n] >= _LOADLESS_COST):
+                    self.chosen.add(n)
+                    mine = n
+            if n.op in OPAQUE or mine is None:
+                continue
+            for s in n.srcs:
+                user[s] = mine if user.get(s, mine) is mine else many
+
+
+def _grows(n: Node) -> bool:
+    old = n.srcs[0].shape
+    new = n.shape
+    lead = new[: len(new) - len(old)]
+    pairs = zip(old, new[len(new) - len(old) :])
+    return any(not ops.equal_dims(d, 1) for d in lead) or any(
+        not ops.equal_dims(a, b) for a, b in pairs
+    )
+
+
+def _below_movement(n: Node) -> Node:
+    while n.op in (ops.RESHAPE, ops.PERMUTE, ops.EXPAND, ops.SLICE):
+        n = n.srcs[0]
+    return n
+
+
+def elements(n: Node) -> int:
+    """How many elements a node has at most."""
+    return sym.bounds(sym.product(n.shape))[1]

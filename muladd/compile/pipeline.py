@@ -1,0 +1,248 @@
+"""From graph to program: the visible list of passes.
+
+    parameters    arrays become numbered parameters: equal graphs over other arrays are one program
+    join          scans over the same steps become one
+    inline        calls become their bodies, unless these are to be recomputed
+    canonicalise  algebra, constants, dead code
+    fuse          graph -> kernels (fuse.py)
+    compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
+    actions       kernels in order; scans become loops over the actions of their bodies
+    plan memory   when the sizes are known (program.py, memory.py)
+"""
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from muladd import config, device as devices
+from muladd.compile.fuse import Call, fuse
+from muladd.compile.index import OPAQUE
+from muladd.compile.kernels import compile_kernel
+from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
+from muladd.device import Device
+from muladd.errors import GraphError
+from muladd.ir import Body, Node, Param, Storage, Var, ops, param, substitute, sym, toposort
+from muladd.ir.node import variables
+from muladd.rewrite.canonical import canonicalise
+from muladd.rewrite.rules.inline import inline_calls
+from muladd.transform import join_scans
+
+observers: list[Callable[..., None]] = []  # told about every program that is compiled
+
+_programs: dict[tuple, Program] = {}
+_MOST_PROGRAMS = 4096
+
+
+def realize(roots: Sequence[Node], device: str) -> list[Storage]:
+    """The values of graphs whose inputs are realised, computed together on a device."""
+    graph, storages = parameters(tuple(roots))
+    program = compile_graph(graph, device)
+    place = devices.get(device)
+    buffers = program.run([s.buffer for s in storages])
+    out = []
+    for r, b in zip(roots, buffers):
+        out.append(Storage(r.shape, r.dtype, place.name, b))
+    return out
+
+
+def parameters(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Storage]]:
+    """The graph over Params, numbered in order of first use, and the storages they stand for."""
+    found: dict[Node, Node] = {}
+    storages: list[Storage] = []
+    for n in toposort(roots):
+        if n.op is ops.INPUT and isinstance(n.arg, Storage):
+            found[n] = param(len(storages), n.shape, n.dtype)
+            storages.append(n.arg)
+    return substitute(roots, found), storages
+
+
+def compile_graph(outputs: Sequence[Node], device: str) -> Program:
+    """The program of a graph over Params (and symbolic sizes), from the cache if it was seen."""
+    profile = config.get("PROFILE")
+    key = (tuple(outputs), device, profile, config.get("CHECK"))
+    found = _programs.get(key)
+    if found is None:
+        was_collecting = gc.isenabled()
+        gc.disable()  # one collection with a large library loaded costs as much as five kernels
+        try:
+            found = _compile(tuple(outputs), devices.get(device), profile == "exact")
+        finally:
+            if was_collecting:
+                gc.enable()
+        if len(_programs) >= _MOST_PROGRAMS:
+            _programs.pop(next(iter(_programs)))
+        _programs[key] = found
+        for tell in observers:
+            tell(found, tuple(outputs), device)
+    return found
+
+
+def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
+    names = tuple(sorted(v.arg.name for v in variables(outputs)))
+    inputs: dict[int, Array] = {}
+    for n in toposort(outputs):
+        if n.op is ops.INPUT and isinstance(n.arg, Param):
+            inputs[n.arg.index] = Array(n.dtype, sym.product(n.shape), "input", n.arg.index)
+    count = max(inputs, default=-1) + 1
+    results = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(outputs)]
+    actions = _Builder(device, exact, names).graph(outputs, inputs, results, 0)
+    all_inputs = [inputs.get(i) or Array(outputs[0].dtype, 0, "input", i) for i in range(count)]
+    return Program(device, actions, all_inputs, results, names)
+
+
+class _Builder:
+    """Turns graphs into actions; a scan's body is a graph of its own, one loop deeper."""
+
+    def __init__(self, device: Device, exact: bool, names: tuple[str, ...]) -> None:
+        self.device, self.exact, self.names = device, exact, names
+
+    def graph(
+        self, outputs: tuple[Node, ...], inputs: dict[int, Array | Use],
+        results: list[Array | Use], depth: int,
+    ) -> list[Action]:  # fmt: skip
+        """The actions that compute outputs (over Params) into results."""
+        profile = "exact" if self.exact else "fast"
+        simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
+        arrays: dict[Node, Use] = {}
+        for n in toposort(simple):
+            if n.op is ops.INPUT and isinstance(n.arg, Param):
+                arrays[n] = _use(inputs[n.arg.index])
+        actions: list[Action] = []
+        late: list[tuple[Node, Use]] = []
+        for n, r in zip(simple, results):
+            if n in arrays or n.op in OPAQUE:
+                late.append((n, _use(r)))
+            else:
+                arrays[n] = _use(r)
+        calls = fuse(list(dict.fromkeys(simple)), self.exact)
+        self.ordered(calls, simple, arrays, actions, depth)
+        for n, r in late:
+            size = sym.product(n.shape)
+            actions.append(Move(r, arrays[n], size, n.dtype.itemsize))
+        return actions
+
+    def ordered(
+        self, calls: list[Call], outputs: tuple[Node, ...], arrays: dict[Node, Use],
+        actions: list[Action], depth: int,
+    ) -> None:  # fmt: skip
+        """Kernels and scans, each as soon as what it reads is there."""
+        scans: dict[tuple, list[Node]] = {}
+        for n in toposort(outputs):
+            if n.op in OPAQUE:
+                scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), []).append(n)
+        waiting: list[Call | list[Node]] = [*calls, *scans.values()]
+        made = set(n for n in arrays if n.op is ops.INPUT)
+        while waiting:
+            left: list[Call | list[Node]] = []
+            for item in waiting:
+                needs, gives = _flow(item)
+                if not needs <= made:
+                    left.append(item)
+                    continue
+                if isinstance(item, Call):
+                    self.call(item, arrays, actions)
+                elif item[0].op is ops.SCAN:
+                    self.scan(item, arrays, actions, depth)
+                else:
+                    self.body(item, arrays, actions, depth)
+                made |= gives
+            if len(left) == len(waiting):
+                raise GraphError("compile: kernels and scans wait for each other")
+            waiting = left
+
+    def call(self, call: Call, arrays: dict[Node, Use], actions: list[Action]) -> None:
+        kernel = compile_kernel(call.kernel, self.device, self.names)
+        uses = []
+        for n in call.arguments:
+            if n not in arrays:
+                arrays[n] = Use(Array(n.dtype, sym.product(n.shape)))
+            uses.append(arrays[n])
+        if any(s.scatter for s in call.kernel.stages):
+            for stage in call.kernel.stages:
+                if stage.scatter:
+                    assert stage.argument is not None
+                    n = call.arguments[stage.argument]
+                    zero = compile_kernel(_zeros(n), self.device, self.names)
+                    actions.append(Run(zero, (arrays[n],)))
+        actions.append(Run(kernel, tuple(uses)))
+
+    def body(self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int) -> None:
+        """A call that was not inlined, because its body is to be computed again."""
+        first = nodes[0]
+        inputs: dict[int, Array | Use] = {i: arrays[s] for i, s in enumerate(first.srcs)}
+        results: list[Array | Use] = []
+        for n in nodes:
+            arrays[n] = Use(Array(n.dtype, sym.product(n.shape)))
+            results.append(arrays[n])
+        outs = tuple(first.arg.body.outs[n.arg.out] for n in nodes)
+        actions.extend(self.graph(outs, inputs, results, depth))
+
+    def scan(self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int) -> None:
+        """A loop over the body's actions; carried values live in arrays of their own."""
+        first = nodes[0]
+        arg = first.arg
+        body: Body = arg.body
+        inputs: dict[int, Array | Use] = {}
+        carried: list[Use] = []
+        wanted = {n.arg.out: n for n in nodes}
+        for i in range(arg.carries):
+            p = body.params[i]
+            size = sym.product(p.shape)
+            use = Use(Array(p.dtype, size))
+            actions.append(Move(use, arrays[first.srcs[i]], size, p.dtype.itemsize))
+            carried.append(use)
+            inputs[i] = use
+            if i in wanted:
+                arrays[wanted[i]] = use
+        for i in range(arg.carries, len(body.params)):
+            source = arrays[first.srcs[i]]
+            if i < arg.carries + arg.stacked:
+                step = sym.product(body.params[i].shape)
+                source = Use(source.array, (*source.steps, (depth, step)))
+            inputs[i] = source
+        results: list[Array | Use] = []
+        outs: list[Node] = []
+        after: list[Action] = []
+        for i, out in enumerate(body.outs):
+            size = sym.product(out.shape)
+            if i < arg.carries:
+                use = Use(Array(out.dtype, size))
+                after.append(Move(carried[i], use, size, out.dtype.itemsize))
+            elif i in wanted:
+                n = wanted[i]
+                array = Use(Array(n.dtype, sym.product(n.shape)))
+                arrays[n] = array
+                use = Use(array.array, ((depth, size),))
+            else:
+                continue
+            results.append(use)
+            outs.append(out)
+        inner = self.graph(tuple(outs), inputs, results, depth + 1)
+        actions.append(Loop(arg.length, inner + after, arg.reverse))
+
+
+def _use(x: Array | Use) -> Use:
+    return x if isinstance(x, Use) else Use(x)
+
+
+def _flow(item: Call | list[Node]) -> tuple[set[Node], set[Node]]:
+    """(what must exist before, what exists after)."""
+    if isinstance(item, Call):
+        pairs = list(zip(item.arguments, item.kernel.arguments))
+        return {n for n, a in pairs if not a.written}, {n for n, a in pairs if a.written}
+    return set(item[0].srcs), set(item)
+
+
+def _zeros(n: Node) -> Any:
+    from muladd.ir import const
+    from muladd.loop.kernel import Argument, Kernel, Stage, canonical
+
+    size = sym.product(n.shape)
+    at = sym.axis("i", size)
+    stage = Stage("zero", (at,), const(0, n.dtype), argument=0, position=at)
+    return canonical(Kernel((stage,), (at,), (Argument(0, n.dtype, size, True),)))
+
+
+__all__ = ["Var", "compile_graph", "observers", "parameters", "realize"]

@@ -1,0 +1,168 @@
+"""A compiled graph: its kernels, its steps, where its arrays lie, and how to run it.
+
+Sizes may be symbolic. Kernels are compiled once; for each set of sizes the steps are made into a
+table with plain numbers (offsets, grids, counts), and that table is kept.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from muladd.compile.kernels import CompiledKernel
+from muladd.compile.memory import place
+from muladd.device import Arg, Buffer, Copy, Device, Executable, Launch, Repeat, Step
+from muladd.ir import Dim, DType, sym
+
+
+@dataclass(eq=False)
+class Array:
+    """An array of a program: an input, an output, or memory of its own."""
+
+    dtype: DType
+    size: Dim  # elements
+    kind: str = "temporary"  # input | output | temporary
+    number: int = 0  # which input or output
+    view: Array | None = None  # an array whose memory this one shares
+
+    def root(self) -> Array:
+        return self if self.view is None else self.view.root()
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """An array as a kernel sees it: moved by the indices of the enclosing loops (elements)."""
+
+    array: Array
+    steps: tuple[tuple[int, Dim], ...] = ()
+
+
+@dataclass(eq=False)
+class Run:
+    """Run a kernel over arrays."""
+
+    kernel: CompiledKernel
+    uses: tuple[Use, ...]
+
+
+@dataclass(eq=False)
+class Move:
+    """Copy one array (or slice) onto another."""
+
+    to: Use
+    source: Use
+    size: Dim
+    itemsize: int
+
+
+@dataclass(eq=False)
+class Loop:
+    """Actions repeated; a depth's index moves the uses inside."""
+
+    count: Dim
+    body: list[Action]
+    reverse: bool = False
+
+
+Action = Run | Move | Loop
+
+
+def walk(actions: Sequence[Action]) -> Iterator[Run | Move]:
+    for a in actions:
+        if isinstance(a, Loop):
+            yield from walk(a.body)
+        else:
+            yield a
+
+
+@dataclass(eq=False)
+class Bound:
+    """A program for given sizes: the table, and the sizes of what it needs."""
+
+    executable: Executable
+    outputs: tuple[int, ...]  # bytes
+    arena: int  # bytes
+    steps: tuple[Step, ...]
+    memory: Any = None
+
+
+@dataclass(eq=False)
+class Program:
+    """Everything needed to run a graph on a device, any number of times."""
+
+    device: Device
+    actions: list[Action]
+    inputs: list[Array]
+    outputs: list[Array]
+    variables: tuple[str, ...]
+    bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
+    on_run: Callable[[Program, Bound, tuple[int, ...]], None] | None = None
+
+    def bind(self, values: Sequence[int] = ()) -> Bound:
+        """The table for these values of the symbolic sizes."""
+        key = tuple(values)
+        found = self.bound.get(key)
+        if found is None:
+            found = self.bound[key] = self._build(dict(zip(self.variables, key)))
+        return found
+
+    def run(self, inputs: Sequence[Any], values: Sequence[int] = (),
+            outputs: Sequence[Any] | None = None) -> list[Any]:  # fmt: skip
+        """Run over device buffers; gives the output buffers (new ones unless given)."""
+        bound = self.bind(values)
+        if outputs is None:
+            outputs = [self.device.allocate(n) for n in bound.outputs]
+        arena = bound.memory
+        if arena is None:
+            arena = bound.memory = self.device.allocate(bound.arena)
+        if self.on_run is not None:
+            self.on_run(self, bound, tuple(values))
+        bound.executable.run([*inputs, *outputs, arena], values)
+        return list(outputs)
+
+    def peak_bytes(self, values: Sequence[int] = ()) -> int:
+        """Memory the program itself takes beside its inputs: outputs and the arena."""
+        bound = self.bind(values)
+        return sum(bound.outputs) + bound.arena
+
+    def kernels(self) -> list[CompiledKernel]:
+        """The kernels in the order in which they run."""
+        return [a.kernel for a in walk(self.actions) if isinstance(a, Run)]
+
+    def _build(self, values: dict[str, int]) -> Bound:
+        def number(x: Dim) -> int:
+            return sym.evaluate(x, values)
+
+        placed, arena = place(self.actions, number)
+        slots: dict[Array, tuple[int, int]] = {}
+        for a in self.inputs:
+            slots[a] = (a.number, 0)
+        for a in self.outputs:
+            slots.setdefault(a, (len(self.inputs) + a.number, 0))
+        own = len(self.inputs) + len(self.outputs)
+        slots.update({a: (own, offset) for a, offset in placed.items()})
+
+        def arg(use: Use) -> Arg:
+            slot, offset = slots[use.array.root()]
+            d = use.array.dtype.itemsize
+            return Arg(slot, offset, tuple((depth, number(s) * d) for depth, s in use.steps))
+
+        def steps(actions: list[Action]) -> tuple[Step, ...]:
+            out: list[Step] = []
+            for a in actions:
+                if isinstance(a, Run):
+                    out.append(a.kernel.launch(tuple(map(arg, a.uses)), number))
+                elif isinstance(a, Move):
+                    out.append(Copy(arg(a.to), arg(a.source), number(a.size) * a.itemsize))
+                else:
+                    out.append(Repeat(number(a.count), steps(a.body), a.reverse))
+            return tuple(out)
+
+        table = tuple(s for s in steps(self.actions) if not (isinstance(s, Launch) and s.grid == 0))
+        scratch = max((k.scratch for k in self.kernels()), default=0)
+        executable = self.device.program(table, own + 1, scratch)
+        sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
+        return Bound(executable, sizes, max(arena, 64), table)
+
+
+__all__ = ["Action", "Array", "Bound", "Buffer", "Loop", "Move", "Program", "Run", "Use", "walk"]

@@ -1,0 +1,1 @@
+"""Kernels as stages, plans of their loops, the loop language, and lowering from one to the other."""

@@ -1,0 +1,378 @@
+"""Lowering: kernel + plan -> loops. The only place that knows how a plan becomes statements.
+
+Tails are handled in one way everywhere. Where an axis is split by a factor that does not divide it,
+the last turn overhangs: loops over whole turns come first, without conditions; the last turn masks
+vector accesses to arguments, clamps the others, and skips stores outside. A kernel's own buffers
+are padded, so they need neither.
+"""
+from __future__ import annotations
+
+from functools import reduce
+from itertools import product
+
+from muladd.errors import ScheduleError
+from muladd.ir import Dim, DType, Node, const, dtype, make, ops, sym, toposort
+from muladd.loop.kernel import Kernel, Stage
+from muladd.loop.plan import Leaf, Plan
+from muladd.loop.statements import Array, For, Grid, If, Lowered, Statement, Store
+from muladd.loop.vector import at, spread
+
+Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
+
+
+def lower(plan: Plan) -> Lowered:
+    """The loops of a plan. Raises ScheduleError where the plan is not one of this kernel."""
+    return _Lowering(plan).run()
+
+
+def identity(reduction: ops.Op, d: DType) -> Node:
+    """The value a reduction starts from."""
+    return make(ops.CONST, (), (d.min if reduction is ops.AMAX else 0), d)
+
+
+class _Lowering:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.kernel: Kernel = plan.kernel
+        self.arrays: dict[str, Array] = {}
+        self.stages = {s.name: s for s in self.kernel.stages}
+        self.strides = {s.name: self._storage(s) for s in self.kernel.stages}
+
+    def run(self) -> Lowered:
+        plan = self.plan
+        body = self._level(0)
+        for loop in reversed(plan.outer[plan.parallel :]):
+            _ = loop
+        grid = plan.outer[: plan.parallel]
+        size = sym.product(x.arg.extent for x in grid)
+        return Lowered(self.kernel, [Grid(grid, body)], size, self.arrays)
+
+    def _level(self, depth: int) -> list[Statement]:
+        """What runs inside the first `depth` outer loops: stages of that level, then deeper."""
+        plan = self.plan
+        out: list[Statement] = []
+        if depth >= plan.parallel:
+            mine = [s for s in self.kernel.stages if max(plan.levels[s.name], plan.parallel) == depth]
+            deeper = any(plan.levels[s.name] > depth for s in self.kernel.stages)
+            first = [s for s in mine if deeper]
+            for s in first or mine:
+                out.extend(self._stage(s))
+            if deeper:
+                loop = plan.outer[depth]
+                out.append(For(loop, 0, loop.arg.extent, self._level(depth + 1)))
+        else:
+            return self._level(plan.parallel)
+        return out
+
+    # --- storage of stages that stay inside the kernel ---
+
+    def _storage(self, s: Stage) -> list[tuple[Leaf, Node, int]]:
+        """(leaf, axis, stride) of each loop that a stage's buffer has an extent for."""
+        plan = self.plan
+        fixed = set(plan.enclosing(s))
+        loops = [(x, a) for a in s.axes for x in plan.leaves[a] if x.loop not in fixed]
+        order = (plan.layouts or {}).get(s.name)
+        if order:
+            loops.sort(key=lambda la: order.index(la[0].loop))
+        out: list[tuple[Leaf, Node, int]] = []
+        stride = 1
+        for x, a in reversed(loops):
+            out.append((x, a, stride))
+            extent = sym.bounds(x.extent)[1]
+            if a not in self.kernel.shared and x is plan.leaves[a][0] and extent > 16:
+                extent += -extent % 16 if x.stride > 1 else -extent % 128
+            stride *= max(extent, 1)
+        if self._kept_inside(s):
+            self.arrays[s.name] = Array(s.name, s.dtype, stride + 64)
+        return out
+
+    def _kept_inside(self, s: Stage) -> bool:
+        return any(r.arg[0] == s.name for t in self.kernel.stages for r in t.reads())
+
+    def _slot(self, name: str, indices: tuple[Dim, ...], values: Values) -> Dim:
+        """Where a stage's buffer holds the element at `indices` (one for each of its axes)."""
+        s = self.stages[name]
+        by_axis = dict(zip(s.axes, indices))
+        terms = []
+        for leaf, axis, stride in self.strides[name]:
+            if axis in self.kernel.shared:
+                part: Dim = values.get(leaf.loop, leaf.loop)
+            else:
+                part = sym.div(by_axis[axis], leaf.stride)
+                if leaf is not self.plan.leaves[axis][0]:
+                    part = sym.mod(part, leaf.extent)
+            terms.append(sym.mul(part, stride))
+        return sym.sum_of(terms)
+
+    # --- one stage ---
+
+    def _stage(self, s: Stage) -> list[Statement]:
+        plan = self.plan
+        fixed = set(plan.enclosing(s))
+        needed = {x.loop for a in (*s.axes, *s.reduced) for x in plan.leaves[a]} - fixed
+        nest = plan.nests[s.name]
+        if set(nest) != needed:
+            names = sorted(x.arg.name for x in needed ^ set(nest))
+            raise ScheduleError(f"stage {s.name}: its nest lacks, or should not have, {names}")
+        ragged = [a for a in s.axes if plan.overhangs(a) and plan.leaves[a][0].loop in fixed
+                  and any(x.loop in nest for x in plan.leaves[a])]  # fmt: skip
+        full = {a for a in (*s.axes, *s.reduced) if not plan.overhangs(a)}
+        if s.scatter:
+            return self._scatter(s)
+        if not ragged:
+            return self._nest(s, list(nest), {}, frozenset(full))
+        condition: sym.Condition = True
+        for a in ragged:
+            first = plan.leaves[a][0]
+            end = sym.add(sym.mul(sym.add(first.loop, 1), first.stride), -1)
+            condition = sym.both(condition, sym.less(end, a.arg.extent))
+        whole = self._nest(s, list(nest), {}, frozenset(full | set(ragged)))
+        if not self._touches_arguments(s):
+            return whole
+        last = self._nest(s, list(nest), {}, frozenset(full))
+        assert isinstance(condition, Node)
+        return [If(condition, whole, last)]
+
+    def _touches_arguments(self, s: Stage) -> bool:
+        return s.argument is not None or bool(s.loads())
+
+    def _nest(self, s: Stage, loops: list[Node], values: Values, full: frozenset) -> list[Statement]:
+        """Serial loops outside in; then the unrolled and vector ones all at once."""
+        plan = self.plan
+        serial = [x for x in loops if x not in plan.unroll and x not in plan.vector]
+        if not serial:
+            return self._reduce_body(s, loops, values, full, [])
+        loop = serial[0]
+        if plan.owner(loop) in s.reduced:
+            return self._reduce_body(s, [x for x in loops if x not in serial], values, full, serial)
+        rest = [x for x in loops if x is not loop]
+        return self._turns(s, loop, values, full, lambda v, f: self._nest(s, rest, v, f))
+
+    def _turns(self, s: Stage, loop: Node, values: Values, full: frozenset, inside) -> list[Statement]:  # type: ignore[no-untyped-def]
+        """A serial loop; whole turns apart from the last where the axis overhangs."""
+        plan = self.plan
+        axis = plan.owner(loop)
+        leaves = plan.leaves[axis]
+        n = axis.arg.extent
+        leaf = next(x for x in leaves if x.loop is loop)
+        if axis in full:
+            return _loop(loop, 0, loop.arg.extent, inside(values, full))
+        if leaf is leaves[0]:
+            whole = sym.div(n, leaf.stride)
+            out = _loop(loop, 0, whole, inside(values, full | {axis})) if whole != 0 else []
+            last = inside({**values, loop: whole}, full)
+            rest = sym.less(0, sym.mod(n, leaf.stride))
+            return out + (last if rest is True else [If(rest, last)] if rest is not False else [])
+        before = sym.sum_of(
+            sym.mul(values.get(x.loop, x.loop), x.stride) for x in leaves[: leaves.index(leaf)]
+        )
+        left = sym.div(sym.add(sym.sub(n, before), leaf.stride - 1), leaf.stride)
+        return _loop(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, full))
+
+    def _reduce_body(
+        self, s: Stage, lanes: list[Node], values: Values, full: frozenset, serial: list[Node]
+    ) -> list[Statement]:
+        plan = self.plan
+        vector = next((x for x in lanes if x in plan.vector), None)
+        unrolled = [x for x in lanes if x in plan.unroll]
+        if not s.reduced:
+            out: list[Statement] = []
+            for turn in _turns_of(unrolled, values):
+                out.extend(self._put(s, self._value(s, turn, full, vector), turn, full, vector))
+            return out
+        if any(plan.owner(x) not in s.reduced for x in serial):
+            raise ScheduleError(f"stage {s.name}: an output loop stands inside a reduced loop")
+        return self._reduction(s, vector, unrolled, values, full, serial)
+
+    def _reduction(
+        self, s: Stage, vector: Node | None, unrolled: list[Node], values: Values,
+        full: frozenset, serial: list[Node],
+    ) -> list[Statement]:  # fmt: skip
+        """Accumulators in registers: one for each unrolled turn, lanes wide; a tree at the end."""
+        plan, d = self.plan, s.accumulator
+        assert s.reduction is not None
+        width = vector.arg.extent if vector is not None else 0
+        inner = [x for x in unrolled if plan.owner(x) in s.reduced]
+        outer = [x for x in unrolled if x not in inner]
+        turns = list(_turns_of(outer + inner, {}))
+        name = f"{s.name}.acc{len(self.arrays)}"
+        self.arrays[name] = Array(name, d, len(turns), max(width, 1))
+        start = _wide(identity(s.reduction, d), width)
+        out: list[Statement] = [Store(name, _at(k), start) for k in range(len(turns))]
+
+        def update(v: Values, f: frozenset) -> list[Statement]:
+            body: list[Statement] = []
+            for k, turn in enumerate(turns):
+                accumulator = make(ops.LOAD, (_at(k),), (name, width), d)
+                if width:
+                    accumulator = make(ops.LOAD, (make(ops.EXPAND, (_at(k),), (width,)),), (name, width), d)
+                new = self._accumulate(s, accumulator, {**v, **turn}, f, vector)
+                body.append(Store(name, _at(k), new))
+            return body
+
+        out.extend(self._reduced_loops(s, serial, values, full, update))
+        per = len(turns) // max(len(list(_turns_of(outer, {}))), 1)
+        for j, turn in enumerate(_turns_of(outer, values)):
+            parts = [_register(name, j * per + k, width, d) for k in range(per)]
+            total = _tree(s.reduction, parts)
+            across = vector if vector is not None and plan.owner(vector) not in s.reduced else None
+            if vector is not None and across is None:
+                total = make(s.reduction, (total,), (0,))
+            if s.dtype is not d:
+                total = make(ops.CAST, (total,), None, s.dtype)
+            out.extend(self._put(s, total, turn, full, across))
+        return out
+
+    def _reduced_loops(self, s: Stage, serial: list[Node], values: Values, full: frozenset, update) -> list[Statement]:  # type: ignore[no-untyped-def]
+        if not serial:
+            pending = [a for a in s.reduced if a not in full and self.plan.leaves[a][0].loop not in values]
+            _ = pending
+            return update(values, full)
+        return self._turns(
+            s, serial[0], values, full,
+            lambda v, f: self._reduced_loops(s, serial[1:], v, f, update),
+        )  # fmt: skip
+
+    def _accumulate(self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None) -> Node:
+        d = s.accumulator
+        value = self._value(s, values, full, vector)
+        masks = [self._inside(a, values, vector) for a in s.reduced if a not in full]
+        assert s.reduction is not None
+        fused = s.reduction is ops.SUM and d.is_float and value.op is ops.MUL
+        if fused and (s.contracted or not self.kernel.exact):
+            a, b = (x if x.dtype is d else make(ops.CAST, (x,), None, d) for x in value.srcs)
+            new = make(ops.FMA, (a, b, accumulator))
+        else:
+            value = value if value.dtype is d else make(ops.CAST, (value,), None, d)
+            op = ops.ADD if s.reduction is ops.SUM else ops.MAX
+            new = make(op, (accumulator, value) if op is ops.ADD else (value, accumulator))
+        for m in masks:
+            if m is not True:
+                new = make(ops.WHERE, (_match(m, new), new, accumulator))
+        return new
+
+    # --- expressions ---
+
+    def _inside(self, axis: Node, values: Values, vector: Node | None) -> Node | bool:
+        """axis < extent at the current turn: a bool, a scalar, or one bool for each lane."""
+        value = sym.replace(self.plan.value(axis), values)
+        condition = sym.less(value, axis.arg.extent)
+        return condition if isinstance(condition, bool) else spread(condition, vector)
+
+    def _value(self, s: Stage, values: Values, full: frozenset, vector: Node | None) -> Node:
+        """The stage's value with loops for axes, buffers for stages, and safe loads."""
+        plan = self.plan
+        exact: dict[Node, Dim] = {}
+        clamped: dict[Node, Dim] = {}
+        masks: dict[Node, Node | bool] = {}
+        for a in (*s.axes, *s.reduced):
+            exact[a] = clamped[a] = sym.replace(plan.value(a), values)
+            if a in full:
+                continue
+            wide = vector is not None and plan.owner(vector) is a
+            if wide:
+                masks[a] = sym.less(exact[a], a.arg.extent)
+            else:
+                clamped[a] = sym.minimum(exact[a], sym.sub(a.arg.extent, 1))
+        return at(s.value, exact, clamped, masks, vector, lambda n, i: self._slot(n, i, values))
+
+    def _put(self, s: Stage, value: Node, values: Values, full: frozenset, vector: Node | None) -> list[Statement]:
+        """Store a value in the stage's buffer, and in its argument if it leaves the kernel."""
+        out: list[Statement] = []
+        plan = self.plan
+        axes = {a: sym.replace(plan.value(a), values) for a in s.axes}
+        width = vector.arg.extent if vector is not None else 0
+        value = _wide(value, width) if not value.shape else value
+        if s.name in self.arrays:
+            slot = self._slot(s.name, tuple(axes[a] for a in s.axes), values)
+            out.append(Store(s.name, spread(sym.as_node(slot), vector), value))
+        if s.argument is not None:
+            index = sym.replace(s.position, axes)
+            guard: Node | None = None
+            for a in s.axes:
+                if a in full:
+                    continue
+                inside = self._inside(a, values, vector)
+                if inside is False:
+                    return out
+                if isinstance(inside, Node):
+                    guard = inside if guard is None else _and(guard, inside, width)
+            out.append(Store(s.argument, spread(sym.as_node(index), vector), value, guard,
+                             s.name in plan.nontemporal))  # fmt: skip
+        return out
+
+    # --- scatter-add ---
+
+    def _scatter(self, s: Stage) -> list[Statement]:
+        """Zeros, then one pass over the reduced axes in order: argument[index] += value."""
+        assert s.argument is not None
+        plan = self.plan
+        loops = [x for x in plan.nests[s.name]]
+        place, d = s.argument, s.dtype
+        values: Values = {a: plan.value(a) for a in (*s.axes, *s.reduced)}
+        value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}))
+        position = at(sym.as_node(s.position), values, values, {}, None, lambda n, i: 0)
+        old = make(ops.LOAD, (position,), place, d)
+        size = self.kernel.arguments[place].size
+        inside = sym.as_node(position)
+        guard = _scatter_guard(inside, size)
+        total = make(ops.ADD, (old, value))
+        body: list[Statement] = [Store(place, position, total, guard)]
+        order = [x for x in loops if plan.owner(x) in s.reduced]
+        order += [x for x in loops if x not in order]
+        for loop in reversed(order):
+            body = [For(loop, 0, loop.arg.extent, body)]
+        return body
+
+
+def _scatter_guard(position: Node, size: Dim) -> Node:
+    return make(ops.MUL, (make(ops.LT, (sym.as_node(-1), position)),
+                          make(ops.LT, (position, sym.as_node(size)))))  # fmt: skip
+
+
+def _loop(loop: Node, start: Dim, stop: Dim, body: list[Statement]) -> list[Statement]:
+    return [For(loop, start, stop, body)]
+
+
+def _turns_of(loops: list[Node], values: Values) -> list[Values]:
+    """Every combination of turns of some (constant) loops, the last loop fastest."""
+    return [
+        {**values, **dict(zip(loops, turn))}
+        for turn in product(*(range(x.arg.extent) for x in loops))
+    ]
+
+
+def _at(k: int) -> Node:
+    return sym.as_node(k)
+
+
+def _register(name: str, k: int, width: int, d: DType) -> Node:
+    index = make(ops.EXPAND, (_at(k),), (width,)) if width else _at(k)
+    return make(ops.LOAD, (index,), (name, width), d)
+
+
+def _wide(value: Node, width: int) -> Node:
+    return make(ops.EXPAND, (value,), (width,)) if width and not value.shape else value
+
+
+def _match(mask: Node | bool, like: Node) -> Node:
+    if isinstance(mask, bool):
+        return const(mask, dtype.bool_, like.shape)
+    return make(ops.EXPAND, (mask,), like.shape) if like.shape and not mask.shape else mask
+
+
+def _and(a: Node, b: Node, width: int) -> Node:
+    return make(ops.MUL, (_wide(a, width), _wide(b, width))) if a.shape or b.shape else make(ops.MUL, (a, b))
+
+
+def _tree(reduction: ops.Op, parts: list[Node]) -> Node:
+    """Halves added pairwise: part k joins part k + n/2, as the exact profile says."""
+    op = ops.ADD if reduction is ops.SUM else ops.MAX
+    while len(parts) > 1:
+        half = (len(parts) + 1) // 2
+        joined = [make(op, (a, b)) for a, b in zip(parts[:half], parts[half:])]
+        parts = joined + parts[len(joined) : half]
+    return reduce(lambda a, b: make(op, (a, b)), parts)
+
+
+__all__ = ["identity", "lower", "toposort"]

@@ -1,0 +1,113 @@
+"""A plan is how to compute: the loops of each stage of a kernel, as plain data.
+
+Every axis is made of *leaves* (loops): value = sum of leaf * stride, the outermost leaf first. The
+leaves of shared axes that stand in `outer` are loops around stages; a stage is computed inside the
+first `level` of them, and its own nest runs over whatever leaves it needs that are not fixed yet.
+Schedule primitives are functions from plan to plan; `lower` turns the final plan into loops.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from muladd.ir import Dim, Node, sym
+from muladd.loop.kernel import Kernel, Stage
+
+
+@dataclass(frozen=True)
+class Leaf:
+    loop: Node  # a RANGE
+    stride: int
+
+    @property
+    def extent(self) -> Dim:
+        return self.loop.arg.extent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The loops of a kernel. Immutable; `replace` makes variants."""
+
+    kernel: Kernel
+    leaves: dict[Node, tuple[Leaf, ...]]  # axis -> its leaves, outermost first
+    outer: tuple[Node, ...]  # loops around stages, outermost first
+    parallel: int  # how many of `outer` form the grid
+    nests: dict[str, tuple[Node, ...]]  # stage -> its own loops, outermost first
+    levels: dict[str, int]  # stage -> how many of `outer` it is inside
+    vector: frozenset[Node] = frozenset()
+    unroll: frozenset[Node] = frozenset()
+    layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
+    nontemporal: frozenset[str] = frozenset()
+
+    def owner(self, loop: Node) -> Node:
+        return next(a for a, ls in self.leaves.items() if any(x.loop is loop for x in ls))
+
+    def value(self, axis: Node) -> Dim:
+        """The axis in terms of its leaves."""
+        return sym.sum_of(sym.mul(x.loop, x.stride) for x in self.leaves[axis])
+
+    def enclosing(self, stage: Stage) -> tuple[Node, ...]:
+        return self.outer[: self.levels[stage.name]]
+
+    def overhangs(self, axis: Node) -> bool:
+        """Whether the last turn of the outermost leaf may run past the axis' extent."""
+        first = self.leaves[axis][0]
+        if first.stride == 1:
+            return False
+        return sym.mod(axis.arg.extent, first.stride) != 0
+
+    def text(self) -> str:
+        """The plan in words: one line for the shared loops, one for each stage."""
+        lines = [f"grid {' '.join(self._loop(x) for x in self.outer[: self.parallel]) or '1'}"]
+        rest = self.outer[self.parallel :]
+        if rest:
+            lines.append(f"loop {' '.join(map(self._loop, rest))}")
+        for s in self.kernel.stages:
+            nest = " ".join(map(self._loop, self.nests[s.name]))
+            extra = " nontemporal" * (s.name in self.nontemporal)
+            lines.append(f"{s.name} at {self.levels[s.name]}: {nest}{extra}")
+        return "\n".join(lines)
+
+    def _loop(self, loop: Node) -> str:
+        mark = "*v" if loop in self.vector else "*u" if loop in self.unroll else ""
+        return f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
+
+
+def plain(kernel: Kernel) -> Plan:
+    """The plan without any decision: every axis one loop, all shared loops parallel."""
+    leaves = {}
+    for s in kernel.stages:
+        for a in (*kernel.shared, *s.axes, *s.reduced):
+            leaves[a] = (Leaf(a, 1),)
+    outer = kernel.shared
+    nests = {s.name: (*kernel.free_axes(s), *s.reduced) for s in kernel.stages}
+    return Plan(kernel, leaves, outer, len(outer), nests, {s.name: len(outer) for s in kernel.stages})
+
+
+def split(plan: Plan, loop: Node, factors: tuple[int, ...], names: tuple[str, ...]) -> Plan:
+    """Replace one loop by len(factors) + 1 loops; factors are the inner extents, outermost first.
+
+    The outermost new loop runs over the extent divided by the product, rounded up.
+    """
+    axis = plan.owner(loop)
+    old = plan.leaves[axis]
+    at = next(i for i, x in enumerate(old) if x.loop is loop)
+    stride = old[at].stride
+    inner = 1
+    new: list[Leaf] = []
+    for f, name in zip(reversed(factors), reversed(names[1:])):
+        new.append(Leaf(sym.axis(name, f), stride * inner))
+        inner *= f
+    outer = sym.div(sym.add(old[at].extent, inner - 1), inner)
+    new.append(Leaf(sym.axis(names[0], outer), stride * inner))
+    new.reverse()
+    loops = tuple(x.loop for x in new)
+    exchange = lambda seq: tuple(y for x in seq for y in (loops if x is loop else (x,)))  # noqa: E731
+    grown = lambda n: n + len(factors) * (loop in plan.outer[:n])  # noqa: E731
+    return replace(
+        plan,
+        leaves={**plan.leaves, axis: (*old[:at], *new, *old[at + 1 :])},
+        outer=exchange(plan.outer),
+        parallel=grown(plan.parallel),
+        nests={k: exchange(v) for k, v in plan.nests.items()},
+        levels={k: grown(v) for k, v in plan.levels.items()},
+    )

@@ -1,0 +1,128 @@
+"""Expressions at a turn of the loops: axes become loop variables, stages become buffers, and one
+loop may become vector lanes.
+
+`at` works on scalars; `spread` then turns whatever depends on the vector loop into values of shape
+(lanes,): the loop itself is IOTA, what does not depend on it is EXPANDed where the two meet.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
+
+Slots = Callable[[str, tuple[Dim, ...]], Dim]
+
+_INDEX = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
+          ops.MAX: sym.maximum}  # fmt: skip
+
+
+def at(
+    value: Node, exact: dict[Node, Dim], clamped: dict[Node, Dim],
+    masks: dict[Node, Node | bool], vector: Node | None, slot: Slots,
+) -> Node:  # fmt: skip
+    """A stage's value at one turn.
+
+    exact gives each axis; clamped gives it for addresses of arguments, never outside; masks tells,
+    for an axis that the vector loop belongs to, which lanes are inside.
+    """
+    done: dict[tuple[Node, bool], Node] = {}
+    stack: list[tuple[Node, bool]] = [(value, False)]
+    while stack:
+        n, address = key = stack[-1]
+        if key in done:
+            stack.pop()
+            continue
+        inner = address or n.op is ops.LOAD
+        missing = [(s, inner) for s in n.srcs if (s, inner) not in done]
+        if missing:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        srcs = tuple(done[s, inner] for s in n.srcs)
+        done[key] = _one(n, srcs, clamped if address else exact, masks, slot)
+    result = done[value, False]
+    return spread(result, vector) if vector is not None else result
+
+
+def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots) -> Node:
+    if n.op is ops.RANGE:
+        return sym.as_node(axes.get(n, n))
+    if n.op is ops.LOAD:
+        guard: sym.Condition = srcs[1] if len(srcs) > 1 else True
+        for axis, mask in masks.items():
+            if axis in toposort(n.srcs):
+                guard = sym.both(guard, mask)
+        if guard is True:
+            return make(ops.LOAD, srcs[:1], n.arg, n.dtype)
+        if guard is False:
+            return make(ops.CONST, (), 0, n.dtype)
+        return make(ops.LOAD, (srcs[0], guard), n.arg, n.dtype)
+    if n.op is ops.READ:
+        name, _ = n.arg
+        return make(ops.LOAD, (sym.as_node(slot(name, tuple(map(_dim, srcs)))),), name, n.dtype)
+    if n.dtype is dtype.INDEX and n.op in _INDEX and not n.shape:
+        return sym.as_node(_INDEX[n.op](*map(_dim, srcs)))
+    if all(a is b for a, b in zip(srcs, n.srcs)):
+        return n
+    if n.op is ops.LT and n.srcs[0].dtype is dtype.INDEX:
+        known = sym.is_less(_dim(srcs[0]), _dim(srcs[1]))
+        if known is not None:
+            return make(ops.CONST, (), known, dtype.bool_)
+    return make(n.op, srcs, n.arg, n.dtype if n.op in (ops.CAST, ops.BITCAST) else None)
+
+
+def _dim(n: Node) -> Dim:
+    return n.arg if n.op is ops.CONST else n
+
+
+def spread(value: Node, vector: Node | None) -> Node:
+    """value for all lanes of the vector loop at once: shape (lanes,), or () if it does not vary."""
+    if vector is None:
+        return value
+    lanes = vector.arg.extent
+    order = toposort((value,))
+    varies: set[Node] = set()
+    done: dict[Node, Node] = {}
+    for n in order:
+        if n is vector or any(s in varies for s in n.srcs):
+            varies.add(n)
+        else:
+            done[n] = n
+    for n in order:
+        if n not in varies:
+            continue
+        if n is vector:
+            done[n] = make(ops.IOTA, (), lanes, dtype.INDEX)
+        elif n.dtype is dtype.INDEX and (index := _affine(n, vector, lanes, varies)) is not None:
+            done[n] = index
+        else:
+            srcs = tuple(_wide(done[s], lanes) for s in n.srcs)
+            needs = n.op in (ops.CAST, ops.BITCAST, ops.LOAD)
+            done[n] = make(n.op, srcs, n.arg, n.dtype if needs else None)
+    return done[value]
+
+
+def _wide(n: Node, lanes: int) -> Node:
+    return n if n.shape else make(ops.EXPAND, (n,), (lanes,))
+
+
+def _affine(n: Node, vector: Node, lanes: int, varies: set[Node]) -> Node | None:
+    """base + step * lane, when an index has that form."""
+    base: sym.Poly = {}
+    step: sym.Poly = {}
+    for mono, c in sym.poly(n).items():
+        if vector in mono:
+            left = list(mono)
+            left.remove(vector)
+            if any(a in varies for a in left):
+                return None
+            step[tuple(left)] = c
+        elif any(a in varies for a in mono):
+            return None
+        else:
+            base[mono] = c
+    ramp = make(ops.IOTA, (), lanes, dtype.INDEX)
+    stride = sym.build(step)
+    if stride != 1:
+        ramp = make(ops.MUL, (ramp, _wide(sym.as_node(stride), lanes)))
+    return make(ops.ADD, (_wide(sym.as_node(sym.build(base)), lanes), ramp))

@@ -1,0 +1,76 @@
+"""The directives of a schedule, one file each: pure functions from plan to plan.
+
+A schedule is text, one directive a line: its name, then words. `apply` runs it; two schedules of
+one kernel can only differ in speed, because lowering computes what the kernel says for any plan.
+"""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from muladd.errors import ScheduleError
+from muladd.ir import Node
+from muladd.loop.kernel import Kernel, Stage
+from muladd.loop.plan import Plan, plain
+
+NAMES = ("collapse", "split", "outer", "parallel", "copy", "at", "nest", "layout", "vector",
+         "unroll", "nontemporal")  # fmt: skip
+Schedule = tuple[str, ...]
+
+
+def directive(name: str) -> Callable[..., Plan]:
+    if name not in NAMES:
+        raise ScheduleError(f"schedule: no directive {name!r}; there are {', '.join(NAMES)}")
+    return importlib.import_module(f"{__name__}.{name}").apply
+
+
+def apply(kernel: Kernel, schedule: Schedule) -> Plan:
+    """The plan that a schedule makes of a kernel. Raises ScheduleError naming the directive."""
+    plan = plain(kernel)
+    for line in schedule:
+        plan = step(plan, line)
+    return plan
+
+
+def step(plan: Plan, line: str) -> Plan:
+    """The plan after one more directive."""
+    name, *words = line.split()
+    try:
+        return directive(name)(plan, *words)
+    except (TypeError, ValueError, KeyError) as error:
+        if isinstance(error, ScheduleError):
+            raise
+        raise ScheduleError(f"schedule: {line!r} cannot be applied: {error}") from None
+
+
+def loop_named(plan: Plan, name: str) -> Node:
+    """The loop with a name such as p0 or p0.1."""
+    for leaves in plan.leaves.values():
+        for leaf in leaves:
+            if leaf.loop.arg.name == name:
+                return leaf.loop
+    known = [x.loop.arg.name for ls in plan.leaves.values() for x in ls]
+    raise ScheduleError(f"schedule: no loop {name!r}; there are {', '.join(known)}")
+
+
+def stage_named(plan: Plan, name: str) -> Stage:
+    for s in plan.kernel.stages:
+        if s.name == name:
+            return s
+    raise ScheduleError(f"schedule: no stage {name!r}; there are "
+                        f"{', '.join(s.name for s in plan.kernel.stages)}")  # fmt: skip
+
+
+def default_nest(plan: Plan, stage: Stage) -> tuple[Node, ...]:
+    """The loops a stage needs that are not fixed outside it, output axes before reduced ones."""
+    fixed = set(plan.enclosing(stage))
+    return tuple(x.loop for a in (*stage.axes, *stage.reduced) for x in plan.leaves[a]
+                 if x.loop not in fixed)  # fmt: skip
+
+
+def renest(plan: Plan, stages: tuple[Stage, ...]) -> Plan:
+    nests = dict(plan.nests)
+    for s in stages:
+        nests[s.name] = default_nest(plan, s)
+    return replace(plan, nests=nests)

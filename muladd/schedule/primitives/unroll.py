@@ -1,0 +1,21 @@
+"""unroll LOOP...: write the turns of a loop out.
+
+    unroll p0.1     for p0.1 in 0..2: f(p0.1)  ->  f(0); f(1)
+
+In a reduction every unrolled turn has an accumulator of its own.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from muladd.errors import ScheduleError
+from muladd.loop.plan import Plan
+from muladd.schedule.primitives import loop_named
+
+
+def apply(plan: Plan, *loops: str) -> Plan:
+    found = frozenset(loop_named(plan, x) for x in loops)
+    for x in found:
+        if not isinstance(x.arg.extent, int) or x.arg.extent > 64:
+            raise ScheduleError(f"unroll: {x.arg.name} has {x.arg.extent} turns")
+    return replace(plan, unroll=plan.unroll | found)
