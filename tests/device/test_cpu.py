@@ -353,6 +353,45 @@ def test_workers_are_pinned_within_the_mask_and_pins_are_given_up(cpu):
         assert not pool.pinned
 
 
+def test_without_futexes_workers_poll(monkeypatch):
+    original = walker.source
+    monkeypatch.setattr(walker, "source", lambda triple: original(triple, futex=False))
+    polling = device.cpu.Cpu()
+    polling.set_threads(3)
+    buffer = numbers(polling, np.zeros(50))
+    program = polling.program([Repeat(100, (count(polling, 50),))], 1)
+    for _ in range(10):
+        time.sleep(0.002)
+        program.run([buffer])
+    assert (read(polling, buffer) == 1000).all()
+    polling.pool.stop()
+
+
+def test_the_runtime_compiles_for_arm():
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    module = llvm.parse_assembly(walker.source(triple))
+    module.verify()
+    target = llvm.Target.from_triple(triple).create_target_machine(reloc="pic")
+    assert len(target.emit_object(module)) > 2000
+
+
+def test_the_compiled_runtime_can_be_kept(monkeypatch):
+    kept = {}
+    monkeypatch.setattr(device.cpu, "find_object", kept.get)
+    monkeypatch.setattr(device.cpu, "keep_object", kept.__setitem__)
+    device.cpu.Cpu()
+    (key,) = kept
+    start = time.perf_counter()
+    again = device.cpu.Cpu()
+    assert list(kept) == [key] and time.perf_counter() - start < 0.05
+    buffer = numbers(again, [0])
+    again.program([count(again, 1)], 1).run([buffer])
+    assert read(again, buffer) == [1]
+    again.pool.stop()
+
+
 # Memory
 
 

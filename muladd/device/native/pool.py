@@ -16,7 +16,6 @@ import threading
 import time
 import weakref
 from collections.abc import Generator
-from typing import Any
 
 from muladd import config
 from muladd.device.machine import affinity, physical_cores, usable_cores
@@ -108,8 +107,8 @@ class Pool:
 
     def _reset(self) -> None:
         words = self._words
-        for index in range(layout.FIRST_WORKER):
-            words[index] = 0
+        for index in range(layout.POOL_WORDS):
+            words[index] = 0  # scratch memory too: a lost thread may have been freeing it
         for worker in range(layout.MOST_THREADS):
             base = layout.FIRST_WORKER + worker * layout.WORKER_WORDS
             words[base + layout.W_POOL] = self.address
@@ -188,9 +187,18 @@ class Pool:
 
     def _adapt(self) -> None:
         """Pin, or give the pin up, by how often the system took a core away from us."""
+        if sys.platform != "linux" or not self._changing.acquire(blocking=False):
+            return  # the threads are being started or ended
+        try:
+            if self.threads:
+                self._look_for_rivals()
+        finally:
+            self._changing.release()
+
+    def _look_for_rivals(self) -> None:
         since, before = self._switches
         now, switches = time.monotonic(), _involuntary_switches()
-        if now - since < TICK_SECONDS / 2 or not self.threads or sys.platform != "linux":
+        if now - since < TICK_SECONDS / 2:
             return
         rate = (switches - before) / (now - since)
         self._switches = (now, switches)
