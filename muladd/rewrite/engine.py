@@ -35,22 +35,31 @@ class Rule:
     right: Right
     guard: Callable[[Match], bool] | None = None
     exact: bool = False
-    match: Matcher = field(init=False, repr=False)
+    orders: tuple[Operation, ...] = field(init=False, repr=False)
+    matchers: tuple[Matcher, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "match", self.left.compile())
+        object.__setattr__(self, "orders", tuple(self.left.orders()))
+        object.__setattr__(self, "matchers", tuple(o.compile() for o in self.orders))
+
+    def accepts(self, sources: tuple[Op, ...]) -> bool:
+        """Whether a node over sources of these operations can match at all."""
+        return any(order.accepts(sources) for order in self.orders)
 
     def apply(self, node: Node, shared: Callable[[Node], bool] = lambda n: False) -> Node | None:
         """What the node becomes, or None where the rule does not fit."""
-        found = Match()
-        if not self.match(node, found):
-            return None
-        found.__dict__["root"], found.__dict__["shared"] = node, shared
-        if self.guard is not None and not self.guard(found):
-            return None
-        right = self.right
-        result = right.build(found) if isinstance(right, Pattern) else right(found)
-        return None if result is node else result
+        for matches in self.matchers:
+            found = Match()
+            if not matches(node, found):
+                continue
+            found.__dict__["root"], found.__dict__["shared"] = node, shared
+            if self.guard is not None and not self.guard(found):
+                continue
+            right = self.right
+            result = right.build(found) if isinstance(right, Pattern) else right(found)
+            if result is not None and result is not node:
+                return result
+        return None
 
 
 class Rules:
@@ -65,7 +74,7 @@ class Rules:
 
     def candidates(self, key: tuple[Op, ...]) -> tuple[Rule, ...]:
         """The rules that can match a node given its operation and those of its sources."""
-        fitting = [r for r in self._by_root.get(key[0], ()) if r.left.accepts(key[1:])]
+        fitting = [r for r in self._by_root.get(key[0], ()) if r.accepts(key[1:])]
         self.found[key] = tuple(fitting)
         return self.found[key]
 

@@ -9,7 +9,8 @@ ADD, MUL, MAX, AND and XOR match in both orders. The same name twice means the s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from math import copysign
 from typing import Any
 
@@ -55,6 +56,7 @@ class Pattern:
         return op(ops.MUL, self, other)
 
     def compile(self) -> Matcher:
+        """A function that says whether a node matches, and writes down the names."""
         raise NotImplementedError
 
     def build(self, match: Match) -> Node:
@@ -136,21 +138,12 @@ class Operation(Pattern):
     def compile(self) -> Matcher:
         wanted, name, kinds = self.op, self.name, self.kinds
         parts = [s.compile() for s in self.srcs]
-        both_orders = wanted in COMMUTATIVE
 
         def match(node: Node, found: Match) -> bool:
             if node.op is not wanted or node.dtype.kind not in kinds:
                 return False
             if name is not None:
                 found[name] = node
-            if both_orders:
-                before = dict(found)
-                a, b = node.srcs
-                if parts[0](a, found) and parts[1](b, found):
-                    return True
-                found.clear()
-                found.update(before)
-                return parts[0](b, found) and parts[1](a, found)
             return all(part(s, found) for part, s in zip(parts, node.srcs))
 
         return match
@@ -161,11 +154,16 @@ class Operation(Pattern):
     def possible(self) -> tuple[Op, ...]:
         return (self.op,)
 
-    def accepts(self, sources: tuple[Op, ...]) -> bool:
-        """Whether a node over sources of these operations can match at all."""
-        return self._fits(sources) or (self.op in COMMUTATIVE and self._fits(sources[::-1]))
+    def orders(self) -> list[Operation]:
+        """This pattern with the sources of each commutative operation in either order."""
+        choices = [s.orders() if isinstance(s, Operation) else [s] for s in self.srcs]
+        sources = list(product(*choices))
+        if self.op in COMMUTATIVE and self.srcs[0] is not self.srcs[1]:
+            sources += [srcs[::-1] for srcs in sources]
+        return [replace(self, srcs=srcs) for srcs in sources]
 
-    def _fits(self, sources: tuple[Op, ...]) -> bool:
+    def accepts(self, sources: tuple[Op, ...]) -> bool:
+        """Whether a node over sources of these operations, in this order, can match at all."""
         wanted = [s.possible() for s in self.srcs]
         return all(w is None or o in w for w, o in zip(wanted, sources))
 
