@@ -19,12 +19,12 @@ from muladd.formats import safetensors
 from muladd.tensor import Tensor, no_grad
 from muladd.tensor.random import manual_seed
 
-EPOCHS, BATCH, PEAK_RATE = 10, 60, 1e-2  # 4,200 digits are 70 whole batches
+EPOCHS, BATCH, PEAK_RATE = 10, 100, 1e-2  # 4,200 digits are 42 whole batches
 PASSING = 0.975
 
 
 class DigitNet(nn.Module):
-    """(batch, 28, 28) bytes to (batch, 10) scores, through three convolutions; 9,194 parameters."""
+    """(batch, 28, 28) bytes to (batch, 10) scores, through three convolutions; 8,962 parameters."""
 
     def __init__(self) -> None:
         self.body = nn.Sequential(

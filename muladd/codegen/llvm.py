@@ -173,8 +173,9 @@ class _Renderer:
             base = _base(s.index) if lanes else s.index
             pointer = self.pointer(s.place, base, d)
             aligned = lanes and _multiple(base, lanes)
-            hint = ", !nontemporal !0" if s.nontemporal and aligned else ""
-            align = _align(d, lanes) if aligned and s.place in self.bases else d.itemsize
+            past = bool(s.nontemporal and aligned)  # such arrays are ours, so they are aligned
+            hint = ", !nontemporal !0" if past else ""
+            align = _align(d, lanes) if aligned and (past or array is not None) else d.itemsize
             self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {align}{hint}")
 
     def store_if(self, s: Store, stored: Typed) -> None:
@@ -338,7 +339,8 @@ class _Renderer:
         lines.append(f"{p} = getelementptr {kind}, ptr {base}, i64 {i}")
         wide = f"<{lanes} x {kind}>"
         if guard is None:
-            align = _align(n.dtype, lanes) if _multiple(start, lanes) else n.dtype.itemsize
+            own = isinstance(place, str) and _multiple(start, lanes)
+            align = _align(n.dtype, lanes) if own else n.dtype.itemsize
             lines.append(f"{v} = load {wide}, ptr {p}, align {align}")
         else:
             f = f"@llvm.masked.load.{_suffix(wide)}.p0"

@@ -142,7 +142,7 @@ def _peak(
     end = len(order)
     position = {node: i for i, node in enumerate(order)}
     stored = _stored(order, outputs)
-    until = [i for i in range(end)]
+    until = list(range(end))
     for out in outputs:
         until[position[out]] = end
     for i in range(end - 1, -1, -1):

@@ -41,8 +41,6 @@ class _Lowering:
     def run(self) -> Lowered:
         plan = self.plan
         body = self._level(0)
-        for loop in reversed(plan.outer[plan.parallel :]):
-            _ = loop
         grid = plan.outer[: plan.parallel]
         size = sym.product(x.arg.extent for x in grid)
         return Lowered(self.kernel, [Grid(grid, body)], size, self.arrays)
@@ -225,8 +223,6 @@ class _Lowering:
 
     def _reduced_loops(self, s: Stage, serial: list[Node], values: Values, full: frozenset, update) -> list[Statement]:  # type: ignore[no-untyped-def]
         if not serial:
-            pending = [a for a in s.reduced if a not in full and self.plan.leaves[a][0].loop not in values]
-            _ = pending
             return update(values, full)
         return self._turns(
             s, serial[0], values, full,
@@ -236,14 +232,17 @@ class _Lowering:
     def _accumulate(self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None) -> Node:
         d = s.accumulator
         value = self._value(s, values, full, vector)
+        width = accumulator.shape[0] if accumulator.shape else 0
+        assert isinstance(width, int)
         masks = [self._inside(a, values, vector) for a in s.reduced if a not in full]
         assert s.reduction is not None
         fused = s.reduction is ops.SUM and d.is_float and value.op is ops.MUL
         if fused and (s.contracted or not self.kernel.exact):
-            a, b = (x if x.dtype is d else make(ops.CAST, (x,), None, d) for x in value.srcs)
+            a, b = (_wide(x if x.dtype is d else make(ops.CAST, (x,), None, d), width)
+                    for x in value.srcs)  # fmt: skip
             new = make(ops.FMA, (a, b, accumulator))
         else:
-            value = value if value.dtype is d else make(ops.CAST, (value,), None, d)
+            value = _wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
             op = ops.ADD if s.reduction is ops.SUM else ops.MAX
             new = make(op, (accumulator, value) if op is ops.ADD else (value, accumulator))
         for m in masks:

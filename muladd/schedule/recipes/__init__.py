@@ -1,0 +1,1 @@
+"""Recipes: how kinds of kernel are scheduled, written with primitives."""

@@ -1,0 +1,208 @@
+"""Elementwise work, and reductions along or across rows.
+
+Elementwise kernels and reductions across rows run vectors along a shared axis. Reductions along
+rows give each point (a row) to one thread; each stage runs vectors along an axis of its own, and
+the rows in between stay in the cache.
+"""
+from __future__ import annotations
+
+from muladd.device.machine import Machine
+from muladd.ir import Node
+from muladd.loop.kernel import Kernel, Stage
+from muladd.loop.plan import Plan
+from muladd.schedule.analysis import accesses, cost_of_lanes, extent, size, work
+from muladd.schedule.primitives import step
+
+GRAIN = 1 << 14  # iterations that are worth a chunk of their own
+_STREAM = 1 << 22  # bytes from which results go past the caches
+
+
+def rows(plan: Plan, machine: Machine) -> Plan:
+    kernel = plan.kernel
+    shared = _lanes_axis(kernel)
+    if shared is not None:
+        plan = _across(plan, machine, shared)
+    else:
+        plan = grid(plan, list(kernel.shared))
+        for s in kernel.stages:
+            plan = along(plan, machine, s)
+    return stream(plan)
+
+
+def _lanes_axis(kernel: Kernel) -> Node | None:
+    """The shared axis that suits all stages as lanes better than axes of their own, if any."""
+    if kernel.exact and any(s.lanes > 1 for s in kernel.stages):
+        return None
+    best: tuple[float, Node] | None = None
+    for a in kernel.shared:
+        cost = sum(work(s) * cost_of_lanes(kernel, s, a) for s in kernel.stages)
+        if best is None or cost <= best[0]:
+            best = (cost, a)
+    if best is None:
+        return None
+    own = 0.0
+    for s in kernel.stages:
+        axes = [*kernel.free_axes(s), *s.reduced]
+        own += work(s) * min((cost_of_lanes(kernel, s, a) for a in axes), default=16.0)
+    few = extent(best[1]) < 8 and own < float("inf")
+    return None if own < best[0] or (few and own <= best[0]) else best[1]
+
+
+def grid(plan: Plan, axes: list[Node], chunks: int = 0) -> Plan:
+    """Shared axes as outer loops, as many of them parallel as make chunks of a decent size."""
+    kernel = plan.kernel
+    total = sum(work(s) for s in kernel.stages)
+    wanted = max(1, total // GRAIN)
+    names: list[str] = []
+    points = parallel = 0
+    points = 1
+    for a in axes:
+        name = a.arg.name
+        n = extent(a)
+        if points >= wanted:
+            names.append(name)
+            continue
+        need = -(-wanted // points)
+        if n > 2 * need:
+            plan = step(plan, f"split {name} {n // need}")
+            names += [f"{name}.0", f"{name}.1"]
+            points *= need
+            parallel += 1
+        else:
+            names.append(name)
+            points *= n
+            parallel += 1
+    plan = step(plan, "outer " + " ".join(names)) if names else plan
+    return step(plan, f"parallel {parallel}")
+
+
+def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
+    """Vectors along a shared axis, in all stages."""
+    kernel = plan.kernel
+    lanes = _width(machine, extent(axis))
+    reduces = any(s.reduced for s in kernel.stages)
+    per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
+    turns = min(4 if reduces and not kernel.exact else 2 if per_point < 64 else 1,
+                max(1, extent(axis) // lanes))  # fmt: skip
+    others = [a for a in kernel.shared if a is not axis]
+    name = axis.arg.name
+    inner = turns * lanes
+    steps = extent(axis) // inner
+    block = max(1, GRAIN // max(per_point * inner, 1))
+    if not reduces and steps >= 2:
+        block = min(block, steps)
+        plan = step(plan, f"split {name} {block} {turns} {lanes}")
+        plan = _outer(plan, others, name, per_point * block * inner)
+        vector, unroll = f"{name}.3", f"{name}.2"
+    else:
+        plan = step(plan, f"split {name} {turns} {lanes}")
+        plan = _outer(plan, others, name, per_point * inner)
+        vector, unroll = f"{name}.2", f"{name}.1"
+    for s in plan.kernel.stages:
+        nest = [x.arg.name for x in plan.nests[s.name]]
+        order = [x for x in nest if x not in (vector, unroll)] + [unroll, vector]
+        plan = step(plan, f"nest {s.name} {' '.join(order)}")
+    plan = step(plan, f"unroll {unroll}")
+    return step(plan, f"vector {vector}")
+
+
+def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
+    """The other shared axes and the outermost part of `name` as outer loops."""
+    names = [a.arg.name for a in others]
+    last = f"{name}.0"
+    outer_first = not others
+    points = size(others)
+    serial: list[str] = []
+    total = points * max(1, extent_of(plan, last))
+    wanted = max(1, total * inside // GRAIN)
+    if outer_first or total <= 2 * wanted:
+        plan = step(plan, "outer " + " ".join([*names, last]))
+        return step(plan, f"parallel {len(names) + 1}")
+    # many small points: the outermost axes are the grid, split where they would be too many
+    chosen: list[str] = []
+    have = 1
+    for a in others:
+        n = extent(a)
+        if have >= wanted:
+            serial.append(a.arg.name)
+            continue
+        need = -(-wanted // have)
+        if n > 2 * need:
+            plan = step(plan, f"split {a.arg.name} {n // need}")
+            chosen.append(f"{a.arg.name}.0")
+            serial.append(f"{a.arg.name}.1")
+            have = wanted
+        else:
+            chosen.append(a.arg.name)
+            have *= n
+    plan = step(plan, "outer " + " ".join([*chosen, *serial, last]))
+    return step(plan, f"parallel {len(chosen)}")
+
+
+def extent_of(plan: Plan, loop: str) -> int:
+    from muladd.ir import sym
+    from muladd.schedule.primitives import loop_named
+
+    return sym.bounds(loop_named(plan, loop).arg.extent)[1]
+
+
+def _width(machine: Machine, n: int) -> int:
+    """Lanes for an axis: a whole vector, or the power of two that a short axis fits."""
+    lanes = machine.float_lanes
+    while lanes > 1 and lanes >= 2 * n:
+        lanes //= 2
+    return lanes
+
+
+def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
+    """Vectors along the axis of a stage's own that suits it best, if there is one."""
+    kernel = plan.kernel
+    if stage.scatter:
+        return plan
+    if kernel.exact and stage.lanes > 1:
+        return _exact_lanes(plan, machine, stage)
+    candidates = [a for a in (*kernel.free_axes(stage), *stage.reduced)
+                  if not (kernel.exact and a in stage.reduced)]  # fmt: skip
+    candidates = [a for a in candidates if extent(a) > 1]
+    if not candidates:
+        return plan
+    axis = min(candidates, key=lambda a: (cost_of_lanes(kernel, stage, a), -extent(a)))
+    if cost_of_lanes(kernel, stage, axis) >= 8.0 * max(len(accesses(kernel, stage)), 1):
+        return plan
+    lanes = _width(machine, extent(axis))
+    turns = max(1, min(4 if axis in stage.reduced else 2, extent(axis) // lanes))
+    return _lanes(plan, stage, axis, turns, lanes)
+
+
+def _exact_lanes(plan: Plan, machine: Machine, stage: Stage) -> Plan:
+    """The 64 partial results that the exact profile prescribes, along the innermost axis."""
+    lanes = machine.float_lanes
+    return _lanes(plan, stage, stage.reduced[-1], stage.lanes // lanes, lanes)
+
+
+def _lanes(plan: Plan, stage: Stage, axis: Node, turns: int, lanes: int) -> Plan:
+    name = axis.arg.name
+    plan = step(plan, f"split {name} {turns} {lanes}")
+    nest = [x.arg.name for x in plan.nests[stage.name]]
+    unroll, vector = f"{name}.1", f"{name}.2"
+    rest = [x for x in nest if x not in (unroll, vector)]
+    reduced = {x.loop.arg.name for a in stage.reduced for x in plan.leaves[a]}
+    rest.sort(key=lambda x: x in reduced)
+    plan = step(plan, f"nest {stage.name} {' '.join([*rest, unroll, vector])}")
+    plan = step(plan, f"unroll {unroll}")
+    return step(plan, f"vector {vector}")
+
+
+def stream(plan: Plan) -> Plan:
+    """Large results that this kernel does not read again go past the caches."""
+    kernel = plan.kernel
+    for s in kernel.stages:
+        if s.argument is None or s.scatter:
+            continue
+        large = size(s.axes) * s.dtype.itemsize >= _STREAM
+        again = any(r.arg[0] == s.name for t in kernel.stages for r in t.reads())
+        count = kernel.arguments[s.argument].size
+        whole = isinstance(count, int) and count % 16 == 0  # slices of a stack stay aligned
+        if large and whole and not again and s.dtype.bits >= 32:
+            plan = step(plan, f"nontemporal {s.name}")
+    return plan

@@ -1,0 +1,190 @@
+"""Convolutions in one to three dimensions, and their transposes.
+
+The product has shape (N, groups, out, in, *kernel, *pixels): the pixels come last, and the sum
+runs over (in, *kernel) before them.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from muladd.errors import ShapeError
+from muladd.ir import Node
+from muladd.tensor import graph as g
+from muladd.tensor.handle import Handle
+from muladd.tensor.linear import common_dtype
+from muladd.tensor.windows import pad_or_cut, windows
+
+if TYPE_CHECKING:
+    from muladd.tensor.tensor import Tensor
+
+
+class Convolution(Handle):
+    """conv1d/2d/3d and conv_transpose1d/2d/3d with torch's arguments."""
+
+    __slots__ = ()
+
+    def conv1d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """(N, C, L) with (O, C/groups, k) to (N, O, L')."""
+        return _conv("conv1d", 1, self, weight, bias, stride, padding, dilation, groups)
+
+    def conv2d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """(N, C, H, W) with (O, C/groups, kh, kw) to (N, O, H', W').
+
+        padding: a number, one per axis, a (low, high) pair per axis, 'valid' or 'same'.
+        """
+        return _conv("conv2d", 2, self, weight, bias, stride, padding, dilation, groups)
+
+    def conv3d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """(N, C, D, H, W) with (O, C/groups, kd, kh, kw) to (N, O, D', H', W')."""
+        return _conv("conv3d", 3, self, weight, bias, stride, padding, dilation, groups)
+
+    def conv_transpose1d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> Tensor:  # fmt: skip
+        """The transpose of conv1d: (N, C, L) with (C, O/groups, k) to (N, O, L')."""
+        return _transposed("conv_transpose1d", 1, self, weight, bias, stride, padding,
+                           output_padding, groups, dilation)  # fmt: skip
+
+    def conv_transpose2d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> Tensor:  # fmt: skip
+        """The transpose of conv2d: (N, C, H, W) with (C, O/groups, kh, kw) to (N, O, H', W')."""
+        return _transposed("conv_transpose2d", 2, self, weight, bias, stride, padding,
+                           output_padding, groups, dilation)  # fmt: skip
+
+    def conv_transpose3d(
+        self, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    ) -> Tensor:  # fmt: skip
+        """The transpose of conv3d."""
+        return _transposed("conv_transpose3d", 3, self, weight, bias, stride, padding,
+                           output_padding, groups, dilation)  # fmt: skip
+
+
+def _check(who: str, d: int, x: Handle, w: Handle, groups: int, channels: int) -> None:
+    if x.ndim not in (d + 1, d + 2) or w.ndim != d + 2:
+        raise ShapeError(
+            f"{who}: expected an input of {d + 2} axes (or {d + 1} without a batch) and a weight "
+            f"of {d + 2}, got {list(x.shape)} and {list(w.shape)}"
+        )
+    if groups < 1 or x.shape[-d - 1] != channels or w.shape[0] % groups:
+        raise ShapeError(
+            f"{who}: an input of {x.shape[-d - 1]} channels does not fit a weight of "
+            f"{list(w.shape)} with groups={groups}, which takes {channels}"
+        )
+
+
+def _conv(
+    who: str, d: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+    groups: int,
+) -> Any:  # fmt: skip
+    _check(who, d, x, weight, groups, weight.shape[1] * groups if weight.ndim > 1 else 0)
+    if x.ndim == d + 1:
+        batch = x.unsqueeze(0)
+        return _conv(who, d, batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
+    steps = g.pair(stride, d, who, "stride")
+    dilations = g.pair(dilation, d, who, "dilation")
+    kernel = weight.shape[2:]
+    if padding == "same" and any(s != 1 for s in steps):
+        raise ShapeError(f"{who}: padding='same' needs stride 1, got {stride}")
+    pads = paddings(who, d, padding, kernel, dilations)
+    dtype = common_dtype(who, x, weight)
+    result = convolve(
+        pad_or_cut(g.cast(x.node, dtype), [(0, 0), (0, 0), *pads]), g.cast(weight.node, dtype),
+        steps, dilations, groups, who,
+    )  # fmt: skip
+    return _with_bias(who, x._result(result), bias, d)
+
+
+def _with_bias(who: str, x: Any, bias: Any, d: int) -> Any:
+    if bias is None:
+        return x
+    if bias.shape != (x.shape[1],):
+        raise ShapeError(f"{who}: the bias is {list(bias.shape)}, expected [{x.shape[1]}]")
+    return x + bias.reshape((-1, *[1] * d))
+
+
+def paddings(
+    who: str, d: int, padding: Any, kernel: Sequence[int], dilations: Sequence[int]
+) -> list[tuple[int, int]]:
+    """What conv's `padding` means, as (low, high) per axis."""
+    if padding == "valid":
+        return [(0, 0)] * d
+    if padding == "same":
+        whole = [dilation * (k - 1) for k, dilation in zip(kernel, dilations)]
+        return [(n // 2, n - n // 2) for n in whole]
+    if isinstance(padding, str):
+        raise ShapeError(f"{who}: padding={padding!r}, expected a number, 'same' or 'valid'")
+    if isinstance(padding, list | tuple) and all(isinstance(p, list | tuple) for p in padding):
+        if len(padding) != d:
+            raise ShapeError(f"{who}: padding={padding!r} has {len(padding)} pairs, expected {d}")
+        return [(p[0], p[1]) for p in padding]
+    return [(p, p) for p in g.pair(padding, d, who, "padding")]
+
+
+def convolve(
+    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], groups: int, who: str
+) -> Node:
+    """x (N, C, *S), padded already, with w (O, C/groups, *kernel) to (N, O, *pixels)."""
+    d = len(steps)
+    kernel = w.shape[2:]
+    n, channels = x.shape[:2]
+    out, inner = w.shape[0] // groups, w.shape[1]  # type: ignore[operator]
+    dtype, wide = x.dtype, g.accumulator(x.dtype)
+    parts = windows(g.cast(x, wide), range(2, 2 + d), kernel, steps, dilations, who)
+    pixels = parts.shape[d + 2 :]
+    # (*kernel, N, C, *pixels) to (N, groups, 1, in, *kernel, *pixels)
+    parts = g.permute(parts, (d, d + 1, *range(d), *range(d + 2, 2 * d + 2)))
+    parts = g.reshape(parts, (n, groups, 1, inner, *kernel, *pixels))
+    weights = g.reshape(g.cast(w, wide), (1, groups, out, inner, *kernel, *[1] * d))
+    shape = (n, groups, out, inner, *kernel, *pixels)
+    product = g.mul(g.expand(parts, shape), g.expand(weights, shape))
+    summed = g.total(product, tuple(range(3, 4 + d)))
+    return g.cast(g.reshape(summed, (n, groups * out, *pixels)), dtype)
+
+
+def _transposed(
+    who: str, d: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any,
+    output_padding: Any, groups: int, dilation: Any,
+) -> Any:  # fmt: skip
+    _check(who, d, x, weight, groups, weight.shape[0])
+    if x.ndim == d + 1:
+        return _transposed(who, d, x.unsqueeze(0), weight, bias, stride, padding, output_padding,
+                           groups, dilation).squeeze(0)  # fmt: skip
+    steps = g.pair(stride, d, who, "stride")
+    dilations = g.pair(dilation, d, who, "dilation")
+    pads = g.pair(padding, d, who, "padding")
+    extra = g.pair(output_padding, d, who, "output_padding")
+    for e, s, k in zip(extra, steps, dilations):
+        if e and e >= max(s, k):
+            raise ShapeError(
+                f"{who}: output_padding {e} must be smaller than the stride {s} or dilation {k}"
+            )
+    kernel = weight.shape[2:]
+    dtype = common_dtype(who, x, weight)
+    spread = g.cast(x.node, dtype)
+    spread = g.pad(spread, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
+    around = [(k * (n - 1) - p, k * (n - 1) - p + e)
+              for k, n, p, e in zip(dilations, kernel, pads, extra)]  # fmt: skip
+    spread = pad_or_cut(spread, [(0, 0), (0, 0), *around])
+    # (C, O/groups, *kernel) to (O, C/groups, *kernel), turned round
+    channels, out = weight.shape[:2]
+    w = g.reshape(g.cast(weight.node, dtype), (groups, channels // groups, out, *kernel))
+    w = g.permute(w, (0, 2, 1, *range(3, 3 + d)))
+    w = g.reshape(w, (groups * out, channels // groups, *kernel))
+    for axis in range(2, 2 + d):
+        w = g.flip(w, axis)
+    result = convolve(spread, w, (1,) * d, dilations, groups, who)
+    return _with_bias(who, x._result(result), bias, d)
