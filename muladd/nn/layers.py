@@ -36,14 +36,8 @@ class Linear(Module):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, in the dtype that `amp.autocast` asks for."""
-    if not x.ndim or x.shape[-1] != weight.shape[1]:
-        raise ShapeError(
-            f"linear: the last axis of x is {list(x.shape)[-1:]}, and weight {list(weight.shape)} "
-            f"takes {weight.shape[1]} features"
-        )
     x, weight = amp.lower(x, weight)
-    y = x @ weight.transpose(0, 1)
-    return y if bias is None else y + bias.cast(y.dtype)
+    return x.linear(weight, None if bias is None else bias.cast(x.dtype))
 
 
 class Embedding(Module):
@@ -72,11 +66,7 @@ class Embedding(Module):
         return (Tensor.arange(self.num_embeddings) != self.padding_idx).unsqueeze(-1)
 
     def forward(self, index: Tensor) -> Tensor:
-        rows = self.weight.embedding(index)
-        if self.padding_idx is None:
-            return rows
-        padding = (index == self.padding_idx).unsqueeze(-1)
-        return padding.where(rows.detach(), rows)
+        return index.embedding(self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"
@@ -135,16 +125,15 @@ class _Conv(Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         padding = self.padding
-        if self.padding_mode != "zeros" or any(a != b for a, b in padding):
+        if self.padding_mode != "zeros":
             flat = [n for pair in reversed(padding) for n in pair]
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = x.pad(flat, mode=mode)
+            x = x.pad(flat, mode=self.padding_mode)
             padding = ((0, 0),) * self.axes
         x, weight = amp.lower(x, self.weight)
         bias = None if self.bias is None else self.bias.cast(x.dtype)
         return getattr(x, f"conv{self.axes}d")(
-            weight, bias, stride=self.stride, padding=tuple(a for a, _ in padding),
-            dilation=self.dilation, groups=self.groups,
+            weight, bias, stride=self.stride, padding=padding, dilation=self.dilation,
+            groups=self.groups,
         )  # fmt: skip
 
     def _check(self, x: Tensor) -> None:

@@ -10,14 +10,6 @@ from muladd.nn.module import Module, Parameter
 from muladd.tensor import Tensor, no_grad
 
 
-def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x normalised over the axes, mean, biased variance)."""
-    mean = x.mean(axes, keepdim=True)
-    centred = x - mean
-    variance = (centred * centred).mean(axes, keepdim=True)
-    return centred * (variance + eps).rsqrt(), mean, variance
-
-
 class LayerNorm(Module):
     """Over the last axes, which have the sizes `normalized_shape`. Ba et al., 2016."""
 
@@ -32,11 +24,8 @@ class LayerNorm(Module):
         self.bias = Parameter(Tensor.zeros(*shape, **options)) if affine_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_tail(self, x)
         (x,) = amp.raise_(x)
-        y, _, _ = _normalised(x, tuple(range(-len(self.normalized_shape), 0)), self.eps)
-        y = y if self.weight is None else y * self.weight
-        return y if self.bias is None else y + self.bias
+        return x.layer_norm(self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"
@@ -57,24 +46,11 @@ class RMSNorm(Module):
         self.weight = Parameter(Tensor.ones(*shape, **options)) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_tail(self, x)
         (x,) = amp.raise_(x)
-        eps = 2.0**-x.dtype.mantissa if self.eps is None else self.eps
-        axes = tuple(range(-len(self.normalized_shape), 0))
-        y = x * ((x * x).mean(axes, keepdim=True) + eps).rsqrt()
-        return y if self.weight is None else y * self.weight
+        return x.rms_norm(self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}"
-
-
-def _check_tail(layer: Any, x: Tensor) -> None:
-    tail = tuple(x.shape[x.ndim - len(layer.normalized_shape) :])
-    if x.ndim < len(layer.normalized_shape) or tail != layer.normalized_shape:
-        raise ShapeError(
-            f"{type(layer).__name__}: normalises last axes of {list(layer.normalized_shape)}, "
-            f"got {list(x.shape)}"
-        )
 
 
 class GroupNorm(Module):
@@ -98,18 +74,10 @@ class GroupNorm(Module):
                 f"GroupNorm: takes (batch, {self.num_channels}, ...), got {list(x.shape)}"
             )
         (x,) = amp.raise_(x)
-        grouped = x.reshape(x.shape[0], self.num_groups, -1)
-        y = _normalised(grouped, (2,), self.eps)[0].reshape(*x.shape)
-        return _per_channel(y, self.weight, self.bias)
+        return x.group_norm(self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
-
-
-def _per_channel(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    shape = (1, -1, *[1] * (y.ndim - 2))
-    y = y if weight is None else y * weight.reshape(*shape)
-    return y if bias is None else y + bias.reshape(*shape)
 
 
 class _BatchNorm(Module):
@@ -140,29 +108,16 @@ class _BatchNorm(Module):
                 f"{' or '.join(map(str, self.ranks))} axes, got {list(x.shape)}"
             )
         (x,) = amp.raise_(x)
-        if self.training or self.running_mean is None or self.running_var is None:
-            axes = (0, *range(2, x.ndim))
-            y, mean, variance = _normalised(x, axes, self.eps)
-            if self.training and self.running_mean is not None:
-                count = x.numel() // self.num_features
-                self._track(mean.detach().reshape(-1), variance.detach().reshape(-1), count)
-            return _per_channel(y, self.weight, self.bias)
-        scale = (self.running_var + self.eps).rsqrt()
-        scale = scale if self.weight is None else scale * self.weight
-        shift = -self.running_mean * scale
-        return _per_channel(x, scale, shift if self.bias is None else shift + self.bias)
-
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        with no_grad():
-            self.num_batches_tracked.assign(self.num_batches_tracked + 1)
-            step: Any = self.momentum
+        step: Any = self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            with no_grad():
+                self.num_batches_tracked.assign(self.num_batches_tracked + 1)
             if step is None:
-                step = 1.0 / self.num_batches_tracked.cast(self.running_mean.dtype)
-            unbiased = variance * (count / max(count - 1, 1))
-            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.assign(running + (new.cast(running.dtype) - running) * step)
+                step = 1.0 / self.num_batches_tracked.cast(x.dtype)
+        return x.batch_norm(
+            self.running_mean, self.running_var, self.weight, self.bias, self.training, step,
+            self.eps,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
@@ -205,8 +160,7 @@ class _InstanceNorm(Module):
                 f"{' or '.join(map(str, self.ranks))} axes, got {list(x.shape)}"
             )
         (x,) = amp.raise_(x)
-        y = _normalised(x, tuple(range(2, x.ndim)), self.eps)[0]
-        return _per_channel(y, self.weight, self.bias)
+        return x.instance_norm(weight=self.weight, bias=self.bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"

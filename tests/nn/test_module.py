@@ -159,7 +159,7 @@ def test_dropout_in_training_and_not_in_evaluation():
     (lambda: nn.LayerNorm(3)(Tensor([[1.0]])), "LayerNorm"),
     (lambda: nn.BatchNorm2d(3)(Tensor([[1.0]])), "BatchNorm2d"),
     (lambda: nn.GroupNorm(2, 3), "do not divide"),
-    (lambda: nn.MultiheadAttention(5, 2), "do not divide"),
+    (lambda: nn.MultiheadAttention(5, 2), "does not divide"),
     (lambda: nn.Embedding(3, 2, padding_idx=3), "padding_idx"),
     (lambda: nn.Dropout(2.0), "probability"),
     (lambda: nn.MSELoss(reduction="most"), "reduction"),
