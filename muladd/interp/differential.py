@@ -103,8 +103,8 @@ def _bits(x: np.ndarray) -> np.ndarray:
     """Floats as integers, every NaN alike; anything else as it is."""
     if x.dtype.kind != "f":
         return x
-    x = np.ascontiguousarray(np.where(np.isnan(x), x.dtype.type(np.nan), x))
-    return x.view(f"u{x.dtype.itemsize}")
+    one_nan = np.array(np.where(np.isnan(x), x.dtype.type(np.nan), x), order="C")
+    return one_nan.view(f"u{x.dtype.itemsize}")
 
 
 def _bindings(variables: Mapping[str, int]) -> str:

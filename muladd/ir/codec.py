@@ -93,7 +93,7 @@ def _dims_of(arg: Any) -> list[Node]:
     if isinstance(arg, Node):
         return [arg]
     found: list[Node] = []
-    for item in arg:
+    for item in arg if isinstance(arg, tuple) else ():
         if isinstance(item, Node):
             found.append(item)
         elif isinstance(item, tuple):
