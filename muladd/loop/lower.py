@@ -125,11 +125,10 @@ class _Lowering:
             end = sym.add(sym.mul(sym.add(first.loop, 1), first.stride), -1)
             condition = sym.both(condition, sym.less(end, a.arg.extent))
         whole = self._nest(s, list(nest), {}, frozenset(full | set(ragged)))
-        if not self._touches_arguments(s):
+        if condition is True or not self._touches_arguments(s):
             return whole
         last = self._nest(s, list(nest), {}, frozenset(full))
-        assert isinstance(condition, Node)
-        return [If(condition, whole, last)]
+        return [If(condition, whole, last)] if isinstance(condition, Node) else last
 
     def _touches_arguments(self, s: Stage) -> bool:
         return s.argument is not None or bool(s.loads())
@@ -137,7 +136,7 @@ class _Lowering:
     def _nest(self, s: Stage, loops: list[Node], values: Values, full: frozenset) -> list[Statement]:
         """Serial loops outside in; then the unrolled and vector ones all at once."""
         plan = self.plan
-        serial = [x for x in loops if x not in plan.unroll and x not in plan.vector]
+        serial = [x for x in loops if not plan.unrolls(s, x) and x not in plan.vector]
         if not serial:
             return self._reduce_body(s, loops, values, full, [])
         loop = serial[0]
@@ -172,7 +171,7 @@ class _Lowering:
     ) -> list[Statement]:
         plan = self.plan
         vector = next((x for x in lanes if x in plan.vector), None)
-        unrolled = [x for x in lanes if x in plan.unroll]
+        unrolled = [x for x in lanes if plan.unrolls(s, x)]
         if not s.reduced:
             out: list[Statement] = []
             for turn in _turns_of(unrolled, values):

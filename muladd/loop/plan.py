@@ -34,7 +34,7 @@ class Plan:
     nests: dict[str, tuple[Node, ...]]  # stage -> its own loops, outermost first
     levels: dict[str, int]  # stage -> how many of `outer` it is inside
     vector: frozenset[Node] = frozenset()
-    unroll: frozenset[Node] = frozenset()
+    unroll: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
 
@@ -47,6 +47,10 @@ class Plan:
 
     def enclosing(self, stage: Stage) -> tuple[Node, ...]:
         return self.outer[: self.levels[stage.name]]
+
+    def unrolls(self, stage: Stage, loop: Node) -> bool:
+        """Whether a stage has the turns of a loop written out."""
+        return (stage.name, loop) in self.unroll
 
     def overhangs(self, axis: Node) -> bool:
         """Whether the last turn of the outermost leaf may run past the axis' extent."""
@@ -62,13 +66,13 @@ class Plan:
         if rest:
             lines.append(f"loop {' '.join(map(self._loop, rest))}")
         for s in self.kernel.stages:
-            nest = " ".join(map(self._loop, self.nests[s.name]))
+            nest = " ".join(self._loop(x, s.name) for x in self.nests[s.name])
             extra = " nontemporal" * (s.name in self.nontemporal)
             lines.append(f"{s.name} at {self.levels[s.name]}: {nest}{extra}")
         return "\n".join(lines)
 
-    def _loop(self, loop: Node) -> str:
-        mark = "*v" if loop in self.vector else "*u" if loop in self.unroll else ""
+    def _loop(self, loop: Node, stage: str = "") -> str:
+        mark = "*v" if loop in self.vector else "*u" if (stage, loop) in self.unroll else ""
         return f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
 
 

@@ -1,4 +1,4 @@
-"""unroll LOOP...: write the turns of a loop out.
+"""unroll [STAGE] LOOP...: write the turns of a loop out, in one stage or in all that have it.
 
     unroll p0.1     for p0.1 in 0..2: f(p0.1)  ->  f(0); f(1)
 
@@ -13,9 +13,12 @@ from muladd.loop.plan import Plan
 from muladd.schedule.primitives import loop_named
 
 
-def apply(plan: Plan, *loops: str) -> Plan:
-    found = frozenset(loop_named(plan, x) for x in loops)
+def apply(plan: Plan, *words: str) -> Plan:
+    names = [s.name for s in plan.kernel.stages]
+    stages = [words[0]] if words and words[0] in names else names
+    found = {loop_named(plan, x) for x in words if x not in names}
     for x in found:
         if not isinstance(x.arg.extent, int) or x.arg.extent > 64:
             raise ScheduleError(f"unroll: {x.arg.name} has {x.arg.extent} turns")
-    return replace(plan, unroll=plan.unroll | found)
+    pairs = {(s, x) for s in stages for x in found if x in plan.nests[s]}
+    return replace(plan, unroll=plan.unroll | pairs)
