@@ -11,17 +11,33 @@ from muladd.errors import DTypeError, FormatError, GradientError, ShapeError
 from muladd.ir import Dim, DType, Node, Storage, make, ops, sym, toposort
 from muladd.ir import dtype as dt
 from muladd.tensor import backend, graph
+from muladd.tensor.activation import Activation
 from muladd.tensor.casting import Casting
+from muladd.tensor.convolution import Convolution
 from muladd.tensor.creation import Creation, storage_node
+from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
+from muladd.tensor.gathering import Gathering
 from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of
+from muladd.tensor.indexing import Indexing
+from muladd.tensor.linear import Linear
+from muladd.tensor.loss import Loss
 from muladd.tensor.mathematics import Mathematics
 from muladd.tensor.movement import Movement
+from muladd.tensor.normalization import Normalization
 from muladd.tensor.operators import Operators
+from muladd.tensor.pooling import Pooling
+from muladd.tensor.random import Random
 from muladd.tensor.reduce import Reduce
+from muladd.tensor.resample import Resample
+from muladd.tensor.sorting import Sorting
 
 
-class Tensor(Creation, Elementwise, Casting, Mathematics, Reduce, Movement, Operators):
+class Tensor(
+    Creation, Random, Elementwise, Casting, Mathematics, Reduce, Movement, Indexing, Gathering,
+    Linear, Decomposition, Convolution, Pooling, Resample, Normalization, Activation, Loss,
+    Sorting, Operators,
+):  # fmt: skip
     """A multi-dimensional array that is computed when its values are asked for.
 
     `Tensor(data)` takes a number, nested lists, a NumPy array or a tensor. Python floats become

@@ -1,0 +1,363 @@
+"""Order and running totals: sort, topk, median, unique; cumulative sum, product, maximum.
+
+Sorting is a bitonic network over a power of two of keys, each key joined with its position, so
+that equal keys keep their order (a stable sort) and the network is exchanges of integers only.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from muladd.errors import ShapeError
+from muladd.ir import Node, const, iota, make, ops
+from muladd.ir import dtype as dt
+from muladd.tensor import graph as g
+from muladd.tensor.gathering import gather
+from muladd.tensor.handle import Handle
+from muladd.tensor.mathematics import logaddexp
+from muladd.tensor.operands import widened
+from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
+
+if TYPE_CHECKING:
+    from muladd.tensor.tensor import Tensor
+
+
+class Unique(NamedTuple):
+    """What unique returns when asked for more than the values."""
+
+    values: Tensor
+    inverse: Tensor | None
+    counts: Tensor | None
+
+
+class Sorting(Handle):
+    """Sorting puts NaN last (first when descending), as torch does."""
+
+    __slots__ = ()
+
+    # --- order -------------------------------------------------------------------------------------
+
+    def sort(
+        self, dim: Any = UNSET, descending: bool = False, stable: bool = True, *,
+        axis: Any = UNSET,
+    ) -> ValuesIndices:  # fmt: skip
+        """(sorted values, their indices) along an axis (default the last). Always stable."""
+        a = g.axis_of("sort", chosen("sort", axis, dim, -1), self.ndim) if self.ndim else 0
+        if not self.ndim:
+            return ValuesIndices(self.clone(), self.zeros_like(dt.int64))
+        index = order(self.node, a, descending)
+        return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
+
+    def argsort(
+        self, dim: Any = UNSET, descending: bool = False, stable: bool = True, *,
+        axis: Any = UNSET,
+    ) -> Tensor:  # fmt: skip
+        """The indices that sort along an axis (default the last)."""
+        return self.sort(dim, descending, stable, axis=axis).indices
+
+    def msort(self) -> Tensor:
+        """Sorted along axis 0."""
+        return self.sort(0).values
+
+    def topk(
+        self, k: int, dim: Any = UNSET, largest: bool = True, sorted: bool = True, *,
+        axis: Any = UNSET,
+    ) -> ValuesIndices:  # fmt: skip
+        """The k greatest (or least) along an axis (default the last), in order."""
+        a = g.axis_of("topk", chosen("topk", axis, dim, -1), self.ndim)
+        if not 0 <= k <= self.shape[a]:  # type: ignore[operator]
+            raise ShapeError(f"topk: k={k} of an axis of size {self.shape[a]}")
+        index = g.cut(order(self.node, a, largest), a, 0, k)
+        return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
+
+    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> ValuesIndices:
+        """The k-th least (from 1) along an axis."""
+        a = g.axis_of("kthvalue", dim, self.ndim)
+        if not 1 <= k <= self.shape[a]:  # type: ignore[operator]
+            raise ShapeError(f"kthvalue: k={k} of an axis of size {self.shape[a]}")
+        index = g.cut(order(self.node, a, False), a, k - 1, 1)
+        values, indices = self._result(gather(self.node, a, index)), self._result(index)
+        if not keepdim:
+            values, indices = values.squeeze(a), indices.squeeze(a)
+        return ValuesIndices(values, indices)
+
+    def median(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Any:
+        """The middle value (the lower of two); with an axis, (values, indices). NaN if any is."""
+        wanted = chosen("median", axis, dim)
+        if wanted is None:
+            return self.flatten().median(0).values
+        a = g.axis_of("median", wanted, self.ndim)
+        n: Any = self.shape[a]
+        found = self.kthvalue((n + 1) // 2, a, keepdim)
+        if not self.dtype.is_float:
+            return found
+        last = self.kthvalue(n, a, keepdim)
+        nan = last.values.isnan()
+        first = self.isnan().cast(dt.int32).argmax(a, keepdim)
+        return ValuesIndices(
+            nan.where(last.values, found.values), nan.where(first, found.indices)
+        )
+
+    def quantile(self, q: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The value below which the share q lies, linear between neighbours."""
+        x: Any = self.flatten() if dim is None else self
+        a = g.axis_of("quantile", 0 if dim is None else dim, x.ndim)
+        values = x.sort(a).values
+        place = q * (x.shape[a] - 1)
+        if isinstance(q, Handle):
+            low = place.floor().long()
+            weight = (place - low.cast(x.dtype)).cast(x.dtype)
+            line = values.movedim(a, -1)
+            lower = line[..., low]
+            upper = line[..., (low + 1).clamp(max=x.shape[a] - 1)]
+            return (lower + (upper - lower) * weight).movedim(-1, 0)
+        low = int(place)
+        lower = values.narrow(a, low, 1)
+        upper = values.narrow(a, min(low + 1, x.shape[a] - 1), 1)
+        result = lower + (upper - lower) * (place - low)
+        return result if keepdim else result.squeeze(a)
+
+    def mode(self, dim: int = -1, keepdim: bool = False) -> ValuesIndices:
+        """The most frequent value along an axis (the least of several) and its last index."""
+        a = g.axis_of("mode", dim, self.ndim)
+        counts = (self.unsqueeze(a + 1) == self.unsqueeze(a)).sum(a)
+        most = counts == counts.amax(a, keepdim=True)
+        top = self.dtype.max
+        value = most.where(self, top).amin(a, keepdim=True)
+        place = self._result(g.along(iota(self.shape[a]), a, self.shape))
+        index = (self == value).where(place, -1).amax(a, keepdim=True)
+        if not keepdim:
+            value, index = value.squeeze(a), index.squeeze(a)
+        return ValuesIndices(value, index)
+
+    def unique(
+        self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+    ) -> Any:
+        """The distinct values in ascending order. Runs, because their number is data."""
+        values, inverse, counts = np.unique(
+            self.numpy(), return_inverse=True, return_counts=True
+        )
+        made = [type(self)(v, device=self.device) for v in (values, inverse, counts)]  # type: ignore
+        made[0] = made[0].cast(self.dtype)
+        if not return_inverse and not return_counts:
+            return made[0]
+        wanted = [made[0]]
+        if return_inverse:
+            wanted.append(made[1].reshape(self.shape))
+        if return_counts:
+            wanted.append(made[2])
+        return tuple(wanted)
+
+    # --- running totals ----------------------------------------------------------------------------
+
+    def cumsum(self, dim: Any = UNSET, *, dtype: Any = None, axis: Any = UNSET) -> Tensor:
+        """Sums of everything up to each element along an axis."""
+        from muladd.tensor.reduce import _sum_dtype
+
+        a = g.axis_of("cumsum", chosen("cumsum", axis, dim, 0), max(self.ndim, 1))
+        x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
+        if not self.ndim:
+            return self._result(x)
+        return self._result(g.cast(running_sum(widened(x), a), x.dtype))
+
+    def cumprod(self, dim: Any = UNSET, *, dtype: Any = None, axis: Any = UNSET) -> Tensor:
+        """Products of everything up to each element along an axis."""
+        from muladd.tensor.reduce import _sum_dtype
+
+        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), self.ndim)
+        x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
+        return self._result(doubling(x, a, g.mul, 1))
+
+    def cummax(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
+        """(the greatest up to each element, its last index)."""
+        return self._running("cummax", chosen("cummax", axis, dim, 0), _later_greater)
+
+    def cummin(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
+        """(the least up to each element, its last index)."""
+        return self._running("cummin", chosen("cummin", axis, dim, 0), _later_less)
+
+    def _running(self, who: str, dim: int, later_wins: Any) -> ValuesIndices:
+        a = g.axis_of(who, dim, self.ndim)
+        value = g.stop(self.node)
+        n: Any = self.shape[a]
+        index = g.along(iota(n), a, self.shape)
+        shift = 1
+        while shift < n:
+            before, before_index = (_shifted(v, a, shift) for v in (value, index))
+            new = g.lt(g.along(iota(n), a, self.shape), shift)
+            kept = g.either(new, later_wins(before, value))
+            value = g.where(kept, value, before)
+            index = g.where(kept, index, before_index)
+            shift *= 2
+        return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
+
+    def logcumsumexp(self, dim: Any = UNSET, *, axis: Any = UNSET) -> Tensor:
+        """log of the sum of exp of everything up to each element."""
+        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), self.ndim)
+        return self._result(doubling(self.node, a, logaddexp, -float("inf")))
+
+    def diff(self, n: int = 1, dim: int = -1) -> Tensor:
+        """Each element minus the one before it, n times."""
+        result: Any = self
+        for _ in range(n):
+            a = g.axis_of("diff", dim, result.ndim)
+            size = result.shape[a]
+            result = result.narrow(a, 1, size - 1) - result.narrow(a, 0, size - 1)
+        return result
+
+
+# --- the sorting network ---------------------------------------------------------------------------
+
+
+def sortable(x: Node) -> Node:
+    """Integers in the order of x: a float's bits, turned round where negative; NaN is greatest."""
+    if x.dtype is dt.bool_:
+        return g.cast(x, dt.int64)
+    if not x.dtype.is_float:
+        if x.dtype is dt.uint64:
+            return make(ops.XOR, (g.bitcast(x, dt.int64), const(-(1 << 63), dt.int64, x.shape)))
+        return g.cast(x, dt.int64)
+    wide = g.add(widened(x), 0.0)  # -0.0 becomes 0.0
+    whole = dt.int32 if wide.dtype is dt.float32 else dt.int64
+    wide = g.where(g.ne(wide, wide), float("nan"), wide)
+    bits = g.bitcast(wide, whole)
+    return g.where(g.lt(bits, 0), make(ops.XOR, (bits, g.like(bits, whole.max))), bits)
+
+
+def order(x: Node, axis: int, descending: bool) -> Node:
+    """The indices (int64) that sort x along an axis, stably."""
+    x = g.stop(x)
+    n: Any = x.shape[axis]
+    if not isinstance(n, int):
+        raise ShapeError("sort: needs an axis of static size")
+    places = [i for i in range(x.ndim) if i != axis] + [axis]
+    keys = g.permute(sortable(x), places)
+    if descending:
+        keys = make(ops.XOR, (keys, g.like(keys, -1)))
+    size = 1 << max(n - 1, 0).bit_length()
+    still = [(0, 0)] * (x.ndim - 1)
+    index = g.along(iota(size), x.ndim - 1, (*keys.shape[:-1], size))
+    if x.dtype.bits <= 32 or x.dtype is dt.bool_:
+        # key and position in one number: comparing numbers compares keys, then positions
+        joined = g.mul(g.cast(keys, dt.int64), 1 << 31)
+        line = g.add(g.pad(joined, [*still, (0, size - n)], dt.int64.max >> 1),
+                     g.where(g.lt(index, n), index, 0))  # fmt: skip
+        (found,) = _network([line], size, lambda a, b: g.lt(a[0], b[0]))
+        result = make(ops.AND, (found, g.like(found, (1 << 31) - 1)))
+    else:
+        line = g.pad(g.cast(keys, dt.int64), [*still, (0, size - n)], dt.int64.max)
+        result = _network([line, index], size, _less_pair)[1]
+    result = g.cut(result, x.ndim - 1, 0, n)
+    back = [places.index(i) for i in range(x.ndim)]
+    return g.permute(result, back)
+
+
+def _less_pair(a: list[Node], b: list[Node]) -> Node:
+    """Key, then position."""
+    first = g.lt(a[0], b[0])
+    return g.either(first, g.both(g.eq(a[0], b[0]), g.lt(a[1], b[1])))
+
+
+Less = Callable[[list[Node], list[Node]], Node]
+
+
+def _network(lines: list[Node], size: int, less: Less) -> list[Node]:
+    """Batcher's bitonic network in the form whose comparators all point one way: each merge first
+    compares mirror images, then halves."""
+    width = 2
+    while width <= size:
+        lines = _exchange(lines, width, less, mirrored=True)
+        step = width // 2
+        while step > 1:
+            lines = _exchange(lines, step, less, mirrored=False)
+            step //= 2
+        width *= 2
+    return lines
+
+
+def _exchange(lines: list[Node], width: int, less: Less, mirrored: bool) -> list[Node]:
+    """Within each block of `width`: element i and its partner in the other half, in order."""
+    shape = lines[0].shape
+    size: Any = shape[-1]
+    half = width // 2
+    k = len(shape)
+    blocks = [g.reshape(v, (*shape[:-1], size // width, 2, half)) for v in lines]
+    low = [g.cut(v, k, 0, 1) for v in blocks]
+    high = [g.cut(v, k, 1, 1) for v in blocks]
+    if mirrored:
+        high = [g.flip(v, k + 1) for v in high]
+    keep = less(low, high)
+    out = []
+    for a, b in zip(low, high):
+        first, second = g.where(keep, a, b), g.where(keep, b, a)
+        if mirrored:
+            second = g.flip(second, k + 1)
+        out.append(g.reshape(g.concatenate([first, second], k), shape))
+    return out
+
+
+# --- running totals, on nodes ----------------------------------------------------------------------
+
+
+def running_sum(x: Node, axis: int) -> Node:
+    """Two levels: sums inside blocks of about sqrt(n), plus the running sum of the block totals."""
+    n: Any = x.shape[axis]
+    if not isinstance(n, int):
+        raise ShapeError("cumsum: needs an axis of static size")
+    if n <= 32:
+        return _triangle(x, axis)
+    block = min(1 << ((n - 1).bit_length() + 1) // 2, 256)
+    count = -(-n // block)
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, count * block - n)
+    cut = g.reshape(g.pad(x, pads), (*x.shape[:axis], count, block, *x.shape[axis + 1 :]))
+    inside = _triangle(cut, axis + 1)
+    totals = g.total(cut, (axis + 1,))
+    before = g.sub(running_sum(totals, axis), totals) if not x.dtype.is_float \
+        else _shifted(running_sum(totals, axis), axis, 1)  # fmt: skip
+    result = g.add(inside, g.expand(g.unsqueeze(before, axis + 1), cut.shape))
+    joined = (*x.shape[:axis], count * block, *x.shape[axis + 1 :])
+    return g.cut(g.reshape(result, joined), axis, 0, n)
+
+
+def _triangle(x: Node, axis: int) -> Node:
+    """Running sums as sums under a triangular mask."""
+    n = x.shape[axis]
+    shape = (*x.shape[:axis], n, n, *x.shape[axis + 1 :])  # (inputs, outputs)
+    source, target = g.along(iota(n), axis, shape), g.along(iota(n), axis + 1, shape)
+    wide = g.expand(g.unsqueeze(x, axis + 1), shape)
+    return g.total(g.where(g.lt(target, source), 0, wide), (axis,))
+
+
+def _shifted(x: Node, axis: int, by: int, value: Any = 0) -> Node:
+    """Every element `by` places further on; `value` comes in at the front."""
+    n: Any = x.shape[axis]
+    if by >= n:
+        return g.like(x, value)
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (by, 0)
+    return g.pad(g.cut(x, axis, 0, n - by), pads, value)
+
+
+def doubling(x: Node, axis: int, join: Callable[[Node, Node], Node], neutral: Any) -> Node:
+    """Running totals of any associative operation, in log2(n) steps (Hillis and Steele, 1986)."""
+    n: Any = x.shape[axis]
+    if not isinstance(n, int):
+        raise ShapeError("a running total needs an axis of static size")
+    shift = 1
+    while shift < n:
+        x = join(_shifted(x, axis, shift, neutral), x)
+        shift *= 2
+    return x
+
+
+def _later_greater(before: Node, now: Node) -> Node:
+    kept = g.ge(now, before)
+    return g.either(kept, g.ne(now, now)) if now.dtype.is_float else kept
+
+
+def _later_less(before: Node, now: Node) -> Node:
+    kept = g.le(now, before)
+    return g.either(kept, g.ne(now, now)) if now.dtype.is_float else kept
