@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,7 +104,7 @@ def run(
     return {
         "accuracy": accuracy, "passed": passed, "seconds": round(seconds, 3), "steps": steps,
         "images_per_second": round(steps * BATCH / trained, 1),
-        "parameters": sum(int(p.numel()) for p in model.parameters()),
+        "parameters": sum(prod(nn.module.static_shape(p)) for p in model.parameters()),
         "weights": str(output.resolve()),
     }  # fmt: skip
 

@@ -74,6 +74,6 @@ class PReLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.weight
-        if slope.shape[0] > 1:
+        if slope.shape[0] != 1:
             slope = slope.reshape(-1, *[1] * (x.ndim - 2))
         return (x > 0).where(x, x * slope)

@@ -91,7 +91,9 @@ class MultiheadAttention(Module):
         dropout = self.dropout if self.training else 0.0
         weights: Tensor | None = None
         if need_weights:
-            weights = _attention_weights(q, k, mask, is_causal)
+            weights = _attention_weights(
+                q, k, mask, is_causal, self.embed_dim // self.num_heads
+            )
             kept = weights.dropout(dropout, training=True) if dropout else weights
             (kept, v) = amp.lower(kept, v)
             out = kept @ v
@@ -127,9 +129,11 @@ def _allowed(mask: Tensor | None, padding: Tensor | None, heads: int) -> Tensor 
     return pads.where(float("-inf"), out) if out.dtype.is_float else ~pads & out
 
 
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def _attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, width: int
+) -> Tensor:
     """(batch, heads, time, source), rows sum to 1."""
-    scores = (q * (1 / sqrt(int(q.shape[-1])))) @ k.transpose(-2, -1)
+    scores = (q / sqrt(width)) @ k.transpose(-2, -1)
     (scores,) = amp.raise_(scores)
     if causal and mask is None:
         mask = Tensor.ones(q.shape[-2], k.shape[-2], dtype="bool").tril()

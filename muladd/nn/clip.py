@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from muladd.tensor import Tensor, no_grad
 
 
-def _with_gradient(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def _with_gradient(parameters: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(parameter, gradient) of those that have one."""
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    return [p for p in tensors if p.grad is not None]
+    return [(p, p.grad) for p in tensors if p.grad is not None]
 
 
 def clip_grad_norm_(
@@ -18,13 +19,12 @@ def clip_grad_norm_(
 
     norm_type: 2, 1, or float("inf"). Gradients of no parameter give 0.
     """
-    tensors = _with_gradient(parameters)
+    pairs = _with_gradient(parameters)
     if norm_type not in (1.0, 2.0, float("inf")):
         raise ValueError(f"clip_grad_norm_: norm_type is 1, 2 or inf, got {norm_type}")
     with no_grad():
         total: Tensor | None = None
-        for p in tensors:
-            gradient = p.grad
+        for _, gradient in pairs:
             if norm_type == 2.0:
                 part = (gradient * gradient).sum()
             else:
@@ -37,13 +37,13 @@ def clip_grad_norm_(
             return Tensor(0.0)
         norm = total.sqrt() if norm_type == 2.0 else total
         factor = (max_norm / (norm + 1e-6)).clip(None, 1.0)
-        for p in tensors:
-            p.grad = p.grad * factor.cast(p.grad.dtype)
+        for p, gradient in pairs:
+            p.grad = gradient * factor.cast(gradient.dtype)
     return norm
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Put every element of every gradient into [-clip_value, clip_value]."""
     with no_grad():
-        for p in _with_gradient(parameters):
-            p.grad = p.grad.clip(-clip_value, clip_value)
+        for p, gradient in _with_gradient(parameters):
+            p.grad = gradient.clip(-clip_value, clip_value)

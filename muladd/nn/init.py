@@ -9,6 +9,7 @@ from math import prod, sqrt
 from typing import Any
 
 from muladd.errors import ShapeError
+from muladd.nn.module import static_shape
 from muladd.tensor import Tensor, no_grad
 
 Shape = tuple[int, ...]
@@ -54,7 +55,7 @@ def _fill(tensor: Tensor, value: Tensor) -> Tensor:
 
 def _like(tensor: Tensor) -> tuple[Shape, dict[str, Any]]:
     wide = {"dtype": tensor.dtype} if tensor.dtype.bits >= 32 else {}
-    return tuple(tensor.shape), {"device": tensor.device, **wide}
+    return static_shape(tensor), {"device": tensor.device, **wide}
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -93,20 +94,25 @@ def trunc_normal_(
     return _fill(tensor, (drawn * (std * sqrt(2.0)) + mean).clip(a, b))
 
 
+def _both_fans(tensor: Tensor) -> int:
+    inward, outward = fans(static_shape(tensor))
+    return inward + outward
+
+
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     """Glorot and Bengio, 2010: variance 2 / (fan in + fan out)."""
-    bound = gain * sqrt(6.0 / sum(fans(tuple(tensor.shape))))
+    bound = gain * sqrt(6.0 / _both_fans(tensor))
     return uniform_(tensor, -bound, bound)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    return normal_(tensor, 0.0, gain * sqrt(2.0 / sum(fans(tuple(tensor.shape)))))
+    return normal_(tensor, 0.0, gain * sqrt(2.0 / _both_fans(tensor)))
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"init: mode is fan_in or fan_out, got {mode!r}")
-    fan = fans(tuple(tensor.shape))[mode == "fan_out"]
+    fan = fans(static_shape(tensor))[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / sqrt(fan)
 
 

@@ -21,6 +21,13 @@ def Parameter(data: Any, requires_grad: bool = True, **options: Any) -> Tensor:
     return tensor.requires_grad_(requires_grad)
 
 
+def static_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape of a parameter, whose sizes are numbers and never symbolic."""
+    if any(not isinstance(n, int) for n in tensor.shape):
+        raise ShapeError(f"nn: a parameter has fixed sizes, got {list(tensor.shape)}")
+    return tensor.shape  # type: ignore[return-value]
+
+
 class Module:
     """A part of a network. Subclasses set attributes in `__init__` and write `forward`."""
 

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 from muladd.errors import ShapeError
+from muladd.nn.module import static_shape
 from muladd.nn.optim.base import Group, Optimizer, Schedule, State, zeros
 from muladd.tensor import Tensor
 
@@ -115,10 +116,10 @@ class Muon(Optimizer):
         momentum = group["momentum"]
         buffer = state["momentum"] * momentum + gradient * (1 - momentum)
         ahead = gradient * (1 - momentum) + buffer * momentum if group["nesterov"] else buffer
-        rows = int(value.shape[0])
-        matrix = ahead.reshape(rows, -1)
+        rows, *rest = static_shape(value)
+        columns = prod(rest)
+        matrix = ahead.reshape(rows, columns)
         direction = orthogonalise(matrix, group["steps"], group["eps"], self.COEFFICIENTS)
-        columns = int(matrix.shape[1])
         scale = sqrt(max(1.0, rows / columns))
         if group["adjust"] == "match_rms_adamw":
             scale = 0.2 * sqrt(max(rows, columns))
@@ -132,8 +133,8 @@ def orthogonalise(
 ) -> Tensor:
     """The nearest matrix with all singular values about 1, by Newton-Schulz iteration."""
     a, b, c = coefficients
-    rows, columns = matrix.shape
-    tall = int(rows) > int(columns)
+    rows, columns = static_shape(matrix)
+    tall = rows > columns
     x: Any = matrix.transpose(0, 1) if tall else matrix
     x = x / (x * x).sum().sqrt().clip(eps, None)
     for _ in range(steps):
