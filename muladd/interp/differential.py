@@ -252,7 +252,8 @@ def minimise(
 ) -> Failure:
     """A smaller graph that fails too: fewer outputs, then inputs in the place of nodes."""
     inputs = dict(inputs)
-    single = next(([o] for o in outputs if trial.fails([o], inputs)), outputs)
+    single = next(([o] for o in outputs if trial.fails([o], inputs)), None)
+    single = _fewer(outputs, inputs, trial) if single is None else single
     for node in toposort(single):  # the earliest node that is wrong by itself
         if node.op is not ops.INPUT and [node] != single and trial.fails([node], inputs):
             single = [node]
@@ -262,6 +263,15 @@ def minimise(
     trial.attempts = 0
     message = trial.message(single, needed) or "it failed once, and not again"
     return Failure(seed, message, single, needed, trial.variables)
+
+
+def _fewer(outputs: list[Node], inputs: Inputs, trial: _Trial) -> list[Node]:
+    """Outputs that fail together though each alone does not, without those that do not matter."""
+    for out in outputs:
+        rest = [o for o in outputs if o is not out]
+        if rest and trial.fails(rest, inputs):
+            outputs = rest
+    return outputs
 
 
 def _cut(
