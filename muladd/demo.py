@@ -18,7 +18,6 @@ from muladd import compile as compiler
 from muladd import data, jit, nn
 from muladd.formats import safetensors
 from muladd.tensor import Tensor, no_grad
-from muladd.tensor.random import manual_seed
 
 EPOCHS, BATCH, PEAK_RATE = 10, 100, 1e-2  # 4,200 digits are 42 whole batches
 PASSING = 0.975
@@ -69,7 +68,7 @@ def run(
     started = time.perf_counter()
     epochs = epochs or EPOCHS
     digits, random = data.digits(), np.random.default_rng(seed)
-    manual_seed(seed)
+    Tensor.manual_seed(seed)
     model = DigitNet()
     steps = epochs * (len(digits.train_labels) // BATCH)
     rate = nn.schedule.one_cycle(PEAK_RATE, steps, up=0.2)

@@ -46,7 +46,7 @@ LAYERS = {
     "rms norm": (nn.RMSNorm, torch.nn.RMSNorm, (6,), dict(), (4, 6)),
     "rms norm eps": (nn.RMSNorm, torch.nn.RMSNorm, ((2, 3),), dict(eps=1e-2), (4, 2, 3)),
     "group norm": (nn.GroupNorm, torch.nn.GroupNorm, (2, 4), dict(), (3, 4, 5)),
-    "group norm plain": (nn.GroupNorm, torch.nn.GroupNorm, (4, 4), dict(affine=False), (3, 4)),
+    "group norm plain": (nn.GroupNorm, torch.nn.GroupNorm, (4, 4), dict(affine=False), (3, 4, 5)),
     "batch norm 1d": (nn.BatchNorm1d, torch.nn.BatchNorm1d, (4,), dict(), (6, 4)),
     "batch norm 1d long": (nn.BatchNorm1d, torch.nn.BatchNorm1d, (4,), dict(), (3, 4, 5)),
     "batch norm 2d": (nn.BatchNorm2d, torch.nn.BatchNorm2d, (3,), dict(eps=1e-4), (2, 3, 4, 5)),

@@ -152,11 +152,11 @@ def test_dropout_in_training_and_not_in_evaluation():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: nn.Linear(3, 2)(Tensor([[1.0]])), "takes 3 features"),
+    (lambda: nn.Linear(3, 2)(Tensor([[1.0]])), "the weight \\[2, 3\\] takes 3"),
     (lambda: nn.Conv2d(3, 2, 3)(Tensor([[1.0]])), "Conv2d: takes"),
     (lambda: nn.Conv2d(3, 2, 3, groups=2), "do not divide"),
     (lambda: nn.Conv2d(1, 1, 3, padding="odd"), "'same' or 'valid'"),
-    (lambda: nn.LayerNorm(3)(Tensor([[1.0]])), "LayerNorm"),
+    (lambda: nn.LayerNorm(3)(Tensor([[1.0]])), "layer_norm"),
     (lambda: nn.BatchNorm2d(3)(Tensor([[1.0]])), "BatchNorm2d"),
     (lambda: nn.GroupNorm(2, 3), "do not divide"),
     (lambda: nn.MultiheadAttention(5, 2), "does not divide"),
