@@ -329,18 +329,19 @@ def _assemble(
     shared = tuple(sym.axis(f"p{i}", next(iter(s.values())).arg.extent)
                    for i, s in enumerate(group.shared))  # fmt: skip
     stages = []
+    named = {d: {s[d]: a for s, a in zip(group.shared, shared)} for d in ordered}
+    order = {d.node: sorted((a for a in d.axes if d.scatter is None or a is not d.scatter[0]),
+                            key=lambda a: _rank(named[d].get(a), shared)) for d in ordered}  # fmt: skip
     for d in ordered:
-        names: dict[Node, Dim] = {s[d]: a for s, a in zip(group.shared, shared)}
-        value = _resolve(d.stage.value, members, number, layouts)
+        names: dict[Node, Dim] = dict(named[d])
+        value = _resolve(d.stage.value, members, order, number, layouts)
         dims: tuple[Dim, ...] = d.dims
-        axes = d.axes
+        axes = tuple(order[d.node])
         if d.scatter is not None:
-            axes = tuple(a for a in axes if a is not d.scatter[0])
             at = d.scatter[1]
-            at = _resolve(at, members, number, layouts) if isinstance(at, Node) else at
+            at = _resolve(at, members, order, number, layouts) if isinstance(at, Node) else at
             dims = tuple(at if x is d.scatter[0] else x for x in dims)
         where = position(d.node, dims, layouts) if d in stored else 0
-        axes = tuple(sorted(axes, key=lambda a: _rank(names.get(a), shared)))
         stage = Stage(
             d.stage.name, tuple(names.get(a, a) for a in axes),  # type: ignore[arg-type]
             reaxis(value, names, {}), d.stage.reduction, d.stage.reduced,
@@ -373,7 +374,9 @@ def _dim(n: Node) -> Dim:
     return n.arg if n.op is ops.CONST else n
 
 
-def _resolve(value: Node, members: dict, number: dict[Node, int], layouts: dict) -> Node:
+def _resolve(
+    value: Node, members: dict, order: dict[Node, list[Node]], number: dict[Node, int], layouts: dict
+) -> Node:
     """READs of nodes become READs of stages in this kernel, or LOADs of its arguments."""
     done: dict[Node, Node] = {}
     for n in toposort((value,)):
@@ -382,7 +385,8 @@ def _resolve(value: Node, members: dict, number: dict[Node, int], layouts: dict)
             producer, rank = n.arg
             if producer in members:
                 name = members[producer].stage.name
-                at = [i for i, d in zip(srcs, members[producer].dims) if isinstance(d, Node)]
+                index = dict(zip(members[producer].dims, srcs))
+                at = [index[a] for a in order[producer]]
                 done[n] = make(ops.READ, tuple(at), (name, len(at)), n.dtype)
             else:
                 flat = position(producer, tuple(map(_dim, srcs[:rank])), layouts)

@@ -240,13 +240,11 @@ class Mathematics(Handle):
         return self.abs()
 
     def sign(self) -> Tensor:
-        """-1, 0 or 1."""
+        """-1, 0 or 1 (0 for NaN)."""
         x = self.node
         if x.dtype is dt.bool_:
             return self._result(x)
         one = g.where(g.gt(x, 0), 1, g.like(x, 0))
-        if x.dtype.is_float:
-            one = g.where(g.ne(x, x), g.stop(x), one)
         return self._result(one if x.dtype.kind == "u" else g.where(g.lt(x, 0), -1, one))
 
     def sgn(self) -> Tensor:
