@@ -130,7 +130,8 @@ def dtype(given: object) -> DType:
         pass
     if name in _BY_NAME:
         return _BY_NAME[name]
-    raise DTypeError(f"dtype: {given!r} is not an element type; expected one of {', '.join(_BY_NAME)}")
+    names = ", ".join(_BY_NAME)
+    raise DTypeError(f"dtype: {given!r} is not an element type; expected one of {names}")
 
 
 def promote(a: DType, b: DType) -> DType:

@@ -91,7 +91,7 @@ def _short(arg: Any) -> str:
     return text if len(text) < 60 else text[:57] + "..."
 
 
-# --- leaves' arguments -----------------------------------------------------------------------------
+# --- leaves' arguments ---------------------------------------------------------------------------
 
 
 class Storage:
@@ -130,7 +130,7 @@ class Var:
     dtype: DType = dt.INDEX
 
 
-# --- interning -------------------------------------------------------------------------------------
+# --- interning -----------------------------------------------------------------------------------
 
 _table: dict[tuple, weakref.ref] = {}
 
@@ -187,7 +187,7 @@ def interned() -> int:
     return len(_table)
 
 
-# --- constructors ----------------------------------------------------------------------------------
+# --- constructors --------------------------------------------------------------------------------
 
 
 def const(value: Any, dtype: DType, shape: Shape = ()) -> Node:
@@ -240,7 +240,7 @@ def is_const(node: Node, value: Any = None) -> bool:
     return node.op is ops.CONST and (value is None or node.arg == value)
 
 
-# --- bodies ----------------------------------------------------------------------------------------
+# --- bodies --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ class ScanArg:
         return self.body.outs[self.out].dtype
 
 
-# --- walking ---------------------------------------------------------------------------------------
+# --- walking -------------------------------------------------------------------------------------
 
 
 def toposort(roots: Iterable[Node], into: Callable[[Node], bool] | None = None) -> list[Node]:

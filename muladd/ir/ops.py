@@ -112,8 +112,10 @@ def _shape_permute(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 
 def _shape_expand(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     old = srcs[0].shape
-    tail = arg[len(arg) - len(old) :] if len(arg) >= len(old) else None
-    if tail is None or any(not equal_dims(o, 1) and not equal_dims(o, n) for o, n in zip(old, tail)):
+    tail = arg[len(arg) - len(old) :]
+    if len(arg) < len(old) or any(
+        not equal_dims(o, 1) and not equal_dims(o, n) for o, n in zip(old, tail)
+    ):
         raise ShapeError(f"expand: {old} does not broadcast to {arg}")
     return arg
 
@@ -128,7 +130,7 @@ def _shape_pad(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     for n, (low, high, interior) in zip(srcs[0].shape, pads):
         if interior and not isinstance(n, int):
             raise ShapeError("pad: interior padding needs a static size")
-        gaps = max(n - 1, 0) * interior if interior else 0  # type: ignore[operator]
+        gaps = max(n - 1, 0) * interior if isinstance(n, int) else 0
         out.append(sym.add(sym.add(n, low), sym.add(high, gaps)))
     return tuple(out)
 
@@ -141,7 +143,8 @@ def _shape_slice(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
             continue  # symbolic: proven when the kernel is lowered
         last = start + (size - 1) * step
         if size < 0 or step == 0 or (size and not (0 <= start < n and 0 <= last < n)):
-            raise ShapeError(f"slice: start {start}, size {size}, step {step} leaves an axis of {n}")
+            given = f"start {start}, size {size}, step {step}"
+            raise ShapeError(f"slice: {given} leaves an axis of {n}")
     return tuple(size for _, size, _ in arg)
 
 

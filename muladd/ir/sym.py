@@ -18,7 +18,7 @@ from muladd.ir import ops
 from muladd.ir.node import Dim, Node, Var
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Monomial = tuple[Node, ...]  # a product of atoms, sorted; () is 1
 Poly = dict[Monomial, int]  # monomial -> coefficient, none of them zero
@@ -40,7 +40,7 @@ def axis(name: str, extent: Dim) -> Node:
     return nodes.make(ops.RANGE, (), Axis(name, extent), dt.INDEX)
 
 
-# --- normal form -----------------------------------------------------------------------------------
+# --- normal form ---------------------------------------------------------------------------------
 
 
 def poly(x: Dim) -> Poly:
@@ -170,7 +170,7 @@ def _scaled(p: Poly, c: int) -> Poly:
     return {m: k * c for m, k in p.items()} if c else {}
 
 
-# --- arithmetic ------------------------------------------------------------------------------------
+# --- arithmetic ----------------------------------------------------------------------------------
 
 
 def add(a: Dim, b: Dim) -> Dim:
@@ -204,7 +204,10 @@ def product(shape: Iterable[Dim]) -> Dim:
     dims = list(shape)
     if all(isinstance(d, int) for d in dims):
         return prod(dims)  # type: ignore[arg-type]
-    return reduce(mul, dims, 1)
+    total: Dim = 1
+    for d in dims:
+        total = mul(total, d)
+    return total
 
 
 def sum_of(terms: Iterable[Dim]) -> Dim:
@@ -291,11 +294,11 @@ def _divmod_int(quotient: Poly, rest: Poly, b: int) -> tuple[Poly, Poly]:
         q, r = _divmod(build(_add(small, {(): k} if k else {})), b // g)
         return _add(quotient, q), _add(_scaled(r, g), {(): c} if c else {})
     x = build(rest)
-    if isinstance(x, Node) and x.op is ops.DIV and isinstance(_number(x.srcs[1]), int):
-        inner = _number(x.srcs[1])
+    inner = _number(x.srcs[1]) if isinstance(x, Node) and x.op in (ops.DIV, ops.MOD) else None
+    if isinstance(x, Node) and x.op is ops.DIV and inner is not None:
         return _add(quotient, poly(div(x.srcs[0], inner * b))), _atom(ops.MOD, x, b)
-    if isinstance(x, Node) and x.op is ops.MOD and isinstance(_number(x.srcs[1]), int):
-        if _number(x.srcs[1]) % b == 0:
+    if isinstance(x, Node) and x.op is ops.MOD and inner is not None:
+        if inner % b == 0:
             return _add(quotient, _atom(ops.DIV, x, b)), poly(mod(x.srcs[0], b))
     return _add(quotient, _atom(ops.DIV, x, b)), _atom(ops.MOD, x, b)
 
@@ -308,7 +311,7 @@ def _number(x: Node) -> int | None:
     return x.arg if x.op is ops.CONST else None
 
 
-# --- bounds ----------------------------------------------------------------------------------------
+# --- bounds --------------------------------------------------------------------------------------
 
 _FAR = 1 << 62  # stands for "unbounded"
 
@@ -379,8 +382,7 @@ def _ends(atom: Node) -> tuple[Poly, Poly]:
             high = poly(sub(atom.arg.extent, 1))
         elif atom.op is ops.MOD:
             high = poly(sub(atom.srcs[1], 1))
-        elif atom.op is ops.DIV and _number(atom.srcs[1]):
-            d = _number(atom.srcs[1])
+        elif atom.op is ops.DIV and (d := _number(atom.srcs[1])):
             a, b = bounds(atom.srcs[0])
             if a > -_FAR and b < _FAR:
                 low = {(): a // d} if a // d else {}
@@ -452,7 +454,7 @@ def minimum(a: Dim, b: Dim) -> Dim:
     return sub(0, maximum(sub(0, a), sub(0, b)))
 
 
-# --- conditions: bool, or a bool node ------------------------------------------------------------------
+# --- conditions: bool, or a bool node ------------------------------------------------------------
 
 Condition = bool | Node
 
@@ -479,7 +481,7 @@ def inside(x: Dim, extent: Dim) -> Condition:
     return both(less(-1, x), less(x, extent))
 
 
-# --- numbers ----------------------------------------------------------------------------------------
+# --- numbers -------------------------------------------------------------------------------------
 
 
 def evaluate(x: Dim, values: dict[str, int]) -> int:
@@ -501,7 +503,7 @@ def evaluate(x: Dim, values: dict[str, int]) -> int:
     return done[x]
 
 
-_EVALUATE = {
+_EVALUATE: dict[ops.Op, Callable[..., int]] = {
     ops.ADD: lambda a, b: a + b,
     ops.MUL: lambda a, b: a * b,
     ops.DIV: lambda a, b: a // b if b else 0,
