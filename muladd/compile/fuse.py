@@ -7,7 +7,7 @@ this file. What is left of a kernel's results that nobody else reads never reach
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from muladd.compile.cut import Cut
 from muladd.compile.gather import gather, scatter
@@ -65,7 +65,7 @@ def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     cut = Cut(outputs)
     layouts = _layouts(cut, set(outputs))
     drafts = {n: _draft(n, cut, i, exact) for i, n in enumerate(cut.stages)}
-    groups = _merge(drafts)
+    groups = _merge(drafts, cut.order)
     kept = set(outputs)
     for n in cut.order:
         if n.op in OPAQUE:
@@ -137,16 +137,23 @@ def _stage(
 # --- merging ---------------------------------------------------------------------------------------
 
 
-def _merge(drafts: dict[Node, Draft]) -> list[Group]:
+def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
     home: dict[Node, Group] = {}
-    groups: list[Group] = []
-    for number, (n, d) in enumerate(drafts.items()):
-        g = Group([d], [{d: a} for a in d.axes], order=number)
-        if d.scatter is not None:  # the compared axis is no loop
-            g.shared = [s for s in g.shared if s[d] is not d.scatter[0]]
+    scans: dict[tuple, Group] = {}
+    for number, n in enumerate(order):
+        if n in drafts:
+            d = drafts[n]
+            g = Group([d], [{d: a} for a in d.axes], order=number)
+            if d.scatter is not None:  # the compared axis is no loop
+                g.shared = [s for s in g.shared if s[d] is not d.scatter[0]]
+            reads = [producer for producer, _, _ in d.reads]
+        elif n.op in OPAQUE:  # runs between kernels, so it takes part in their order
+            g = scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), Group([], [], order=number))
+            reads = list(n.srcs)
+        else:
+            continue
         home[n] = g
-        groups.append(g)
-        for producer, _, _ in d.reads:
+        for producer in reads:
             if producer in home:
                 g.before.add(home[producer])
                 home[producer].after.add(g)
@@ -154,7 +161,7 @@ def _merge(drafts: dict[Node, Draft]) -> list[Group]:
         for producer in dict.fromkeys(p for p, _, _ in d.reads):
             if producer in drafts and home[producer] is not home[n]:
                 _try(home[producer], home[n], home, drafts)
-    return _in_order(set(home.values()))
+    return [g for g in _in_order(set(home.values())) if g.drafts]
 
 
 def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft]) -> None:

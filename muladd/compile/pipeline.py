@@ -4,6 +4,8 @@
     join          scans over the same steps become one
     inline        calls become their bodies, unless these are to be recomputed
     canonicalise  algebra, constants, dead code
+    empty         what has no elements is nobody's work
+    partial       long reductions to few results in two steps (fast profile only)
     fuse          graph -> kernels (fuse.py)
     compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
     actions       kernels in order; scans become loops over the actions of their bodies
@@ -17,9 +19,11 @@ from dataclasses import replace
 from typing import Any
 
 from muladd import config, device as devices
+from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
 from muladd.compile.kernels import compile_kernel
+from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.device import Device
 from muladd.errors import GraphError
@@ -105,6 +109,9 @@ class _Builder:
         """The actions that compute outputs (over Params) into results."""
         profile = "exact" if self.exact else "fast"
         simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
+        simple = drop_empty(simple)
+        if not self.exact:
+            simple = split_reductions(simple)
         arrays: dict[Node, Use] = {}
         for n in toposort(simple):
             if n.op is ops.INPUT and isinstance(n.arg, Param):
@@ -116,7 +123,11 @@ class _Builder:
                 late.append((n, _use(r)))
             else:
                 arrays[n] = _use(r)
-        calls = fuse(list(dict.fromkeys(simple)), self.exact)
+        for n in toposort(simple):
+            if is_empty(n):
+                arrays.setdefault(n, Use(Array(n.dtype, 0)))
+        wanted = [n for n in dict.fromkeys(simple) if not is_empty(n)]
+        calls = fuse(wanted, self.exact)
         self.ordered(calls, simple, arrays, actions, depth)
         for n, r in late:
             size = sym.product(n.shape)

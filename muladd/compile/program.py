@@ -160,7 +160,7 @@ class Program:
 
         table = tuple(s for s in steps(self.actions) if not (isinstance(s, Launch) and s.grid == 0))
         scratch = max((k.scratch for k in self.kernels()), default=0)
-        executable = self.device.program(table, own + 1, scratch)
+        executable = self.device.program(table, own + 1, scratch, len(self.variables))
         sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
         return Bound(executable, sizes, max(arena, 64), table)
 

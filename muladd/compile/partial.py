@@ -1,0 +1,51 @@
+"""Long reductions to few results are done in two steps, so that all cores (and lanes) have work.
+
+Only in the fast profile: the order of additions changes.
+"""
+from __future__ import annotations
+
+from muladd.ir import Node, make, ops, rebuild, sym, toposort
+
+_FEW = 16  # results that are enough work for all cores
+_LONG = 1 << 15  # elements from which two steps pay
+_PARTS = (256, 128, 64, 32, 16)
+
+
+def split_reductions(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The graph with SUM and AMAX of long axes to few results cut into partial results."""
+    done: dict[Node, Node] = {}
+    for n in toposort(outputs):
+        srcs = tuple(done[s] for s in n.srcs)
+        new = n if all(a is b for a, b in zip(srcs, n.srcs)) else rebuild(n, srcs)
+        done[n] = _split(new) if n.op.group == "reduce" else new
+    return tuple(done[o] for o in outputs)
+
+
+def _split(n: Node) -> Node:
+    source = n.srcs[0]
+    sizes = [sym.bounds(d)[1] for d in source.shape]
+    results = sym.bounds(sym.product(n.shape))[1]
+    total = 1
+    for a in n.arg:
+        total *= sizes[a]
+    if results >= _FEW or total < _LONG or results == 0:
+        return n
+    axes = [a for a in n.arg if sizes[a] > 1]
+    kept = 1
+    for k, a in enumerate(axes[:-1]):
+        kept *= sizes[a]
+        if kept * results >= _FEW:
+            inner = make(n.op, (source,), tuple(x for x in n.arg if x not in axes[: k + 1]))
+            left = [x for x in range(source.ndim) if x not in n.arg or x in axes[: k + 1]]
+            return make(n.op, (inner,), tuple(left.index(x) for x in axes[: k + 1]))
+    axis = max(axes, key=lambda a: sizes[a])
+    parts = next((p for p in _PARTS if isinstance(source.shape[axis], int)
+                  and sizes[axis] % p == 0 and sizes[axis] > p), None)  # fmt: skip
+    if parts is None:
+        return n
+    shape = (*source.shape[:axis], parts, sizes[axis] // parts, *source.shape[axis + 1 :])
+    cut = make(ops.RESHAPE, (source,), shape)
+    inner_axes = tuple(a + (a >= axis) for a in n.arg)  # the part axis stays
+    inner = make(n.op, (cut,), inner_axes)
+    at = sum(1 for a in range(axis) if a not in n.arg)
+    return make(n.op, (inner,), (at,))
