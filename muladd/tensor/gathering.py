@@ -217,7 +217,7 @@ def gather(x: Node, axis: int, index: Node) -> Node:
     wide_index = g.expand(g.unsqueeze(index, axis + 1), shape)
     position = g.along(iota(n, index.dtype), axis + 1, shape)
     wide = g.expand(g.unsqueeze(x, axis), shape)
-    return g.total(g.where(g.eq(wide_index, position), wide, 0), (axis + 1,))
+    return g.selected(g.eq(wide_index, position), wide, axis + 1)
 
 
 def _vector(who: str, index: Any) -> None:

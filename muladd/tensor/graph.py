@@ -360,4 +360,11 @@ def select_rows(table: Node, index: Node) -> Node:
     wide_index = expand(reshape(index, (*lead, 1, *[1] * len(rest))), shape)
     position = along(iota(v, index.dtype), k, shape)
     rows = expand(reshape(table, (*[1] * k, v, *rest)), shape)
-    return total(where(eq(wide_index, position), rows, 0), (k,))
+    return selected(eq(wide_index, position), rows, k)
+
+
+def selected(condition: Node, x: Node, axis: int) -> Node:
+    """The sum over an axis of x where the condition holds (bool travels as uint8)."""
+    if x.dtype is dt.bool_:
+        return cast(selected(condition, cast(x, dt.uint8), axis), dt.bool_)
+    return total(where(condition, x, 0), (axis,))

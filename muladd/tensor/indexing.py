@@ -323,7 +323,7 @@ def add_rows(value: Node, index: Node, rows: Dim) -> Node:
     wide_index = g.expand(g.reshape(index, (m, 1, *[1] * len(rest))), shape)
     position = g.along(iota(rows, index.dtype), 1, shape)
     wide = g.expand(g.reshape(value, (m, 1, *rest)), shape)
-    return g.total(g.where(g.eq(wide_index, position), wide, 0), (0,))
+    return g.selected(g.eq(wide_index, position), wide, 0)
 
 
 def put_rows(table: Node, value: Node, index: Node) -> Node:

@@ -439,7 +439,7 @@ class Movement(Handle):
             names = dict(zip(("dim", "size", "step"), arguments)) | named
             a = g.axis_of("unfold", names.get("dim", names.get("dimension")), self.ndim)
             x = windows(self.node, (a,), (names["size"],), (names["step"],), (1,))
-            return self._result(x).movedim(a, -1)
+            return self._result(x).movedim(0, -1)
         return columns(self, *arguments, **named)
 
     def fold(self, output_size: Any, kernel_size: Any, **named: Any) -> Tensor:
