@@ -76,9 +76,9 @@ def _parser() -> argparse.ArgumentParser:
          "muladd ops\n  muladd ops --json")  # fmt: skip
 
     fuzz = _add(commands, "fuzz", _fuzz, "compare random programs on every device",
-                "muladd fuzz --minutes 5\n  muladd fuzz --seed 7 --devices CPU")  # fmt: skip
+                "muladd fuzz --minutes 5\n  muladd fuzz --seed 7 --devices CPU OPENCL")  # fmt: skip
     fuzz.add_argument("--minutes", type=float, default=1.0, help="how long (default: %(default)s)")
-    fuzz.add_argument("--seed", type=int, default=None, help="first program's number")
+    fuzz.add_argument("--seed", type=int, default=None, help="where the programs' numbers start")
     fuzz.add_argument("--devices", nargs="*", default=None, help="devices to compare")
 
     bench = _add(commands, "bench", _bench, "measure, beside PyTorch where it is installed",
@@ -166,9 +166,22 @@ def _print_wrapped(cells: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def _fuzz(given: argparse.Namespace) -> int:
-    from muladd import fuzz
+    from muladd.compile import fuzzing
 
-    return fuzz.main(given.minutes, given.seed, given.devices, given.json)
+    done = [0]
+
+    def progress(device: str, profile: str, report: object) -> None:
+        done[0] += 1
+        if sys.stderr.isatty() and done[0] % 10 == 0:
+            print(f"\r{device} {profile}: {done[0]} programs", end="", file=sys.stderr)
+
+    found = fuzzing.run(given.minutes, given.seed, given.devices, progress)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(found, file=sys.stderr if given.json else sys.stdout)
+    if given.json:
+        print(json.dumps({"programs": found.graphs, "failures": found.failures}))
+    return 1 if found.failures else 0
 
 
 def _bench(given: argparse.Namespace) -> int:
