@@ -266,8 +266,7 @@ def cast(e: Emitter, a: Typed, d: DType, lanes: int) -> str:
         name = f"llvm.fpto{sign}i.sat.{suffix(d, lanes)}.{suffix(source, lanes)}"
         return e.call(name, new, [(old, a.name)])
     if d.is_float:
-        word = "uitofp" if source.kind in "bu" else "sitofp"
-        return _rounded(e, d, lanes, e.put(f"{word} {old} {a.name} to {new}"))
+        return _int_to_float(e, a, d, lanes)
     if d.bits < source.bits and source is not dtype.bool_:
         return e.put(f"trunc {old} {a.name} to {new}")
     if d.bits == source.bits and source is not dtype.bool_:
@@ -283,8 +282,73 @@ def _float_to_float(e: Emitter, a: Typed, d: DType, lanes: int) -> str:
     if x < y:
         value = e.put(f"fpext {old} {value} to {new}")
     elif x > y:
-        value = e.put(f"fptrunc {old} {value} to {new}")
+        if x == 64 and d.bits < 32:
+            value, old = _to_odd(e, value, lanes), register_type(dtype.float32, lanes)
+        if old != new:
+            value = e.put(f"fptrunc {old} {value} to {new}")
     return _rounded(e, d, lanes, value)
+
+
+def _int_to_float(e: Emitter, a: Typed, d: DType, lanes: int) -> str:
+    """Rounded once, also where the way to a narrow float is through a wider one."""
+    source, value = a.dtype, a.name
+    old, new = a.type(), register_type(d, lanes)
+    word = "uitofp" if source.kind in "bu" else "sitofp"
+    if d.bits >= 32 or source is dtype.bool_ or source.bits <= 16:
+        return _rounded(e, d, lanes, e.put(f"{word} {old} {value} to {new}"))
+    if source.bits == 64:
+        value = _sticky(e, a, lanes)
+    double, single = (register_type(t, lanes) for t in (dtype.float64, dtype.float32))
+    value = _to_odd(e, e.put(f"{word} {old} {value} to {double}"), lanes)
+    if new != single:
+        value = e.put(f"fptrunc {single} {value} to {new}")
+    return _rounded(e, d, lanes, value)
+
+
+def _sticky(e: Emitter, a: Typed, lanes: int) -> str:
+    """64-bit integers of at most 53 significant bits; what was lost leaves a one behind, so that
+    a second rounding, to a narrower float, is the correct one."""
+    kind, x = a.type(), a.name
+    flag = f"<{lanes} x i1>" if lanes else "i1"
+
+    def k(v: int) -> str:
+        return vector_literal(v, a.dtype, lanes) if lanes else str(v)
+
+    high = e.put(f"and {kind} {x}, {k(-2048)}")
+    low = e.put(f"and {kind} {x}, {k(2047)}")
+    lost = e.put(f"icmp ne {kind} {low}, {k(0)}")
+    marked = e.put(f"or {kind} {high}, {k(2048)}")
+    short = e.put(f"select {flag} {lost}, {kind} {marked}, {kind} {high}")
+    if a.dtype.kind == "i":
+        moved = e.put(f"add {kind} {x}, {k(1 << 53)}")
+        small = e.put(f"icmp ult {kind} {moved}, {k(1 << 54)}")
+    else:
+        small = e.put(f"icmp ult {kind} {x}, {k(1 << 53)}")
+    return e.put(f"select {flag} {small}, {kind} {x}, {kind} {short}")
+
+
+def _to_odd(e: Emitter, value: str, lanes: int) -> str:
+    """float64 to float32 where inexact results keep an odd last bit (Boldo and Melquiond, 2008):
+    rounding that again to a narrower float is rounding once."""
+    double, single, word = (register_type(t, lanes)
+                            for t in (dtype.float64, dtype.float32, dtype.int32))  # fmt: skip
+    flag = f"<{lanes} x i1>" if lanes else "i1"
+
+    def k(v: int) -> str:
+        return vector_literal(v, dtype.int32, lanes) if lanes else str(v)
+
+    near = e.put(f"fptrunc {double} {value} to {single}")
+    back = e.put(f"fpext {single} {near} to {double}")
+    size = e.call(f"llvm.fabs.{suffix(dtype.float64, lanes)}", double, [(double, value)])
+    came = e.call(f"llvm.fabs.{suffix(dtype.float64, lanes)}", double, [(double, back)])
+    beyond = e.put(f"fcmp ogt {double} {came}, {size}")
+    inexact = e.put(f"fcmp one {double} {came}, {size}")
+    bits = e.put(f"bitcast {single} {near} to {word}")
+    step = e.put(f"zext {flag} {beyond} to {word}")
+    toward_zero = e.put(f"sub {word} {bits}, {step}")
+    odd = e.put(f"or {word} {toward_zero}, {k(1)}")
+    chosen = e.put(f"select {flag} {inexact}, {word} {odd}, {word} {bits}")
+    return e.put(f"bitcast {word} {chosen} to {single}")
 
 
 def _bitcast(e: Emitter, a: Typed, d: DType, lanes: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from muladd.compile.empty import is_empty
 from muladd.compile.index import OPAQUE, is_buffer
 from muladd.ir import Node, ops, sym, toposort
 
@@ -30,7 +31,7 @@ class Cut:
         self.chosen: set[Node] = {n for n in outputs if not is_buffer(n)}
         for n in self.order:
             if n.op in OPAQUE:
-                self.chosen.update(s for s in n.srcs if not is_buffer(s))
+                self.chosen.update(s for s in n.srcs if not (is_buffer(s) or is_empty(s)))
         self._forward()
         self._repeated()
         self._shared()

@@ -22,7 +22,7 @@ def drop_empty(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
     for n in toposort(outputs):
         srcs = tuple(done[s] for s in n.srcs)
         if is_empty(n):
-            done[n] = n if n.op is ops.INPUT else const(0, n.dtype, n.shape)
+            done[n] = const(0, n.dtype, n.shape)
         elif n.op.group == "reduce" and is_empty(n.srcs[0]):
             start = n.dtype.min if n.op is ops.AMAX else 0
             done[n] = const(start, n.dtype, n.shape)

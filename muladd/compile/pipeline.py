@@ -144,7 +144,7 @@ class _Builder:
             if n.op in OPAQUE:
                 scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), []).append(n)
         waiting: list[Call | list[Node]] = [*calls, *scans.values()]
-        made = set(n for n in arrays if n.op is ops.INPUT)
+        made = set(n for n in arrays if n.op is ops.INPUT or is_empty(n))
         while waiting:
             left: list[Call | list[Node]] = []
             for item in waiting:
