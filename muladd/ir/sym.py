@@ -237,6 +237,11 @@ def _divmod(a: Dim, b: Dim) -> tuple[Poly, Poly]:
     if divisor == {(): 1}:
         return poly(a), {}
     quotient, rest = _long_division(poly(a), divisor)
+    if isinstance(b, int):  # every coefficient below b, if that leaves nothing to carry
+        whole = {m: c // b for m, c in rest.items() if abs(c) >= b}
+        small = _add(rest, {m: k * b for m, k in whole.items()}, -1)
+        if whole and _within(small, divisor):
+            return _add(quotient, whole), small
     if not rest or _within(rest, divisor):
         return quotient, rest
     if isinstance(b, int):

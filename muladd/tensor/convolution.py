@@ -6,14 +6,16 @@ runs over (in, *kernel) before them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from muladd.errors import ShapeError
-from muladd.ir import Node
+from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, make, ops, param, sym
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
 from muladd.tensor.linear import common_dtype
 from muladd.tensor.windows import pad_or_cut, windows
+from muladd.transform import gradient
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -137,7 +139,62 @@ def paddings(
 def convolve(
     x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], groups: int, who: str
 ) -> Node:
-    """x (N, C, *S), padded already, with w (O, C/groups, *kernel) to (N, O, *pixels)."""
+    """x (N, C, *S), padded already, with w (O, C/groups, *kernel) to (N, O, *pixels).
+
+    A call of its own, because its derivative for x is best written as a convolution too: the
+    language would derive a sum over overlapping windows, which reads memory once per tap.
+    """
+    body = _body(x.shape, w.shape, x.dtype, tuple(steps), tuple(dilations), groups, who)
+    return make(ops.CALL, (x, w), CallArg(body))
+
+
+@lru_cache(1024)
+def _body(
+    x_shape: Shape, w_shape: Shape, dtype: DType, steps: tuple[int, ...],
+    dilations: tuple[int, ...], groups: int, who: str,
+) -> Body:  # fmt: skip
+    x, w = param(0, x_shape, dtype), param(1, w_shape, dtype)
+    y = _windowed(x, w, steps, dilations, groups, who)
+    result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
+    (for_w,) = gradient((y,), (w,), (cotangent,))
+    assert for_w is not None
+    for_x = _spread_back(x, w, cotangent, steps, dilations, groups, who)
+    backward = Body((for_x, for_w), (x, w, result, cotangent), f"{who} backward")
+    return Body((y,), (x, w), who, backward)
+
+
+def _spread_back(
+    x: Node, w: Node, cotangent: Node, steps: tuple[int, ...], dilations: tuple[int, ...],
+    groups: int, who: str,
+) -> Node:  # fmt: skip
+    """What x gets from the result's cotangent: a convolution of it with the kernel turned round.
+
+    Written out, not a call: bodies are finite, so the derivative of a derivative is the language's.
+    """
+    d = len(steps)
+    spread = g.pad(cotangent, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
+    pads: list[tuple[Dim, Dim]] = [(0, 0), (0, 0)]
+    for n, m, k, dilation in zip(x.shape[2:], spread.shape[2:], w.shape[2:], dilations):
+        pads.append((dilation * (k - 1), sym.sub(n, m)))  # type: ignore[operator]
+    return _windowed(g.pad(spread, pads), turned_round(w, groups, d), (1,) * d, dilations, groups, who)
+
+
+def turned_round(w: Node, groups: int, d: int) -> Node:
+    """(I, O/groups, *kernel) to (O, I/groups, *kernel), each kernel reversed along all axes."""
+    channels, out = w.shape[:2]
+    kernel = w.shape[2:]
+    w = g.reshape(w, (groups, channels // groups, out, *kernel))  # type: ignore[operator]
+    w = g.permute(w, (0, 2, 1, *range(3, 3 + d)))
+    w = g.reshape(w, (groups * out, channels // groups, *kernel))  # type: ignore[operator]
+    for axis in range(2, 2 + d):
+        w = g.flip(w, axis)
+    return w
+
+
+def _windowed(
+    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], groups: int, who: str
+) -> Node:
+    """The convolution as one product over windows, and its sum."""
     d = len(steps)
     kernel = w.shape[2:]
     n, channels = x.shape[:2]
@@ -179,12 +236,6 @@ def _transposed(
     around = [(k * (n - 1) - p, k * (n - 1) - p + e)
               for k, n, p, e in zip(dilations, kernel, pads, extra)]  # fmt: skip
     spread = pad_or_cut(spread, [(0, 0), (0, 0), *around])
-    # (C, O/groups, *kernel) to (O, C/groups, *kernel), turned round
-    channels, out = weight.shape[:2]
-    w = g.reshape(g.cast(weight.node, dtype), (groups, channels // groups, out, *kernel))
-    w = g.permute(w, (0, 2, 1, *range(3, 3 + d)))
-    w = g.reshape(w, (groups * out, channels // groups, *kernel))
-    for axis in range(2, 2 + d):
-        w = g.flip(w, axis)
+    w = turned_round(g.cast(weight.node, dtype), groups, d)
     result = convolve(spread, w, (1,) * d, dilations, groups, who)
     return _with_bias(who, x._result(result), bias, d)
