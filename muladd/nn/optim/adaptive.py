@@ -1,7 +1,8 @@
 """Optimisers with a rate per element, from running averages of squared gradients.
 
 Bias corrections 1 - b^t are kept as running values d <- b d + (1 - b): exact to the last bits in
-float32, where 1 - b^t itself would cancel.
+float32, where 1 - b^t itself would cancel. A group has one pair of them: it counts the steps in
+which any of its parameters had a gradient.
 """
 from __future__ import annotations
 
@@ -13,7 +14,41 @@ from muladd.tensor import Tensor
 Params = Iterable[Tensor] | Iterable[Group]
 
 
-class Adam(Optimizer):
+class _Corrected(Optimizer):
+    """What Adam and LAMB share: two running averages per element, two corrections per group."""
+
+    def check(self, group: Group) -> None:
+        super().check(group)
+        if not all(0 <= b < 1 for b in group["betas"]):
+            raise ValueError(
+                f"{type(self).__name__}: betas must lie in [0, 1), got {group['betas']}"
+            )
+
+    def start(self, parameter: Tensor, group: Group) -> State:
+        return {"first": zeros(parameter), "second": zeros(parameter)}
+
+    def start_shared(self, group: Group) -> State:
+        return {
+            "first_correction": scalar(0.0, group), "second_correction": scalar(0.0, group),
+        }  # fmt: skip
+
+    def advance(self, shared: State, group: Group) -> State:
+        b1, b2 = group["betas"]
+        return {
+            "first_correction": shared["first_correction"] * b1 + (1 - b1),
+            "second_correction": shared["second_correction"] * b2 + (1 - b2),
+        }
+
+    def averages(self, gradient: Tensor, state: State, group: Group) -> State:
+        """The running averages of g and g^2, one step on."""
+        b1, b2 = group["betas"]
+        return {
+            "first": state["first"] + (gradient - state["first"]) * (1 - b1),
+            "second": state["second"] * b2 + gradient * gradient * (1 - b2),
+        }
+
+
+class Adam(_Corrected):
     """Kingma and Ba, 2015. weight_decay is added to the gradient; AdamW takes it from the value."""
 
     decoupled = False
@@ -27,12 +62,8 @@ class Adam(Optimizer):
             params, lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad
         )
 
-    def check(self, group: Group) -> None:
-        super().check(group)
-        _check_betas(self, group)
-
     def start(self, parameter: Tensor, group: Group) -> State:
-        state = _moments(parameter, group)
+        state = super().start(parameter, group)
         if group["amsgrad"]:
             state["greatest"] = zeros(parameter)
         return state
@@ -43,16 +74,14 @@ class Adam(Optimizer):
         decay = group["weight_decay"]
         if decay and not self.decoupled:
             gradient = gradient + value * decay
-        new = _advance(gradient, state, group["betas"])
+        new = self.averages(gradient, state, group)
         second = new["second"]
         if group["amsgrad"]:
             new["greatest"] = second = state["greatest"].maximum(second)
-        dtype = value.dtype
-        first_correction = new["first_correction"].cast(dtype)
-        spread = second.sqrt() / new["second_correction"].cast(dtype).sqrt() + group["eps"]
+        spread = second.sqrt() / group["second_correction"].sqrt() + group["eps"]
         if decay and self.decoupled:
             value = value * (1 - lr * decay)
-        return value - (lr / first_correction) * (new["first"] / spread), new
+        return value - (lr / group["first_correction"]) * (new["first"] / spread), new
 
 
 class AdamW(Adam):
@@ -68,7 +97,7 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
 
 
-class LAMB(Optimizer):
+class LAMB(_Corrected):
     """Adam whose step has, per parameter, the norm of the value. You et al., 2020."""
 
     def __init__(
@@ -77,20 +106,12 @@ class LAMB(Optimizer):
     ) -> None:  # fmt: skip
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def check(self, group: Group) -> None:
-        super().check(group)
-        _check_betas(self, group)
-
-    def start(self, parameter: Tensor, group: Group) -> State:
-        return _moments(parameter, group)
-
     def update(
         self, value: Tensor, gradient: Tensor, state: State, lr: Tensor, group: Group
     ) -> tuple[Tensor, State]:
-        new = _advance(gradient, state, group["betas"])
-        dtype = value.dtype
-        first = new["first"] / new["first_correction"].cast(dtype)
-        second = new["second"] / new["second_correction"].cast(dtype)
+        new = self.averages(gradient, state, group)
+        first = new["first"] / group["first_correction"]
+        second = new["second"] / group["second_correction"]
         step = first / (second.sqrt() + group["eps"])
         if group["weight_decay"]:
             step = step + value * group["weight_decay"]
@@ -98,33 +119,6 @@ class LAMB(Optimizer):
         trusted = (size > 0) & (length > 0)
         ratio = trusted.where(size / trusted.where(length, 1.0), 1.0)
         return value - (lr * ratio) * step, new
-
-
-def _check_betas(optimizer: Optimizer, group: Group) -> None:
-    if not all(0 <= b < 1 for b in group["betas"]):
-        raise ValueError(
-            f"{type(optimizer).__name__}: betas must lie in [0, 1), got {group['betas']}"
-        )
-
-
-def _moments(parameter: Tensor, group: Group) -> State:
-    return {
-        "first": zeros(parameter),
-        "second": zeros(parameter),
-        "first_correction": scalar(parameter, 0.0, group),
-        "second_correction": scalar(parameter, 0.0, group),
-    }
-
-
-def _advance(gradient: Tensor, state: State, betas: tuple[float, float]) -> State:
-    """The running averages of g and g^2, and their bias corrections, one step on."""
-    b1, b2 = betas
-    return {
-        "first": state["first"] + (gradient - state["first"]) * (1 - b1),
-        "second": state["second"] * b2 + gradient * gradient * (1 - b2),
-        "first_correction": state["first_correction"] * b1 + (1 - b1),
-        "second_correction": state["second_correction"] * b2 + (1 - b2),
-    }
 
 
 class RMSprop(Optimizer):

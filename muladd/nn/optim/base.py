@@ -27,7 +27,8 @@ class Optimizer:
     number of steps done, a float32 tensor, to the rate.
 
     A subclass gives `start`, the state of one parameter before the first step, and `update`, the
-    new value and state.
+    new value and state; and, if it has any, `start_shared` and `advance`, the scalars that a group
+    shares.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Optimizer:
         self.groups: list[Group] = []
         self.step_count = Tensor(0, dtype=dt.int64)
         self.state: list[list[State]] = []
+        self.shared: list[State] = []
         for group in groups:
             self.add_group({"lr": lr, **settings, **group})  # type: ignore[dict-item]
 
@@ -65,6 +67,7 @@ class Optimizer:
         self.check(group)
         self.groups.append(group)
         self.state.append([self.start(p, group) for p in tensors])
+        self.shared.append(self.start_shared(group))
 
     def parameters(self) -> list[Tensor]:
         return [p for group in self.groups for p in group["params"]]
@@ -106,10 +109,19 @@ class Optimizer:
         """The state of one parameter before the first step."""
         return {}
 
+    def start_shared(self, group: Group) -> State:
+        """Scalars that all parameters of a group share, before the first step."""
+        return {}
+
+    def advance(self, shared: State, group: Group) -> State:
+        """Those scalars in the step that is being made."""
+        return {}
+
     def update(
         self, value: Tensor, gradient: Tensor, state: State, lr: Tensor, group: Group
     ) -> tuple[Tensor, State]:
-        """(new value, new state) of one parameter; lr is a scalar tensor."""
+        """(new value, new state) of one parameter; lr is a scalar tensor. group holds the settings
+        and the shared scalars of this step."""
         raise NotImplementedError
 
     # --- the step ------------------------------------------------------------------------------
@@ -125,17 +137,8 @@ class Optimizer:
         changed: list[Tensor] = [self.step_count]
         with no_grad():
             pairs: list[tuple[Tensor, Tensor]] = []
-            for group, states in zip(self.groups, self.state):
-                lr = self._rate(group)
-                for parameter, state in zip(group["params"], states):
-                    if parameter.grad is None:
-                        continue
-                    value = parameter.detach()
-                    gradient = parameter.grad.cast(parameter.dtype)
-                    scaled = lr.cast(parameter.dtype)
-                    new, new_state = self.update(value, gradient, state, scaled, group)
-                    pairs.append((parameter, new))
-                    pairs += [(state[name], tensor) for name, tensor in new_state.items()]
+            for group, states, shared in zip(self.groups, self.state, self.shared):
+                pairs += self._changes(group, states, shared)
             pairs.append((self.step_count, self.step_count + 1))
             for old, new in pairs:
                 new = new.cast(old.dtype)
@@ -144,14 +147,35 @@ class Optimizer:
         if not is_tracing():
             self.step_count.realize(*changed[1:])
 
+    def _changes(
+        self, group: Group, states: list[State], shared: State
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(tensor, its new value) of everything in a group that this step changes."""
+        with_gradient = [
+            (p, p.grad, s) for p, s in zip(group["params"], states) if p.grad is not None
+        ]
+        if not with_gradient:
+            return []
+        lr, new_shared = self._rate(group), self.advance(shared, group)
+        pairs = [(shared[name], tensor) for name, tensor in new_shared.items()]
+        for p, gradient, state in with_gradient:
+            now = {**group, **{name: t.cast(p.dtype) for name, t in new_shared.items()}}
+            new, new_state = self.update(
+                p.detach(), gradient.cast(p.dtype), state, lr.cast(p.dtype), now
+            )
+            pairs.append((p, new))
+            pairs += [(state[name], tensor) for name, tensor in new_state.items()]
+        return pairs
+
     # --- saving --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All state by name: "step", "lr.<group>", "<group>.<parameter>.<what>"."""
+        """All state by name: "step", "<group>.<what>", "<group>.<parameter>.<what>"."""
         out = {"step": self.step_count}
         for g, (group, states) in enumerate(zip(self.groups, self.state)):
             if isinstance(group["lr"], Tensor):
-                out[f"lr.{g}"] = group["lr"]
+                out[f"{g}.lr"] = group["lr"]
+            out |= {f"{g}.{name}": tensor for name, tensor in self.shared[g].items()}
             for i, state in enumerate(states):
                 out |= {f"{g}.{i}.{name}": tensor for name, tensor in state.items()}
         return out
@@ -183,5 +207,6 @@ def zeros(parameter: Tensor) -> Tensor:
     return Tensor.zeros(*parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
 
-def scalar(parameter: Tensor, value: float, group: Group) -> Tensor:
-    return Tensor(value, dtype=group["scalars"], device=parameter.device)
+def scalar(value: float, group: Group) -> Tensor:
+    """A scalar of a group's own, where its parameters are."""
+    return Tensor(value, dtype=group["scalars"], device=group["params"][0].device)
