@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import muladd
 from muladd import cli, doctor
 from muladd.errors import FormatError
 from muladd.ir import ops
@@ -98,6 +101,9 @@ def test_a_mistake_is_one_line_and_1(capsys, monkeypatch):
 
 def test_it_runs_as_a_module_and_survives_a_closed_pipe():
     line = f"{sys.executable} -m muladd ops | head -n 1"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    here = {**os.environ, "PYTHONPATH": str(Path(muladd.__file__).parent.parent)}
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=60, env=here
+    )
     assert done.stdout.startswith("op")
     assert done.stderr == ""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import muladd
 from muladd import data, demo
 from muladd.formats import safetensors
 from muladd.tensor import Tensor
@@ -60,6 +62,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.py")))
 def test_example_runs(name):
     line = [sys.executable, str(EXAMPLES / name), *ARGUMENTS.get(name, [])]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    here = {**os.environ, "PYTHONPATH": str(Path(muladd.__file__).parent.parent)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=here)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
