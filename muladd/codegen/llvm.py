@@ -426,7 +426,7 @@ def _writes(body: list[Statement]) -> set[Place]:
 
 
 def _contiguous(index: Node) -> bool:
-    return index.op is ops.ADD and index.srcs[1].op is ops.IOTA
+    return index.op is ops.ADD and index.srcs[0].op is ops.EXPAND and index.srcs[1].op is ops.IOTA
 
 
 def _base(index: Node) -> Node:
