@@ -10,6 +10,7 @@ from typing import Any
 
 from muladd import config, device
 from muladd.errors import MuladdError
+from muladd.tensor.backend import INTERPRETER
 
 PACKAGE = Path(__file__).parent
 
@@ -19,7 +20,7 @@ def examine(size: bool = False) -> dict[str, Any]:
 
     "healthy" is false if the default device cannot be opened.
     """
-    devices = {name: _state(name) for name in device.names()}
+    devices = {name: _state(name) for name in device.names()} | {INTERPRETER: "ready"}
     wanted = config.get("DEVICE")
     report: dict[str, Any] = {
         "healthy": devices.get(wanted) == "ready",
