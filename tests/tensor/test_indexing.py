@@ -96,7 +96,7 @@ GATHER = {
     "scatter": lambda t, i: t.scatter(1, i[:, :1] % 4, t[:, :1] * 2),
     "scatter_value": lambda t, i: t.scatter(1, i % 4, 1.5),
     "scatter_add": lambda t, i: t.scatter_add(0, i % 3, t * 2),
-    "scatter_add1": lambda t, i: t.scatter_add(1, i[:, :2] % 4, t),
+    "scatter_add1": lambda t, i: t.scatter_add(1, i[:, :2] % 4, t[:, :2]),
     "index_add": lambda t, i: t.index_add(0, i[0] % 3, t.repeat(2, 1)[:4], alpha=2),
     "index_copy": lambda t, i: t.index_copy(0, i[0, :2] * 0 + i.new_tensor([0, 2]), t[:2] * 3),
     "index_fill": lambda t, i: t.index_fill(1, i[0] % 4, 9.0),

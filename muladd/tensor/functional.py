@@ -1,0 +1,387 @@
+"""Functions of functions: derivatives, vectorising, checkpointing, custom gradients, loops.
+
+A function is traced on stand-ins: tensors whose nodes are INPUTs of their own. What it returns is a
+graph over the stand-ins, which `muladd.transform` turns into another; then the stand-ins are
+exchanged for the real arguments. So all of these nest in any order.
+"""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+from muladd import transform
+from muladd.errors import GradientError, ShapeError
+from muladd.ir import Body, CallArg, Dim, Node, ScanArg, iota, make, ops, substitute
+from muladd.tensor import backend
+from muladd.tensor import graph as g
+from muladd.tensor.handle import _leaves, no_grad, set_grad_enabled
+from muladd.tensor.tensor import Tensor
+from muladd.tensor.tree import flatten, tree_leaves, tree_map, unflatten
+from muladd.transform.residuals import body_over
+
+__all__ = [
+    "checkpoint", "custom_gradient", "flatten", "grad", "hessian", "jacobian", "jvp", "no_grad",
+    "scan", "tree_leaves", "tree_map", "unflatten", "value_and_grad", "vjp", "vmap",
+]  # fmt: skip
+
+
+class _StandIns:
+    """Stand-ins for the tensors of some arguments, and the way back."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tensors, self.structure = flatten(tree)
+        self.nodes = [backend.defer(t.node, t.device) for t in self.tensors]
+        self.handles = [Tensor._of(n, t.device) for n, t in zip(self.nodes, self.tensors)]
+        for node, handle in zip(self.nodes, self.handles):
+            # known as leaves, so that asking for a value inside keeps the graph
+            _leaves[node.arg] = (weakref.ref(handle), False)
+
+    @property
+    def tree(self) -> Any:
+        return unflatten(self.structure, self.handles)
+
+    def resolve(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes over the real arguments."""
+        back = {n: t.node for n, t in zip(self.nodes, self.tensors)}
+        return list(substitute(tuple(nodes), back))
+
+
+def _device(tensors: Sequence[Tensor]) -> str:
+    return tensors[0].device if tensors else backend.default_device()
+
+
+def _tensors_of(who: str, tree: Any) -> tuple[list[Tensor], Any]:
+    """Results as tensors; numbers among them become tensors."""
+    leaves, structure = flatten(tree)
+    if not leaves and isinstance(tree, int | float):
+        leaf = Tensor(tree)
+        return [leaf], flatten(leaf)[1]
+    return leaves, structure
+
+
+def _scalar(who: str, out: Any) -> Tensor:
+    if not isinstance(out, Tensor) or any(not g.equal_dims(n, 1) for n in out.shape):
+        given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise GradientError(
+            f"{who}: the function must return a tensor of one element, got {given}; use jacobian, "
+            "or has_aux=True if it returns (loss, something)"
+        )
+    if not out.dtype.is_float:
+        raise GradientError(f"{who}: the function returned {out.dtype.name}, expected a float")
+    return out
+
+
+def value_and_grad(
+    function: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable:
+    """(value, gradient) of a function with a scalar result.
+
+    The gradient has the structure of argument `argnums` (a tuple of them for several), a tensor for
+    each float tensor in it and None for the others. With has_aux the function returns (loss, aux),
+    and the value is that pair.
+    """
+
+    @wraps(function)
+    def with_gradient(*arguments: Any, **named: Any) -> tuple[Any, Any]:
+        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        chosen = [arguments[i] for i in numbers]
+        inside = _StandIns(chosen)
+        replaced = list(arguments)
+        for i, new in zip(numbers, inside.tree):
+            replaced[i] = new
+        with set_grad_enabled(True):
+            result = function(*replaced, **named)
+            loss = _scalar("grad", result[0] if has_aux else result)
+            outs, structure = flatten(result)
+            grads = _pull(loss, inside)
+        real = inside.resolve([t._value() for t in outs])
+        value = unflatten(structure, [t._of(n, t.device) for n, t in zip(real, outs)])
+        gradient = unflatten(inside.structure, grads)
+        return value, gradient[0] if isinstance(argnums, int) else tuple(gradient)
+
+    return with_gradient
+
+
+def _pull(loss: Tensor, inside: _StandIns) -> list[Tensor | None]:
+    wanted = [(i, n) for i, n in enumerate(inside.nodes) if n.dtype.is_float]
+    one = g.like(loss.node, 1)
+    found = transform.gradient([loss.node], [n for _, n in wanted], [one])
+    nodes = [g.like(n, 0) if c is None else c for c, (_, n) in zip(found, wanted)]
+    grads: list[Tensor | None] = [None] * len(inside.nodes)
+    for (i, _), node in zip(wanted, inside.resolve(nodes)):
+        grads[i] = Tensor._of(node, inside.tensors[i].device)
+    return grads
+
+
+def grad(
+    function: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable:
+    """The gradient of a function with a scalar result; with has_aux, (gradient, aux)."""
+    both = value_and_grad(function, argnums, has_aux)
+
+    @wraps(function)
+    def gradient(*arguments: Any, **named: Any) -> Any:
+        value, found = both(*arguments, **named)
+        return (found, value[1]) if has_aux else found
+
+    return gradient
+
+
+def vjp(function: Callable, *primals: Any) -> tuple[Any, Callable]:
+    """(result, f): f takes cotangents in the result's structure, gives a tuple for the primals."""
+    inside = _StandIns(primals)
+    with set_grad_enabled(True):
+        outs, structure = _tensors_of("vjp", function(*inside.tree))
+        out_nodes = [t.node for t in outs]
+    real = inside.resolve(out_nodes)
+    result = unflatten(structure, [Tensor._of(n, t.device) for n, t in zip(real, outs)])
+
+    def pull(cotangents: Any) -> Any:
+        given = tree_leaves(cotangents)
+        if len(given) != len(outs):
+            raise GradientError(f"vjp: got {len(given)} cotangents for {len(outs)} results")
+        floats = [(o, c.node) for o, c in zip(out_nodes, given) if o.dtype.is_float]
+        found = transform.gradient([o for o, _ in floats], inside.nodes, [c for _, c in floats])
+        nodes = [g.like(n, 0) if c is None else c for c, n in zip(found, inside.nodes)]
+        grads = [Tensor._of(n, t.device) for n, t in zip(inside.resolve(nodes), inside.tensors)]
+        return unflatten(inside.structure, grads)
+
+    return result, pull
+
+
+def jvp(function: Callable, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """(result, its tangent) at the primals, moved along the tangents."""
+    inside = _StandIns(tuple(primals))
+    moved = tree_leaves(tuple(tangents))
+    if len(moved) != len(inside.tensors):
+        raise GradientError(
+            f"jvp: got {len(moved)} tangents for {len(inside.tensors)} tensors in the primals"
+        )
+    with set_grad_enabled(True):
+        outs, structure = _tensors_of("jvp", function(*inside.tree))
+        out_nodes = [t.node for t in outs]
+    directions = [t.node if t.dtype.is_float else None for t in moved]
+    found = transform.jvp(out_nodes, inside.nodes, directions)
+    nodes = [g.like(o, 0) if t is None else t for o, t in zip(out_nodes, found)]
+    real = inside.resolve([*out_nodes, *nodes])
+    handles = [Tensor._of(n, _device(outs)) for n in real]
+    k = len(outs)
+    return unflatten(structure, handles[:k]), unflatten(structure, handles[k:])
+
+
+def vmap(function: Callable, in_axes: Any = 0, out_axes: int = 0) -> Callable:
+    """The function over a new batch axis: written for one example, applied to many at once.
+
+    in_axes: the batch axis of every tensor in an argument, or None where an argument is shared;
+    one entry for all arguments, or one each.
+    """
+
+    @wraps(function)
+    def mapped(*arguments: Any) -> Any:
+        axes = list(in_axes) if isinstance(in_axes, list | tuple) else [in_axes] * len(arguments)
+        if len(axes) != len(arguments):
+            raise ShapeError(f"vmap: in_axes has {len(axes)} entries for {len(arguments)} arguments")
+        inputs: list[Node] = []
+        values: list[Node] = []
+        places: list[int | None] = []
+        inner = []
+        for argument, axis in zip(arguments, axes):
+            leaves, structure = flatten(argument)
+            handles = []
+            for t in leaves:
+                node = backend.defer(_example(t, axis), t.device)
+                inputs.append(node)
+                values.append(t.node)
+                places.append(axis)
+                handles.append(Tensor._of(node, t.device))
+            inner.append(unflatten(structure, handles))
+        outs, structure = _tensors_of("vmap", function(*inner))
+        nodes = transform.vectorize([t.node for t in outs], inputs, values, places)
+        made = [Tensor._of(n, t.device).movedim(0, out_axes) for n, t in zip(nodes, outs)]
+        return unflatten(structure, [t.clone() for t in made])
+
+    return mapped
+
+
+def _example(t: Tensor, axis: int | None) -> Node:
+    """The first example along the batch axis: what a stand-in would hold if asked."""
+    if axis is None:
+        return t.node
+    a = g.axis_of("vmap", axis, t.ndim)
+    one = g.cut(t.node, a, 0, 1)
+    return g.reshape(one, (*t.shape[:a], *t.shape[a + 1 :]))
+
+
+def jacobian(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+    """All derivatives of a function of tensors: result shape + argument shape, for each pair.
+
+    One reverse pass, vectorised over the elements of the result.
+    """
+
+    @wraps(function)
+    def derivatives(*arguments: Any, **named: Any) -> Any:
+        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        inside = _StandIns([arguments[i] for i in numbers])
+        replaced = list(arguments)
+        for i, new in zip(numbers, inside.tree):
+            replaced[i] = new
+        with set_grad_enabled(True):
+            outs, structure = _tensors_of("jacobian", function(*replaced, **named))
+            rows = [_rows(t.node, inside) for t in outs]
+        result = unflatten(
+            structure, [unflatten(inside.structure, r) for r in rows]
+        )
+        if isinstance(argnums, int):
+            return _first(result, structure, rows, inside)
+        return result
+
+    return derivatives
+
+
+def _first(result: Any, structure: Any, rows: list, inside: _StandIns) -> Any:
+    """One argument: its derivatives without the list around them."""
+    return unflatten(structure, [unflatten(inside.structure, r)[0] for r in rows])
+
+
+def _rows(out: Node, inside: _StandIns) -> list[Tensor]:
+    count = g.dims_product(out.shape)
+    seed = backend.defer(g.like(out, 1), _device(inside.tensors))
+    found = transform.gradient([out], inside.nodes, [seed])
+    nodes = [g.like(n, 0) if c is None else c for c, n in zip(found, inside.nodes)]
+    square = (count, count)
+    same = g.eq(g.along(iota(count), 0, square), g.along(iota(count), 1, square))
+    basis = g.reshape(g.cast(same, out.dtype), (count, *out.shape))
+    batched = transform.vectorize(nodes, [seed], [basis], [0])
+    shaped = [g.reshape(b, (*out.shape, *n.shape)) for b, n in zip(batched, nodes)]
+    return [Tensor._of(n, t.device) for n, t in zip(inside.resolve(shaped), inside.tensors)]
+
+
+def hessian(function: Callable, argnums: int = 0) -> Callable:
+    """All second derivatives of a function with a scalar result."""
+    return jacobian(grad(function, argnums), argnums)
+
+
+def checkpoint(function: Callable) -> Callable:
+    """The function, of whose inside nothing is kept for the derivative: it is computed again."""
+
+    @wraps(function)
+    def checkpointed(*arguments: Any, **named: Any) -> Any:
+        inside = _StandIns((arguments, named))
+        replaced, replaced_named = inside.tree
+        outs, structure = flatten(function(*replaced, **replaced_named))
+        name = getattr(function, "__name__", "checkpoint")
+        nodes = transform.checkpoint([t.node for t in outs], inside.nodes, name)
+        real = inside.resolve(nodes)
+        return unflatten(structure, [t._of(n, t.device) for n, t in zip(real, outs)])
+
+    return checkpointed
+
+
+def custom_gradient(function: Callable) -> Callable:
+    """A function with a derivative of its own: it returns (result, backward).
+
+    `backward` takes one cotangent per tensor of the result and returns one per tensor of the
+    arguments (None: zero). Values that the function closes over count as constants.
+    """
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        inside = _StandIns(arguments)
+        result, backward = function(*inside.tree)
+        outs, structure = flatten(result)
+        out_nodes = [t.node for t in outs]
+        cotangents = [backend.defer(g.like(n, 1), t.device) for n, t in zip(out_nodes, outs)]
+        given = backward(*[Tensor._of(c, t.device) for c, t in zip(cotangents, outs)])
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        if len(given) != len(inside.nodes):
+            raise GradientError(
+                f"custom_gradient {function.__name__!r}: backward returned {len(given)} cotangents "
+                f"for {len(inside.nodes)} tensors in the arguments"
+            )
+        grads = [_fitting(c, n, function.__name__) for c, n in zip(given, inside.nodes)]
+        body, sources = _with_gradient(
+            function.__name__, inside.nodes, out_nodes, cotangents, grads
+        )
+        nodes = [make(ops.CALL, tuple(sources), CallArg(body, i)) for i in range(len(outs))]
+        real = inside.resolve(nodes)
+        return unflatten(structure, [t._of(n, t.device) for n, t in zip(real, outs)])
+
+    return call
+
+
+def _fitting(cotangent: Any, node: Node, who: str) -> Node:
+    if cotangent is None:
+        return g.like(node, 0)
+    if cotangent.shape != node.shape:
+        raise GradientError(
+            f"custom_gradient {who!r}: a cotangent of shape {list(cotangent.shape)} for an argument "
+            f"of shape {list(node.shape)}"
+        )
+    return g.cast(cotangent.node, node.dtype)
+
+
+def _with_gradient(
+    name: str, inputs: list[Node], outs: list[Node], cotangents: list[Node], grads: list[Node]
+) -> tuple[Body, list[Node]]:
+    """(the body with its gradient body, the sources it is called with)."""
+    _, captured = transform.lift([*outs, *grads], [*inputs, *cotangents])
+    sources = [*inputs, *captured]
+    body = body_over(sources, outs, name)
+    # the gradient reads results where they are distinct nodes, instead of computing them again
+    taken = set(sources)
+    results = []
+    for n in outs:
+        results.append(n if n not in taken else backend.defer(n, _where(n)))
+        taken.add(n)
+    all_grads = [*grads, *[g.like(c, 0) for c in captured]]
+    back = body_over([*sources, *results, *cotangents], all_grads, f"{name}_gradient")
+    return replace(body, gradient=back, memo={}), sources
+
+
+def _where(node: Node) -> str:
+    return node.arg.device if node.op is ops.INPUT else backend.default_device()
+
+
+def scan(
+    function: Callable, init: Any, xs: Any = None, length: Dim | None = None, reverse: bool = False
+) -> tuple[Any, Any]:
+    """function(carry, x) -> (carry, y), repeated over the leading axis of xs, as one SCAN.
+
+    Returns (the last carry, the ys stacked). The carry keeps its structure, shapes and dtypes.
+    `length` is needed only without xs. Random numbers drawn inside are the same in every step:
+    pass keys in as xs instead.
+    """
+    carries, carry_structure = flatten(init)
+    slices, xs_structure = flatten(xs)
+    if slices and length is None:
+        length = slices[0].shape[0] if slices[0].ndim else None
+    if length is None:
+        raise ShapeError("scan: without xs that have a leading axis, give length=")
+    for t in slices:
+        if not t.ndim or not g.equal_dims(t.shape[0], length):
+            raise ShapeError(
+                f"scan: a stacked input of shape {list(t.shape)} has no leading axis of {length}"
+            )
+    device = _device([*carries, *slices])
+    stand_ins = [backend.defer(t.node, device) for t in carries]
+    stand_ins += [backend.defer(_example(t, 0), device) for t in slices]
+    handles = [Tensor._of(n, device) for n in stand_ins]
+    k = len(carries)
+    result = function(unflatten(carry_structure, handles[:k]), unflatten(xs_structure, handles[k:]))
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ShapeError("scan: the function must return (carry, y); y may be None")
+    new_carries, new_structure = flatten(result[0])
+    ys, ys_structure = flatten(result[1])
+    if len(new_carries) != k:
+        raise ShapeError(f"scan: the carry has {k} tensors going in, {len(new_carries)} coming out")
+    outs = [t.node for t in (*new_carries, *ys)]
+    body, captured = transform.lift(outs, stand_ins, getattr(function, "__name__", "step"))
+    sources = (*[t.node for t in carries], *[t.node for t in slices], *captured)
+    final = []
+    for i in range(len(outs)):
+        arg = ScanArg(body, length, k, len(slices), reverse, i)
+        final.append(Tensor._of(make(ops.SCAN, sources, arg), device))
+    return unflatten(new_structure, final[:k]), unflatten(ys_structure, final[k:])
