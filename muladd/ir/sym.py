@@ -144,7 +144,8 @@ def _mul(a: Poly, b: Poly) -> Poly:
 
 
 def _recombine(p: Poly) -> Poly:
-    """d * (x div d) + (x mod d)  ->  x, with any common factor."""
+    """d * (x div d) + (x mod d)  ->  x, with any common factor; and of mixed radix,
+    d * ((x div d) mod e) + (x mod d)  ->  x mod (d * e)."""
     for mono in list(p):
         for atom in mono:
             if atom.op is not ops.MOD or mono not in p:
@@ -152,6 +153,12 @@ def _recombine(p: Poly) -> Poly:
             x, d = atom.srcs
             rest = list(mono)
             rest.remove(atom)
+            upper = _next_digit(p, rest, x, d, p[mono])
+            if upper is not None:
+                digit, e = upper
+                joined = nodes.make(ops.MOD, (x, _as_node(_number(d) * e)))  # type: ignore[operator]
+                return _recombine(_add({m: c for m, c in p.items() if m not in (mono, digit)},
+                                       {_sorted((*rest, joined)): p[mono]}))  # fmt: skip
             whole = nodes.make(ops.DIV, (x, d))
             factor = _mul({_sorted((*rest, whole)): p[mono]}, poly(d))
             if factor and all(p.get(m) == c for m, c in factor.items()):
@@ -159,6 +166,26 @@ def _recombine(p: Poly) -> Poly:
                 p = _add(p, _mul({tuple(rest): c for c in [1]}, _scaled(poly(x), _one(factor, d))))
                 return _recombine(p)
     return p
+
+
+def _next_digit(
+    p: Poly, rest: list[Node], x: Node, d: Node, c: int
+) -> tuple[Monomial, int] | None:
+    """The term c*d * ((x div d) mod e) that stands beside c * (x mod d), and its e."""
+    if _number(d) is None:
+        return None
+    for mono, k in p.items():
+        if k != c * _number(d):  # type: ignore[operator]
+            continue
+        for atom in mono:
+            if atom.op is not ops.MOD or _number(atom.srcs[1]) is None:
+                continue
+            inner, left = atom.srcs[0], list(mono)
+            left.remove(atom)
+            if sorted(map(_key, left)) == sorted(map(_key, rest)) and inner.op is ops.DIV \
+                    and inner.srcs == (x, d):  # fmt: skip
+                return mono, _number(atom.srcs[1])  # type: ignore[return-value]
+    return None
 
 
 def _one(factor: Poly, d: Node) -> int:
@@ -486,6 +513,56 @@ def inside(x: Dim, extent: Dim) -> Condition:
     return both(less(-1, x), less(x, extent))
 
 
+# --- whether an expression may be treated as an index --------------------------------------------
+
+
+def trusted(x: Dim) -> bool:
+    """Whether the rules of this module hold for x: no wrapping, no division by zero or less.
+
+    Sizes and indices that muladd makes are; a user's int64 arithmetic need not be, unless it is
+    made of axes, sizes and narrow integers, stays small, and divides by positive numbers only.
+    """
+    if isinstance(x, int):
+        return True
+    for n in nodes.toposort((x,), into=lambda m: "trusted" not in _memo(m)):
+        memo = _memo(n)
+        if "trusted" not in memo:
+            memo["trusted"] = _trusted(n)
+    return bool(_memo(x)["trusted"])
+
+
+def _trusted(n: Node) -> bool:
+    if n.op in (ops.CONST, ops.RANGE) or is_opaque(n):
+        return not n.shape and n.dtype is dt.INDEX
+    if n.op is ops.INPUT:
+        return isinstance(n.arg, Var)
+    if n.op is ops.CAST:
+        source = n.srcs[0].dtype
+        return n.dtype is dt.INDEX and source.bits <= 32 and not source.is_float and not n.shape
+    if n.op not in _SMART or n.shape or n.dtype is not dt.INDEX:
+        return False
+    if not all(_memo(s)["trusted"] for s in n.srcs):
+        return False
+    a, b = (bounds(s) for s in n.srcs)
+    if n.op in (ops.DIV, ops.MOD):
+        return b[0] > 0
+    if n.op is ops.MAX or any(is_opaque(m) for m in nodes.toposort((n,))):
+        return True
+    if n.op is ops.ADD:
+        return -_FAR < a[0] + b[0] and a[1] + b[1] < _FAR
+    return max(abs(v * w) for v in a for w in b) < _FAR
+
+
+def opaque(x: Dim) -> Dim:
+    """x as an atom, if it is not trusted: what computes it stays exactly as it is."""
+    return x if trusted(x) else nodes.make(ops.BITCAST, (as_node(x),), None, dt.INDEX)
+
+
+def is_opaque(n: Node) -> bool:
+    """Whether n is an index that `opaque` has closed."""
+    return n.op is ops.BITCAST and n.dtype is dt.INDEX and n.srcs[0].dtype is dt.INDEX
+
+
 # --- numbers -------------------------------------------------------------------------------------
 
 
@@ -533,7 +610,7 @@ def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
             done[n] = n.arg
         elif all(a is s for a, s in zip(args, n.srcs)):
             done[n] = n
-        elif n.op in _SMART:
+        elif n.op in _SMART and trusted(n):
             done[n] = _SMART[n.op](*args)
         else:
             done[n] = nodes.rebuild(n, tuple(map(as_node, args)))

@@ -136,7 +136,7 @@ class _Lowering:
     def _nest(self, s: Stage, loops: list[Node], values: Values, full: frozenset) -> list[Statement]:
         """Serial loops outside in; then the unrolled and vector ones all at once."""
         plan = self.plan
-        serial = [x for x in loops if not plan.unrolls(s, x) and x not in plan.vector]
+        serial = [x for x in loops if not plan.unrolls(s, x) and not plan.spreads(s, x)]
         if not serial:
             return self._reduce_body(s, loops, values, full, [])
         loop = serial[0]
@@ -170,7 +170,7 @@ class _Lowering:
         self, s: Stage, lanes: list[Node], values: Values, full: frozenset, serial: list[Node]
     ) -> list[Statement]:
         plan = self.plan
-        vector = next((x for x in lanes if x in plan.vector), None)
+        vector = next((x for x in lanes if plan.spreads(s, x)), None)
         unrolled = [x for x in lanes if plan.unrolls(s, x)]
         if not s.reduced:
             out: list[Statement] = []

@@ -33,7 +33,7 @@ class Plan:
     parallel: int  # how many of `outer` form the grid
     nests: dict[str, tuple[Node, ...]]  # stage -> its own loops, outermost first
     levels: dict[str, int]  # stage -> how many of `outer` it is inside
-    vector: frozenset[Node] = frozenset()
+    vector: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     unroll: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
@@ -51,6 +51,10 @@ class Plan:
     def unrolls(self, stage: Stage, loop: Node) -> bool:
         """Whether a stage has the turns of a loop written out."""
         return (stage.name, loop) in self.unroll
+
+    def spreads(self, stage: Stage, loop: Node) -> bool:
+        """Whether a stage runs the turns of a loop as vector lanes."""
+        return (stage.name, loop) in self.vector
 
     def overhangs(self, axis: Node) -> bool:
         """Whether the last turn of the outermost leaf may run past the axis' extent."""
@@ -72,7 +76,7 @@ class Plan:
         return "\n".join(lines)
 
     def _loop(self, loop: Node, stage: str = "") -> str:
-        mark = "*v" if loop in self.vector else "*u" if (stage, loop) in self.unroll else ""
+        mark = "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll else ""
         return f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
 
 

@@ -110,7 +110,7 @@ def product(kernel: Kernel, stage: Stage) -> Product | None:
         return None
     rows = tuple(a for a in stage.axes if a in depends[0] and a not in depends[1])
     columns = tuple(a for a in stage.axes if a in depends[1] and a not in depends[0])
-    if not rows and not columns:
+    if not rows or not columns:
         return None
     return Product(stage, left, right, rows, columns)
 

@@ -1,10 +1,11 @@
-"""copy STAGE ARGUMENT NAME: a stage reads an argument through a copy of the kernel's own.
+"""copy STAGE SIDE NAME: a stage reads one side of its product through a copy of the kernel's own.
 
-    copy s0 b1 c0     s0[i, j] += b0[i*n + k] * b1[k*m + j] over k
-                  ->  c0[j, f] = b1[f*m + j];  s0[i, j] += b0[i*n + k] * c0[j, k] over k
+    copy s0 right c0     s0[i, j] += b0[i*n + k] * b1[k*m + j] over k
+                     ->  c0[j, f] = b1[f*m + j];  s0[i, j] += b0[i*n + k] * c0[j, k] over k
 
 With `at` and `layout` this is packing: the copy is made once per outer loop, in the order in which
-the inner loops read it. Axes that the access does not depend on are no axes of the copy.
+the inner loops read it. SIDE is left or right. Whatever that side computes (a cast, a sum) is done
+once, in the copy. Axes that it does not depend on are no axes of the copy.
 """
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from muladd.loop.plan import Leaf, Plan
 from muladd.schedule.primitives import default_nest, stage_named
 
 
-def apply(plan: Plan, stage: str, argument: str, name: str) -> Plan:
+def apply(plan: Plan, stage: str, side: str, name: str) -> Plan:
     s = stage_named(plan, stage)
-    number = int(argument.removeprefix("b"))
-    loads = [n for n in s.loads() if n.arg == number]
-    if len(loads) != 1:
-        raise ScheduleError(f"copy: {stage} reads {argument} in {len(loads)} places, not one")
-    load = loads[0]
+    if side not in ("left", "right") or s.value.op is not ops.MUL:
+        raise ScheduleError(f"copy: {stage} has no side {side!r} of a product")
+    load = s.value.srcs[side == "right"]
+    if any(n.op is ops.READ for n in toposort((load,))):
+        raise ScheduleError(f"copy: the {side} side of {stage} is already the kernel's own")
     inside = toposort((load,))
     own = [a for a in (*s.axes, *s.reduced) if a in inside]
     shared = [a for a in plan.kernel.shared if a in own]
@@ -32,7 +33,8 @@ def apply(plan: Plan, stage: str, argument: str, name: str) -> Plan:
     value = reaxis(load, dict(fresh), {})
     new = Stage(name, axes, value)
     read = make(ops.READ, (*shared, *fresh), (name, len(axes)), load.dtype)
-    old = replace(s, value=_exchange(s.value, load, read))
+    sides = (read, s.value.srcs[1]) if side == "left" else (s.value.srcs[0], read)
+    old = replace(s, value=make(ops.MUL, sides))
     stages = []
     for t in plan.kernel.stages:
         stages.extend([new, old] if t is s else [t])
@@ -43,15 +45,3 @@ def apply(plan: Plan, stage: str, argument: str, name: str) -> Plan:
     plan = replace(plan, kernel=kernel, leaves=leaves,
                    levels={**plan.levels, name: plan.levels[stage]})  # fmt: skip
     return replace(plan, nests={**plan.nests, name: default_nest(plan, new)})
-
-
-def _exchange(value: Node, old: Node, new: Node) -> Node:
-    done = {old: new}
-    for n in toposort((value,), into=lambda m: m not in done):
-        if n in done:
-            continue
-        srcs = tuple(done[x] for x in n.srcs)
-        needs = n.op in (ops.CAST, ops.BITCAST, ops.LOAD, ops.READ)
-        same = all(a is b for a, b in zip(srcs, n.srcs))
-        done[n] = n if same else make(n.op, srcs, n.arg, n.dtype if needs else None)
-    return done[value]

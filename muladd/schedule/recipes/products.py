@@ -98,12 +98,6 @@ def _dim(n: Node) -> Node | int:
     return n.arg if n.op is ops.CONST else n
 
 
-def _argument(value: Node) -> int | None:
-    """The argument an operand loads, if it is a single load."""
-    loads = [n for n in toposort((value,)) if n.op is ops.LOAD]
-    return loads[0].arg if len(loads) == 1 else None
-
-
 @dataclass(frozen=True)
 class _Sides:
     """Which operand is broadcast (down the rows) and which is read by vectors (along columns)."""
@@ -158,7 +152,10 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     plan, packed_rows = _pack(plan, s, sides.broadcast, "c1") if pack_rows else (plan, False)
     plan = _merge_reduced(plan, s.name)
     itemsize = 4
-    panels = max(1, min(-(-columns // t.columns), machine.l2 // 2 // max(depth * t.columns * itemsize, 1), 16))
+    fitting = machine.l2 // 2 // max(depth * t.columns * itemsize, 1)
+    if pack_rows:  # a copied panel of rows must serve several panels of columns
+        fitting = max(fitting, 4)
+    panels = max(1, min(-(-columns // t.columns), fitting, 16))
     groups = -(-columns // (t.columns * panels)) * size(batch)
     parts = max(1, min(_CHUNKS // max(groups, 1), -(-rows // (t.rows * 4))))
     tiles = -(-(-(-rows // t.rows)) // parts)
@@ -177,7 +174,7 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     if packed_rows:
         plan = step(plan, f"layout c1 {_own(plan, 'c1')} {I}.2")
         plan = step(plan, f"nest c1 {_own(plan, 'c1')} {I}.2")
-        plan = step(plan, f"unroll c1 {I}.2")
+        plan = step(plan, f"vector c1 {I}.2")
     for other in plan.kernel.stages:
         if other.name in (s.name, "c0", "c1"):
             continue
@@ -191,15 +188,16 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {' '.join(own)} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
-    return stream(step(plan, f"vector {J}.3"))
+    for other in plan.kernel.stages:
+        if other.name != "c1":
+            plan = step(plan, f"vector {other.name} {J}.3")
+    return stream(plan)
 
 
 def _pack(plan: Plan, stage: Stage, operand: Node, name: str) -> tuple[Plan, bool]:
-    argument = _argument(operand)
-    if argument is None:
-        return plan, False
+    side = "left" if operand is stage.value.srcs[0] else "right"
     try:
-        return step(plan, f"copy {stage.name} b{argument} {name}"), True
+        return step(plan, f"copy {stage.name} {side} {name}"), True
     except ScheduleError:
         return plan, False
 
@@ -289,7 +287,7 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
         plan = step(plan, " ".join(["nest", s.name, *rest, f"{C}.0", f"{R}.2", *reduced,
                                     f"{R}.3", f"{C}.1", f"{C}.2"]))  # fmt: skip
         plan = step(plan, f"unroll {s.name} {R}.3 {C}.1")
-        plan = step(plan, f"vector {C}.2")
+        plan = step(plan, f"vector {s.name} {C}.2")
     for name in packs:
         done_stages.add(name)
         plan = step(plan, f"at {name} {len(names) + 1}")
@@ -308,4 +306,4 @@ def _pack_lanes(plan: Plan, machine: Machine, s: Stage, column: Node) -> Plan:
     others = [x.arg.name for x in plan.nests[s.name] if not x.arg.name.startswith(name)]
     plan = step(plan, " ".join(["layout", s.name, *others, f"{name}.0", f"{name}.1"]))
     plan = step(plan, " ".join(["nest", s.name, f"{name}.0", *others, f"{name}.1"]))
-    return step(plan, f"vector {name}.1")
+    return step(plan, f"vector {s.name} {name}.1")

@@ -82,7 +82,7 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     lanes = _width(machine, extent(axis))
     reduces = any(s.reduced for s in kernel.stages)
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
-    turns = min(4 if reduces and not kernel.exact else 2 if per_point < 64 else 1,
+    turns = min(8 if reduces else 2 if per_point < 64 else 1,
                 max(1, extent(axis) // lanes))  # fmt: skip
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
