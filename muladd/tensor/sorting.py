@@ -6,7 +6,7 @@ that equal keys keep their order (a stable sort) and the network is exchanges of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,6 @@ from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
-
-
-class Unique(NamedTuple):
-    """What unique returns when asked for more than the values."""
-
-    values: Tensor
-    inverse: Tensor | None
-    counts: Tensor | None
 
 
 class Sorting(Handle):
@@ -136,19 +128,19 @@ class Sorting(Handle):
         self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
     ) -> Any:
         """The distinct values in ascending order. Runs, because their number is data."""
-        values, inverse, counts = np.unique(
-            self.numpy(), return_inverse=True, return_counts=True
-        )
-        made = [type(self)(v, device=self.device) for v in (values, inverse, counts)]  # type: ignore
-        made[0] = made[0].cast(self.dtype)
-        if not return_inverse and not return_counts:
-            return made[0]
-        wanted = [made[0]]
+        line = self.flatten()
+        ordered, index = line.sort(0)
+        count: Any = line.shape[0]
+        changes = [0, *(np.flatnonzero((ordered[1:] != ordered[:-1]).numpy()) + 1)] if count else []
+        starts = type(self)(np.array(changes, np.int64), device=self.device)  # type: ignore[call-arg]
+        result: list[Any] = [ordered.detach()[starts]]
         if return_inverse:
-            wanted.append(made[1].reshape(self.shape))
+            group = starts.searchsorted(self.arange(count, device=self.device), right=True) - 1
+            result.append(group.zeros_like().scatter(0, index, group).reshape(self.shape))
         if return_counts:
-            wanted.append(made[2])
-        return tuple(wanted)
+            ends = np.array([*changes[1:], count][: len(changes)], np.int64)
+            result.append(type(self)(ends, device=self.device) - starts)  # type: ignore[call-arg]
+        return result[0] if len(result) == 1 else tuple(result)
 
     # --- running totals ----------------------------------------------------------------------------
 
@@ -218,7 +210,8 @@ def sortable(x: Node) -> Node:
     if not x.dtype.is_float:
         if x.dtype is dt.uint64:
             return make(ops.XOR, (g.bitcast(x, dt.int64), const(-(1 << 63), dt.int64, x.shape)))
-        return g.cast(x, dt.int64)
+        wide = g.cast(x, dt.int64)
+        return g.sub(wide, 1 << 31) if x.dtype is dt.uint32 else wide
     wide = g.add(widened(x), 0.0)  # -0.0 becomes 0.0
     whole = dt.int32 if wide.dtype is dt.float32 else dt.int64
     wide = g.where(g.ne(wide, wide), float("nan"), wide)
