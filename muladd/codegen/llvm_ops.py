@@ -49,7 +49,10 @@ def literal(value: object, d: DType) -> str:
     if d is dtype.bool_:
         return "true" if value else "false"
     if not d.is_float:
-        return str(int(value))  # type: ignore[call-overload]
+        whole = int(value)  # type: ignore[call-overload]
+        if d is dtype.INDEX:  # coefficients of indices are whole numbers; registers wrap
+            whole = (whole + (1 << 63)) % (1 << 64) - (1 << 63)
+        return str(whole)
     number = float(value)  # type: ignore[arg-type]
     if d is dtype.float16:
         return "0xH" + struct.pack(">e", number).hex() if abs(number) <= 65504 or number != number \
@@ -123,7 +126,7 @@ def operation(
 
 def _natural(n: Node) -> bool:
     """Whether an index division is of a number >= 0 by a positive constant."""
-    return not n.shape and n.srcs[1].op is ops.CONST and n.srcs[1].arg > 0 \
+    return sym.trusted(n) and n.srcs[1].op is ops.CONST and n.srcs[1].arg > 0 \
         and sym.bounds(n.srcs[0])[0] >= 0  # fmt: skip
 
 

@@ -80,9 +80,11 @@ def _draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
     dims = tuple(0 if ops.equal_dims(n, 1) else sym.axis(f"x{number}_{i}", n)
                  for i, n in enumerate(node.shape))  # fmt: skip
     axes = tuple(d for d in dims if isinstance(d, Node))
+    # exact: a sum multiplies and adds with one rounding, whoever else wants the product
+    inlined = node.srcs[0] if exact and _contracted(node) else None
 
     def reader(n: Node, idx: tuple[Dim, ...], guard: object) -> Node | None:
-        if n is node or not (n in cut.chosen or is_buffer(n)):
+        if n is node or n is inlined or not (n in cut.chosen or is_buffer(n)):
             return None
         srcs = tuple(map(sym.as_node, idx))
         if guard is not True:
@@ -123,15 +125,36 @@ def _stage(
             reduced.append(r)
             full.append(r)
     value = indexer.at(source, tuple(full))
-    contracted = source.op is ops.MUL and node.dtype.is_float and node.op is ops.SUM
+    contracted = _contracted(node)
     if not reduced:
-        return Stage(name, axes, value)
+        return Stage(name, axes, _of_one(node, value) if exact else value)
     lanes = 1
-    if exact:
+    if exact and node.dtype.is_float:
         innermost = max(i for i, n in enumerate(source.shape) if not ops.equal_dims(n, 1))
         lanes = 64 if innermost in node.arg else 1
     stage = Stage(name, axes, value, node.op, tuple(reduced), contracted=contracted, lanes=lanes)
-    return gather(stage)
+    return gather(stage, exact)
+
+
+def _contracted(node: Node) -> bool:
+    """Whether a reduction is a sum directly over a product of floats."""
+    return node.op is ops.SUM and node.dtype.is_float and node.srcs[0].op is ops.MUL
+
+
+def _of_one(node: Node, value: Node) -> Node:
+    """A reduction over axes of one element, begun as the exact profile says: at +0 or the least."""
+    d = node.dtype
+    if not d.is_float:
+        return value
+    if node.op is ops.AMAX:
+        return make(ops.MAX, (make(ops.CONST, (), d.min, d), value))
+    wide = d if d.bits >= 32 else dtype.float32
+    zero = make(ops.CONST, (), 0.0, wide)
+    cast = lambda x, to: x if x.dtype is to else make(ops.CAST, (x,), None, to)  # noqa: E731
+    if _contracted(node):
+        a, b = (cast(x, wide) for x in value.srcs)
+        return cast(make(ops.FMA, (a, b, zero)), d)
+    return cast(make(ops.ADD, (zero, cast(value, wide))), d)
 
 
 # --- merging ---------------------------------------------------------------------------------------
@@ -398,7 +421,7 @@ def _resolve(
             else:
                 flat = position(producer, tuple(map(_dim, srcs[:rank])), layouts)
                 done[n] = make(ops.LOAD, (sym.as_node(flat), *srcs[rank:]), number[producer], n.dtype)
-        elif n.dtype is dtype.INDEX and not n.shape and n.op in (ops.ADD, ops.MUL, ops.DIV, ops.MOD) \
+        elif n.op in (ops.ADD, ops.MUL, ops.DIV, ops.MOD) and sym.trusted(n) \
                 and any(a is not b for a, b in zip(srcs, n.srcs)):  # fmt: skip
             f = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod}[n.op]
             done[n] = sym.as_node(f(*map(_dim, srcs)))

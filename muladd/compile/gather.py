@@ -14,16 +14,21 @@ from muladd.ir import Dim, Node, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
 
 
-def gather(stage: Stage) -> Stage:
+def gather(stage: Stage, exact: bool = False) -> Stage:
     """The stage with every reduced axis removed that a comparison selects one element of."""
     again = True
     while again and stage.reduction is ops.SUM and stage.reduced:
         again = False
         for v in stage.reduced:
+            if stage.lanes > 1 and v is stage.reduced[-1] and len(stage.reduced) > 1:
+                continue  # the position along v says which lane an element belongs to
             new = _gather_one(stage, v)
             if new is not None:
                 stage, again = new, True
                 break
+        if again and exact and not stage.reduced and stage.dtype.is_float:
+            zero = make(ops.CONST, (), 0.0, stage.dtype)  # sums begin at +0: no -0 comes out
+            stage = replace(stage, value=make(ops.ADD, (stage.value, zero)), lanes=1)
     return stage
 
 
@@ -74,7 +79,7 @@ def _guarded(body: Node, v: Node, inside: object) -> Node:
 
 def scatter(stage: Stage) -> tuple[Stage, Node, Dim] | None:
     """(stage without the compared axis, that axis, the index to use instead), if it is a scatter."""
-    if stage.reduction is not ops.SUM or not stage.reduced:
+    if stage.reduction is not ops.SUM or not stage.reduced or stage.lanes > 1:
         return None
     found = _selected(stage.value)
     if found is None:
@@ -141,4 +146,6 @@ def _as_index(index: Node) -> Dim:
         index = index.srcs[0]
     if index.op is ops.CONST:
         return int(index.arg)
-    return index if index.dtype is dtype.INDEX else make(ops.CAST, (index,), None, dtype.INDEX)
+    if index.dtype is not dtype.INDEX:
+        index = make(ops.CAST, (index,), None, dtype.INDEX)
+    return sym.opaque(index)

@@ -213,7 +213,7 @@ def reaxis(value: Node, axes: dict[Node, Dim], stages: dict[str, str]) -> Node:
     for n in toposort((value,), into=lambda m: m not in done):
         if n in done:
             continue
-        if n.dtype is dtype.INDEX and not n.shape and n.op in _INDEX_OPS:
+        if n.op in _INDEX_OPS and n.dtype is dtype.INDEX and sym.trusted(n):
             done[n] = _index_again(n, done)
             continue
         srcs = tuple(done[s] for s in n.srcs)

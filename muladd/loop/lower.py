@@ -243,7 +243,8 @@ class _Lowering:
         else:
             value = _wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
             op = ops.ADD if s.reduction is ops.SUM else ops.MAX
-            new = make(op, (accumulator, value) if op is ops.ADD else (value, accumulator))
+            first = op is ops.ADD or self.kernel.exact  # which of equal zeros MAX gives depends on it
+            new = make(op, (accumulator, value) if first else (value, accumulator))
         for m in masks:
             if m is not True:
                 new = make(ops.WHERE, (_match(m, new), new, accumulator))

@@ -60,11 +60,11 @@ def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots) 
     if n.op is ops.READ:
         name, _ = n.arg
         return make(ops.LOAD, (sym.as_node(slot(name, tuple(map(_dim, srcs)))),), name, n.dtype)
-    if n.dtype is dtype.INDEX and n.op in _INDEX and not n.shape:
+    if n.op in _INDEX and n.dtype is dtype.INDEX and sym.trusted(n):
         return sym.as_node(_INDEX[n.op](*map(_dim, srcs)))
     if all(a is b for a, b in zip(srcs, n.srcs)):
         return n
-    if n.op is ops.LT and n.srcs[0].dtype is dtype.INDEX:
+    if n.op is ops.LT and n.srcs[0].dtype is dtype.INDEX and all(map(sym.trusted, n.srcs)):
         known = sym.is_less(_dim(srcs[0]), _dim(srcs[1]))
         if known is not None:
             return make(ops.CONST, (), known, dtype.bool_)
@@ -92,7 +92,8 @@ def spread(value: Node, vector: Node | None) -> Node:
         if n not in varies:
             continue
         if n is vector:
-            done[n] = make(ops.IOTA, (), lanes, dtype.INDEX)
+            ramp = make(ops.IOTA, (), lanes, dtype.INDEX)
+            done[n] = make(ops.ADD, (_wide(sym.as_node(0), lanes), ramp))
         elif n.dtype is dtype.INDEX and (index := _affine(n, vector, lanes, varies)) is not None:
             done[n] = index
         else:
