@@ -1,0 +1,1 @@
+"""Measuring muladd beside its peers: `muladd bench`."""

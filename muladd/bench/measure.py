@@ -1,0 +1,115 @@
+"""Timing contenders fairly: alternating, after a pause and warm-up calls, medians of several turns.
+
+Two libraries in one process share the cores, and the threads of each spin for a while after their
+work. A sample taken right after the other's call measures that spinning (errors of 2-5 times both
+ways were seen), so each sample waits a few milliseconds and calls twice before the clock starts.
+"""
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+Clock = Callable[[], float]
+Call = Callable[[], object]
+
+GAP = 0.005  # seconds: until the threads of whoever ran last sleep
+WARM_UPS = 2
+_SAMPLE = 0.002  # seconds that a sample lasts at least, so that short calls are timed in batches
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call took: the median, the least, and how many samples there were."""
+
+    median: float
+    least: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much measuring is spent on a case."""
+
+    repeat: int = 9  # samples of each contender, if the seconds suffice
+    seconds: float = 12.0  # after so long a case takes no further samples (but at least three)
+    gap: float = GAP
+
+
+QUICK = Effort(repeat=3, seconds=2.0)
+
+
+def alternate(
+    contenders: Mapping[str, Call], effort: Effort, clock: Clock = time.perf_counter,
+    sleep: Callable[[float], object] = time.sleep,
+) -> dict[str, Timing]:  # fmt: skip
+    """The time of each contender, sampled in turns so that drift of the machine hits all alike."""
+    counts = {name: _batch(call, clock) for name, call in contenders.items()}
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    end = clock() + effort.seconds
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(effort.repeat):
+            if turn >= 3 and clock() > end:
+                break
+            for name, call in contenders.items():
+                sleep(effort.gap)
+                taken[name].append(_sample(call, counts[name], clock))
+    finally:
+        if was_collecting:
+            gc.enable()
+    return {name: Timing(statistics.median(ts), min(ts), len(ts)) for name, ts in taken.items()}
+
+
+def _batch(call: Call, clock: Clock) -> int:
+    """How many calls make a sample. The first call is not looked at: it may compile."""
+    call()
+    start = clock()
+    call()
+    taken = max(clock() - start, 1e-8)
+    return max(1, min(100_000, round(_SAMPLE / taken)))
+
+
+def _sample(call: Call, count: int, clock: Clock) -> float:
+    for _ in range(WARM_UPS):
+        call()
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+# --- memory of the peers --------------------------------------------------------------------------
+
+# glibc's mallopt: numbers from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+
+
+@contextmanager
+def recycled_memory() -> Iterator[bool]:
+    """Inside, memory that malloc gets back is handed out again instead of returned to the system.
+
+    A peer whose large results are fresh pages of the system each time pays for their first touch,
+    often more than for the arithmetic. Yields False where the C library cannot be told.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield False
+        return
+    library.mallopt(_M_MMAP_MAX, 0)
+    library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield True
+    finally:  # what glibc's own adaption reaches after the first large block
+        library.mallopt(_M_MMAP_MAX, 65536)
+        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
+
+
+__all__ = ["GAP", "QUICK", "Effort", "Timing", "alternate", "recycled_memory"]
