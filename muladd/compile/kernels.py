@@ -1,20 +1,23 @@
 """Compiled kernels: schedule, lower, render, compile, load; each distinct kernel once.
 
 Kept twice: in this process by kernel and device, and on disk as objects, by the hash of kernel,
-plan and machine.
+machine and compiler; an object from the disk needs neither schedule nor lowering.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
+import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from muladd import config
 from muladd.codegen import llvm, native
 from muladd.compile import cache
-from muladd.device import Arg, Device, Launch
+from muladd.device import Arg, Device, Launch, Machine
 from muladd.ir import Dim, Node
 from muladd.loop.kernel import Kernel
 from muladd.loop.lower import lower
@@ -29,23 +32,31 @@ class CompiledKernel:
     """A kernel ready to launch, with everything about it that can be printed."""
 
     kernel: Kernel
-    plan: Plan
+    machine: Machine
+    variables: tuple[str, ...]
     name: str
     handle: Any
     grid: Dim
     scratch: int
     writes: tuple[bool, ...]
-    source: str
-    seconds: float  # time spent compiling it
+    seconds: float  # time spent making it
 
     def launch(self, args: tuple[Arg, ...], number: Callable[[Dim], int]) -> Launch:
         return Launch(self.handle, args, number(self.grid), self.name)
 
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """How it is computed. Found anew when the object came from the disk: it is the same."""
+        return schedule(expand(self.kernel), self.machine)
+
     def lowered(self) -> Lowered:
         return lower(self.plan)
 
+    @functools.cached_property
+    def source(self) -> str:
+        return llvm.render(self.lowered(), _indices(self.variables)).source
 
-_VERSION = "1"  # change it when generated code changes without its inputs changing
+
 _made: dict[tuple, CompiledKernel] = {}
 
 
@@ -60,34 +71,49 @@ def compile_kernel(kernel: Kernel, device: Device, variables: tuple[str, ...]) -
 
 def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
     start = time.perf_counter()
-    expanded = expand(kernel)
-    plan = schedule(expanded, device.machine)
-    index = {name: i for i, name in enumerate(variables)}
-    lowered = lower(plan)
-    rendered = llvm.render(lowered, index)
-    blob = _object(rendered.source, device)
-    handle = device.load(blob, rendered.name)
+    kept = cache.cache()
+    text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel.text()}"
+    key = hashlib.blake2b(text.encode(), digest_size=20).digest()
+    record = None if config.get("CHECK") else kept.get("objects", key)
+    if record is None:
+        lowered = lower(schedule(expand(kernel), device.machine))
+        rendered = llvm.render(lowered, _indices(variables))
+        grid: Dim = lowered.grid
+        scratch = rendered.scratch
+        blob = native.compile_object(rendered.source, device.machine)
+        number = grid if isinstance(grid, int) else -1  # symbolic: the plan tells
+        kept.put("objects", key, _HEADER.pack(number, scratch) + blob)
+    else:
+        number, scratch = _HEADER.unpack_from(record)
+        blob = record[_HEADER.size :]
+        grid = number if number >= 0 else lower(schedule(expand(kernel), device.machine)).grid
+    handle = device.load(blob, "kernel")
     return CompiledKernel(
-        kernel, plan, name_of(kernel), handle, lowered.grid, rendered.scratch,
-        tuple(a.written for a in kernel.arguments), rendered.source, time.perf_counter() - start,
+        kernel, device.machine, variables, name_of(kernel), handle, grid, scratch,
+        tuple(a.written for a in kernel.arguments), time.perf_counter() - start,
     )  # fmt: skip
 
 
-def _object(source: str, device: Device) -> bytes:
-    text = f"{_VERSION}|{device.machine.key}|{source}"
-    key = hashlib.blake2b(text.encode(), digest_size=20).digest()
-    kept = cache.cache()
-    blob = kept.get("objects", key)
-    if blob is None:
-        blob = native.compile_object(source, device.machine)
-        kept.put("objects", key, blob)
-    return blob
+_HEADER = struct.Struct("<qq")  # grid (-1: symbolic), bytes of scratch
+
+
+def _indices(variables: tuple[str, ...]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(variables)}
+
+
+@functools.cache
+def compiler_version() -> str:
+    """A hash of the compiler's own text: objects made by another compiler are not ours."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.blake2b(digest_size=16)
+    for room in ("ir", "loop", "schedule", "codegen", "rewrite", "compile"):
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def expand(kernel: Kernel) -> Kernel:
     """The kernel with EXP2, LOG2 and SIN written out."""
-    from dataclasses import replace
-
     values: tuple[Node, ...] = tuple(s.value for s in kernel.stages)
     new = expand_all(values)
     stages = tuple(replace(s, value=v) for s, v in zip(kernel.stages, new))
