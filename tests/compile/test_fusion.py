@@ -1,0 +1,91 @@
+"""How many kernels well-known compositions become, and what work those do."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from muladd import Tensor
+from muladd.compile import compile_graph, parameters
+from muladd.tensor import backend
+
+
+def kernels(*tensors: Tensor) -> list:
+    """The kernels that computing these tensors on the CPU takes."""
+    roots, _ = backend.expand([t.node for t in tensors], "CPU")
+    graph, _ = parameters(tuple(roots))
+    return compile_graph(graph, "CPU").kernels()
+
+
+def given(*shape: int, grad: bool = False) -> Tensor:
+    values = np.random.default_rng(sum(shape)).standard_normal(shape).astype("float32")
+    return Tensor(values, device="CPU", requires_grad=grad)
+
+
+def test_multiply_add_is_one_kernel() -> None:
+    a, b, c = given(64, 48), given(64, 48), given(64, 48)
+    assert len(kernels(a * b + c)) == 1
+
+
+def test_a_product_of_six_is_one_kernel_that_reads_each_once() -> None:
+    xs = [given(33, 20) for _ in range(6)]
+    xs = [x + float(i) for i, x in enumerate(xs)]
+    (kernel,) = kernels(xs[0] * xs[1] * xs[2] * xs[3] * xs[4] * xs[5])
+    assert sum(len(s.loads()) for s in kernel.kernel.stages) == len(kernel.kernel.arguments) - 1
+
+
+def test_matmul_with_bias_gelu_and_residual_is_one_kernel() -> None:
+    x, w, b, r = given(64, 32), given(32, 48), given(48), given(64, 48)
+    assert len(kernels((x @ w + b).gelu() + r)) == 1
+
+
+def test_convolution_with_batch_norm_and_relu_is_one_kernel() -> None:
+    x, w = given(2, 3, 12, 12), given(8, 3, 3, 3)
+    mean, var, gamma, beta = given(8), given(8).abs() + 1.0, given(8), given(8)
+    var = Tensor(var.numpy(), device="CPU")
+    y = x.conv2d(w, padding=1)
+    y = (y - mean.reshape(8, 1, 1)) / (var.reshape(8, 1, 1) + 1e-5).sqrt()
+    assert len(kernels((y * gamma.reshape(8, 1, 1) + beta.reshape(8, 1, 1)).relu())) == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (8, 4, 33), (3, 4096)])
+def test_softmax_and_norms_are_one_kernel(shape: tuple[int, ...]) -> None:
+    x = given(*shape)
+    assert len(kernels(x.softmax(-1))) == 1
+    assert len(kernels(x.layernorm(axis=-1))) == 1
+    assert len(kernels(x * ((x * x).mean(-1, keepdim=True) + 1e-6).rsqrt())) == 1
+
+
+def test_embedding_is_one_kernel_of_linear_work() -> None:
+    table = given(1000, 16, grad=True)
+    index = Tensor(np.arange(24).reshape(4, 6), device="CPU")
+    (lookup,) = kernels(table[index])
+    assert not any(s.reduced for s in lookup.kernel.stages)
+    (table[index] * given(4, 6, 16)).sum().backward()
+    scatter = [k for k in kernels(table.grad) if any(s.scatter for s in k.kernel.stages)]
+    assert len(scatter) == 1
+
+
+def test_cross_entropy_is_at_most_two_kernels() -> None:
+    scores, target = given(64, 100), Tensor(np.arange(64) % 100, device="CPU")
+    assert len(kernels(scores.cross_entropy(target))) <= 2
+
+
+def test_attention_is_at_most_three_kernels() -> None:
+    q, k, v = given(2, 4, 32, 16), given(2, 4, 32, 16), given(2, 4, 32, 16)
+    assert len(kernels(q.scaled_dot_product_attention(k, v, is_causal=True))) <= 3
+
+
+def test_a_transformer_block_is_at_most_eight_kernels() -> None:
+    batch, time, width, heads = 4, 64, 128, 4
+    x = given(batch, time, width)
+    w = {n: given(*s) for n, s in {
+        "qkv": (width, 3 * width), "out": (width, width), "up": (width, 4 * width),
+        "down": (4 * width, width)}.items()}  # fmt: skip
+    b = {n: given(s) for n, s in {"qkv": 3 * width, "out": width, "up": 4 * width,
+                                  "down": width}.items()}  # fmt: skip
+    h = x.layernorm(axis=-1) @ w["qkv"] + b["qkv"]
+    q, k, v = h.reshape(batch, time, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    a = q.scaled_dot_product_attention(k, v, is_causal=True)
+    x = x + (a.permute(0, 2, 1, 3).reshape(batch, time, width) @ w["out"] + b["out"])
+    h = (x.layernorm(axis=-1) @ w["up"] + b["up"]).gelu()
+    assert len(kernels(x + (h @ w["down"] + b["down"]))) <= 8
