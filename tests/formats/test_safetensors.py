@@ -3,10 +3,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import muladd
 from muladd.errors import FormatError
 from muladd.formats import StoredArray, safetensors
 from muladd.ir import dtype as dt
@@ -166,16 +170,23 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.safetensors"
     safetensors.write_file(path, {"x": stored([1.0])})
     before = path.read_bytes()
-    child = os.fork()
-    if child == 0:
-        from muladd.formats.stored import write_atomically
+    script = f"""
+import os
+import subprocess
+import sys
+from pathlib import Path
+from muladd.formats.stored import write_atomically
 
-        def pieces():
-            yield b"half of a new file"
-            os.kill(os.getpid(), 9)
+def pieces():
+    yield b"half of a new file"
+    os.kill(os.getpid(), 9)
 
-        write_atomically(path, pieces(), "test")
-    os.waitpid(child, 0)
+write_atomically({str(path)!r}, pieces(), "test")
+"""
+    here = {**os.environ, "PYTHONPATH": str(Path(muladd.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", script], env=here, timeout=60)
+    assert done.returncode == -9
+    assert len(os.listdir(tmp_path)) == 2, "the unfinished file is beside it"
     assert path.read_bytes() == before
     safetensors.write_file(path, {"x": stored([3.0])})
     assert safetensors.open_file(path)["x"].numpy()[0] == 3.0
