@@ -141,7 +141,7 @@ class Activation(Handle):
         left, right = self.chunk(2, a)
         return left * right.sigmoid()
 
-    # --- along an axis -----------------------------------------------------------------------------
+    # --- along an axis ----------------------------------------------------------------------------
 
     def softmax(self, dim: Any = UNSET, dtype: Any = None, *, axis: Any = UNSET) -> Tensor:
         """exp(x) divided by its sum along an axis (default the last)."""
@@ -176,7 +176,7 @@ class Activation(Handle):
         """Divided by the p-norm along an axis."""
         return self / self.norm(p, dim, keepdim=True).clamp(min=eps)
 
-    # --- attention ---------------------------------------------------------------------------------
+    # --- attention --------------------------------------------------------------------------------
 
     def scaled_dot_product_attention(
         self, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0,
@@ -217,7 +217,7 @@ class Activation(Handle):
         return weights.matmul(v).cast(d)
 
 
-# --- on nodes --------------------------------------------------------------------------------------
+# --- on nodes -------------------------------------------------------------------------------------
 
 
 def relu(x: Node) -> Node:
@@ -245,7 +245,7 @@ def _gelu_tanh(x: Node) -> Node:
 
 
 def _shifted(x: Node, axis: int, masked: bool = False) -> Node:
-    """x minus its maximum along an axis (a constant for the derivative, which it cancels out of)."""
+    """x minus its maximum along an axis (a constant for the derivative, as it cancels out)."""
     top = g.stop(g.greatest(x, (axis,)))
     if masked:  # a row may be -inf throughout
         top = g.where(g.eq(top, -math.inf), 0.0, top)

@@ -56,7 +56,7 @@ def device_name(device: Any) -> str:
     return device.upper()
 
 
-# --- tracing ---------------------------------------------------------------------------------------
+# --- tracing --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def is_tracing() -> bool:
     return _tracing.get() is not None
 
 
-# --- deferred storages -----------------------------------------------------------------------------
+# --- deferred storages ----------------------------------------------------------------------------
 
 
 def defer(definition: Node, device: str, owner: Any = None) -> Node:
@@ -148,7 +148,7 @@ def _same(a: Node, b: Node) -> bool:
     return a is b
 
 
-# --- running ---------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def realize(roots: Sequence[Node], device: str) -> list[Storage]:
@@ -209,7 +209,7 @@ def _run(roots: list[Node], device: str) -> list[Storage]:
     return [given[i] if i in given else next(following) for i in range(len(roots))]
 
 
-# --- host memory -----------------------------------------------------------------------------------
+# --- host memory ----------------------------------------------------------------------------------
 
 
 def write(array: np.ndarray, d: DType, device: str) -> Storage:
@@ -233,7 +233,8 @@ def read(storage: Storage) -> np.ndarray:
         return np.array(storage.buffer)
     from muladd import device as devices
 
-    stored = np.empty(tuple(storage.shape), storage.dtype.storage)  # type: ignore[arg-type]
+    sizes: Any = storage.shape
+    stored = np.empty(sizes, storage.dtype.storage)
     if stored.nbytes:
         devices.get(storage.device).copy_out(storage.buffer, stored)
     return np.array(dt.decode(stored, storage.dtype))

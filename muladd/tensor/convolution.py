@@ -176,7 +176,8 @@ def _spread_back(
     pads: list[tuple[Dim, Dim]] = [(0, 0), (0, 0)]
     for n, m, k, dilation in zip(x.shape[2:], spread.shape[2:], w.shape[2:], dilations):
         pads.append((dilation * (k - 1), sym.sub(n, m)))  # type: ignore[operator]
-    return _windowed(g.pad(spread, pads), turned_round(w, groups, d), (1,) * d, dilations, groups, who)
+    w = turned_round(w, groups, d)
+    return _windowed(g.pad(spread, pads), w, (1,) * d, dilations, groups, who)
 
 
 def turned_round(w: Node, groups: int, d: int) -> Node:

@@ -164,7 +164,7 @@ class Creation(Handle):
         """A tensor on a graph that was built by hand."""
         return cls._new(node, device, False)
 
-    # --- after an existing tensor ------------------------------------------------------------------
+    # --- after an existing tensor -----------------------------------------------------------------
 
     def full_like(self, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
         """Every element is `fill_value`; shape, dtype and device are this tensor's."""

@@ -40,7 +40,7 @@ class SVD(NamedTuple):
 
 
 class Decomposition(Handle):
-    """Differentiable: the steps are, so the whole is (svd: through its vectors only if distinct)."""
+    """Differentiable, because the steps are (svd: where the singular values are distinct)."""
 
     __slots__ = ()
 

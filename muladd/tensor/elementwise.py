@@ -19,7 +19,7 @@ class Elementwise(Handle):
 
     __slots__ = ()
 
-    # --- arithmetic --------------------------------------------------------------------------------
+    # --- arithmetic -------------------------------------------------------------------------------
 
     def add(self, other: Any, *, alpha: Any = 1) -> Tensor:
         """self + alpha * other."""
@@ -127,7 +127,7 @@ class Elementwise(Handle):
         """At most `max`."""
         return self.clamp(max=max)
 
-    # --- comparison --------------------------------------------------------------------------------
+    # --- comparison -------------------------------------------------------------------------------
 
     def lt(self, other: Any) -> Tensor:
         """self < other."""
@@ -171,7 +171,7 @@ class Elementwise(Handle):
         """Whether shape and all elements are equal. Runs."""
         return self.shape == other.shape and bool((self == other).all().item())
 
-    # --- logic and bits ----------------------------------------------------------------------------
+    # --- logic and bits ---------------------------------------------------------------------------
 
     def logical_not(self) -> Tensor:
         """True where zero."""
@@ -235,7 +235,7 @@ class Elementwise(Handle):
             a = graph.where(_bit(n, k), shifted, a)
         return self._result(a)
 
-    # --- selection ---------------------------------------------------------------------------------
+    # --- selection --------------------------------------------------------------------------------
 
     def where(self, a: Any, b: Any) -> Tensor:
         """a where this condition holds, else b. `Tensor.where(condition, a, b)` is the same."""
@@ -344,7 +344,7 @@ def _bit(n: Node, k: int) -> Node:
     return graph.ne(_and(n, graph.like(n, 1 << k)), 0)
 
 
-# --- rounding, on nodes ----------------------------------------------------------------------------
+# --- rounding, on nodes ---------------------------------------------------------------------------
 
 
 def trunc(x: Node) -> Node:

@@ -183,7 +183,9 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: int = 0) -> Callable:
     def mapped(*arguments: Any) -> Any:
         axes = list(in_axes) if isinstance(in_axes, list | tuple) else [in_axes] * len(arguments)
         if len(axes) != len(arguments):
-            raise ShapeError(f"vmap: in_axes has {len(axes)} entries for {len(arguments)} arguments")
+            raise ShapeError(
+                f"vmap: in_axes has {len(axes)} entries for {len(arguments)} arguments"
+            )
         inputs: list[Node] = []
         values: list[Node] = []
         places: list[int | None] = []
@@ -317,8 +319,8 @@ def _fitting(cotangent: Any, node: Node, who: str) -> Node:
         return g.like(node, 0)
     if cotangent.shape != node.shape:
         raise GradientError(
-            f"custom_gradient {who!r}: a cotangent of shape {list(cotangent.shape)} for an argument "
-            f"of shape {list(node.shape)}"
+            f"custom_gradient {who!r}: a cotangent of shape {list(cotangent.shape)} for an "
+            f"argument of shape {list(node.shape)}"
         )
     return g.cast(cotangent.node, node.dtype)
 

@@ -23,7 +23,7 @@ class Gathering(Handle):
 
     __slots__ = ()
 
-    # --- reading -----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def gather(self, dim: int, index: Tensor) -> Tensor:
         """out[i][j] = self[index[i][j]][j] for dim 0, and so on; index has as many axes as self."""
@@ -122,7 +122,7 @@ class Gathering(Handle):
         index = inside.where(part, -1).flatten()
         return self._result(add_rows(g.like(g.cast(index.node, self.dtype), 1), index.node, bins))
 
-    # --- writing -----------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def scatter(self, dim: int, index: Tensor, src: Any, reduce: str | None = None) -> Tensor:
         """A copy with out[index[i][j]][j] = src[i][j] (dim 0); the last of equal indices wins."""
@@ -130,12 +130,12 @@ class Gathering(Handle):
             named = {"add": "sum", "multiply": "prod"}.get(reduce, reduce)
             src = self.full_like(src) if is_number(src) else src
             return self.scatter_reduce(dim, index, src, named)
-        a, index, src = _scattered("scatter", self, dim, index, src)
-        hit = _hits(self, a, index)
+        a, where, src = _scattered("scatter", self, dim, index, src)
+        hit = _hits(self, a, where)
         if is_number(src):
             touched = _over(self, a, g.greatest(hit, (a,)), False)
             return self._result(g.where(touched, g.like(self.node, src), self.node))
-        order = g.along(iota(index.shape[a]), a, hit.shape)
+        order = g.along(iota(where.shape[a]), a, hit.shape)
         last = g.greatest(g.where(hit, order, -1), (a,))
         new = gather(g.cast(src.node, self.dtype), a, last)
         new, touched = _over(self, a, new, 0), _over(self, a, g.ge(last, 0), False)
@@ -153,8 +153,8 @@ class Gathering(Handle):
             raise ShapeError(
                 f"scatter_reduce: reduce={reduce!r}; expected sum, prod, mean, amax or amin"
             )
-        a, index, src = _scattered("scatter_reduce", self, dim, index, src)
-        hit = _hits(self, a, index)
+        a, where, src = _scattered("scatter_reduce", self, dim, index, src)
+        hit = _hits(self, a, where)
         values = g.expand(g.unsqueeze(g.cast(src.node, self.dtype), a + 1), hit.shape)
         count = _over(self, a, g.total(g.cast(hit, dt.int64), (a,)), 0)
         touched = g.gt(count, 0)
@@ -207,7 +207,7 @@ class Gathering(Handle):
         return wide.where(taken, self)
 
 
-# --- on nodes --------------------------------------------------------------------------------------
+# --- on nodes -------------------------------------------------------------------------------------
 
 
 def gather(x: Node, axis: int, index: Node) -> Node:

@@ -16,7 +16,7 @@ from muladd.ir.ops import equal_dims, equal_shapes
 Interior = tuple[tuple[Dim, Dim, int], ...]
 
 
-# --- shapes ----------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 def describe(node: Node) -> str:
@@ -80,7 +80,7 @@ def pair(value: Any, count: int, who: str, what: str) -> tuple[int, ...]:
     return values
 
 
-# --- movement --------------------------------------------------------------------------------------
+# --- movement -------------------------------------------------------------------------------------
 
 
 def reshape(x: Node, shape: Shape) -> Node:
@@ -164,7 +164,7 @@ def along(line: Node, axis: int, shape: Shape) -> Node:
     return expand(reshape(line, (line.shape[0], *[1] * (len(shape) - axis - 1))), shape)
 
 
-# --- numbers ---------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def cast(x: Node, d: DType) -> Node:

@@ -33,7 +33,7 @@ def grad_enabled() -> bool:
     return _grad_enabled.get()
 
 
-class set_grad_enabled(ContextDecorator):  # noqa: N801  a function to its users, as in torch
+class set_grad_enabled(ContextDecorator):
     """`with set_grad_enabled(False):` (or as a decorator): results are constants for backward."""
 
     def __init__(self, mode: bool) -> None:
@@ -47,7 +47,7 @@ class set_grad_enabled(ContextDecorator):  # noqa: N801  a function to its users
         _grad_enabled.reset(self._tokens.pop())
 
 
-class no_grad(set_grad_enabled):  # noqa: N801
+class no_grad(set_grad_enabled):
     """`with no_grad():` computes without being seen by backward; parameters may be written to."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Handle:
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
-    # --- making handles ----------------------------------------------------------------------------
+    # --- making handles ---------------------------------------------------------------------------
 
     @classmethod
     def _of(cls, node: Node, device: str, stopped: bool = False) -> Tensor:
@@ -143,7 +143,7 @@ class Handle:
         new._parent, new._root, new._step, new._seen = self, self._root, step, self._root._raw
         return new
 
-    # --- reading -----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def _value(self) -> Node:
         """The node of this tensor's value; a view looks whether its root was written to."""
@@ -183,7 +183,7 @@ class Handle:
         """The number of axes."""
         return len(self._raw.shape)
 
-    # --- writing -----------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def _write(self, node: Node, who: str) -> None:
         """Give this tensor another value; a view passes it on to its root."""

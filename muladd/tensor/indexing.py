@@ -66,7 +66,7 @@ def _is_same_view(view: Handle, value: Handle) -> bool:
     )  # fmt: skip
 
 
-# --- reading an index ------------------------------------------------------------------------------
+# --- reading an index -----------------------------------------------------------------------------
 
 
 def _entries(index: Any, x: Handle) -> list[Any]:
@@ -181,8 +181,8 @@ def _slice(item: slice, n: Dim) -> tuple[Dim, Dim, int]:
         return (start if count else 0), count, step if count else 1
     if step != 1:
         raise IndexingError("index: a slice over a symbolic size needs step 1")
-    start, stop = (_from_end(v, n, default) for v, default in zip(parts, (0, n)))
-    return start, sym.sub(stop, start), 1
+    first, last = (_from_end(v, n, default) for v, default in zip(parts, (0, n)))
+    return first, sym.sub(last, first), 1
 
 
 def _from_end(v: Any, n: Dim, default: Dim) -> Dim:
@@ -227,7 +227,7 @@ def _check_known(item: Any, n: Dim) -> None:
             )
 
 
-# --- gathering and scattering rows -----------------------------------------------------------------
+# --- gathering and scattering rows ----------------------------------------------------------------
 
 
 def from_front(index: Node, n: Dim) -> Node:
@@ -343,7 +343,7 @@ def put_rows(table: Node, value: Node, index: Node) -> Node:
     return g.where(written, new, table)
 
 
-# --- values to be written --------------------------------------------------------------------------
+# --- values to be written -------------------------------------------------------------------------
 
 
 def _value_node(value: Any, view: Any) -> Node:

@@ -1,4 +1,4 @@
-"""Losses. Each compares this tensor (the prediction) with a target and reduces by mean, sum, none."""
+"""Losses: each compares a prediction with a target and reduces by mean, sum or none."""
 from __future__ import annotations
 
 import math
@@ -97,8 +97,8 @@ class Loss(Handle):
     def huber_loss(self, target: Any, reduction: str = "mean", delta: float = 1.0) -> Tensor:
         """Half the square below delta, delta (|d| - delta / 2) above."""
         d = _difference("huber_loss", self, target).abs()
-        return reduced("huber_loss",
-                       (d < delta).where(d * d * 0.5, (d - delta / 2) * delta), reduction)  # fmt: skip
+        losses = (d < delta).where(d * d * 0.5, (d - delta / 2) * delta)
+        return reduced("huber_loss", losses, reduction)
 
     def binary_cross_entropy(
         self, target: Any, weight: Any = None, reduction: str = "mean"

@@ -35,7 +35,7 @@ class Mathematics(Handle):
         a, b = common(who, (self, other), floating=True)
         return self._result(g.cast(function(widened(a), widened(b)), a.dtype))
 
-    # --- exponentials and logarithms ---------------------------------------------------------------
+    # --- exponentials and logarithms --------------------------------------------------------------
 
     def exp(self) -> Tensor:
         """e to the power x."""
@@ -80,7 +80,7 @@ class Mathematics(Handle):
         zero = (x == 0) & ~y.isnan()
         return zero.where(0.0, x * zero.where(1.0, y).log())
 
-    # --- powers ------------------------------------------------------------------------------------
+    # --- powers -----------------------------------------------------------------------------------
 
     def pow(self, exponent: Any) -> Tensor:
         """self ** exponent. Integer powers of negative bases are defined; others give NaN."""
@@ -110,7 +110,7 @@ class Mathematics(Handle):
         """sqrt(x*x + y*y) without overflow in between."""
         return self._real2("hypot", other, _hypot)
 
-    # --- angles ------------------------------------------------------------------------------------
+    # --- angles -----------------------------------------------------------------------------------
 
     def sin(self) -> Tensor:
         """The sine of x radians."""
@@ -179,7 +179,7 @@ class Mathematics(Handle):
         x = zero.where(1.0, self) * special.PI
         return zero.where(1.0, x.sin() / x)
 
-    # --- special functions -------------------------------------------------------------------------
+    # --- special functions ------------------------------------------------------------------------
 
     def erf(self) -> Tensor:
         """The error function."""
@@ -201,7 +201,7 @@ class Mathematics(Handle):
         """The derivative of lgamma."""
         return self._real(special.digamma)
 
-    # --- rounding and signs ------------------------------------------------------------------------
+    # --- rounding and signs -----------------------------------------------------------------------
 
     def floor(self) -> Tensor:
         """The greatest whole number not above x."""
@@ -278,7 +278,7 @@ class Mathematics(Handle):
         """0 below 0, 1 above, `values` at 0."""
         return (self == 0).where(values, (self > 0).cast(self.dtype))
 
-    # --- NaN and infinity --------------------------------------------------------------------------
+    # --- NaN and infinity -------------------------------------------------------------------------
 
     def isnan(self) -> Tensor:
         """Whether not a number."""
@@ -319,7 +319,7 @@ class Mathematics(Handle):
         return self.isneginf().where(-top if neginf is None else neginf, result)
 
 
-# --- on nodes --------------------------------------------------------------------------------------
+# --- on nodes -------------------------------------------------------------------------------------
 
 
 def greatest_finite(d: dt.DType) -> float:
@@ -417,7 +417,7 @@ def _acosh(x: Node) -> Node:
     return g.where(big, far, near)
 
 
-# --- powers ----------------------------------------------------------------------------------------
+# --- powers ---------------------------------------------------------------------------------------
 
 
 def power(base: Any, exponent: Any) -> Tensor:
@@ -455,7 +455,8 @@ def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
         return power(x, -n).reciprocal()
     if n == 0:
         return x._result(g.like(x.node, 1))
-    result, square = None, x
+    result: Any = None
+    square = x
     while n:
         if n & 1:
             result = square if result is None else result * square

@@ -29,7 +29,7 @@ class Movement(Handle):
     def _permuted(self, order: Sequence[int]) -> Tensor:
         return self._view((ops.PERMUTE, tuple(order)))
 
-    # --- shapes ------------------------------------------------------------------------------------
+    # --- shapes -----------------------------------------------------------------------------------
 
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in row-major order; one size may be -1 and is worked out."""
@@ -114,7 +114,7 @@ class Movement(Handle):
         shape = g.broadcast_shapes("broadcast_tensors", *[t.shape for t in tensors])
         return tuple(t.broadcast_to(shape) for t in tensors)
 
-    # --- order of axes -----------------------------------------------------------------------------
+    # --- order of axes ----------------------------------------------------------------------------
 
     def permute(self, *order: Any) -> Tensor:
         """Axis i of the result is axis order[i]."""
@@ -150,12 +150,12 @@ class Movement(Handle):
         return self._permuted(range(self.ndim)[::-1])
 
     @property
-    def T(self) -> Tensor:  # noqa: N802
+    def T(self) -> Tensor:
         """All axes in reverse order."""
         return self._permuted(range(self.ndim)[::-1])
 
     @property
-    def mT(self) -> Tensor:  # noqa: N802
+    def mT(self) -> Tensor:
         """The last two axes exchanged."""
         if self.ndim < 2:
             raise ShapeError(f"mT: expected at least 2 axes, got {list(self.shape)}")
@@ -177,7 +177,7 @@ class Movement(Handle):
         """The same as movedim."""
         return self.movedim(source, destination)
 
-    # --- parts -------------------------------------------------------------------------------------
+    # --- parts ------------------------------------------------------------------------------------
 
     def _cut(self, axis: int, start: Dim, size: Dim, step: int = 1) -> Tensor:
         spec: list[tuple[Dim, Dim, int]] = [(0, n, 1) for n in self.shape]
@@ -286,7 +286,7 @@ class Movement(Handle):
         """Zero below the diagonal."""
         return self._result(g.where(_above(self, diagonal - 1), self.node, 0))
 
-    # --- joining and repeating ---------------------------------------------------------------------
+    # --- joining and repeating --------------------------------------------------------------------
 
     def cat(self, *others: Any, dim: int = 0, axis: int | None = None) -> Tensor:
         """Tensors joined along an axis: `Tensor.cat(a, b, dim=1)`, also with one list of them."""
@@ -363,7 +363,7 @@ class Movement(Handle):
         index = [i for i, count in enumerate(counts) for _ in range(count)]
         return x.index_select(a, type(self)(index, dtype=dt.int64, device=self.device))  # type: ignore
 
-    # --- order of elements -------------------------------------------------------------------------
+    # --- order of elements ------------------------------------------------------------------------
 
     def flip(self, *dims: Any) -> Tensor:
         """The order of elements reversed along the axes given. A view."""
@@ -413,7 +413,7 @@ class Movement(Handle):
 
     @classmethod
     def meshgrid(cls, *tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
-        """Vectors laid along one axis each and repeated along the others' ('xy' swaps the first two)."""
+        """Vectors laid along one axis each, repeated over the others ('xy' swaps the first two)."""
         vectors = list(tensors[0]) if isinstance(tensors[0], list | tuple) else list(tensors)
         if indexing not in ("ij", "xy"):
             raise ShapeError(f"meshgrid: indexing={indexing!r}, expected 'ij' or 'xy'")
@@ -425,7 +425,7 @@ class Movement(Handle):
             for i, v in enumerate(vectors)
         )
 
-    # --- windows -----------------------------------------------------------------------------------
+    # --- windows ----------------------------------------------------------------------------------
 
     def unfold(self, *arguments: Any, **named: Any) -> Tensor:
         """unfold(dim, size, step): overlapping windows along an axis, as a new last axis.
@@ -440,16 +440,16 @@ class Movement(Handle):
             a = g.axis_of("unfold", names.get("dim", names.get("dimension")), self.ndim)
             x = windows(self.node, (a,), (names["size"],), (names["step"],), (1,))
             return self._result(x).movedim(0, -1)
-        return columns(self, *arguments, **named)
+        return columns(self._view(None), *arguments, **named)
 
     def fold(self, output_size: Any, kernel_size: Any, **named: Any) -> Tensor:
         """The inverse of unfold: columns (N, C*kh*kw, windows) added up into (N, C, H, W)."""
         from muladd.tensor.windows import from_columns
 
-        return from_columns(self, output_size, kernel_size, **named)
+        return from_columns(self._view(None), output_size, kernel_size, **named)
 
 
-# --- helpers ---------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def shape_given(sizes: tuple) -> Shape:

@@ -138,7 +138,8 @@ def _scaled(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def _update(running: Any, now: Any, momentum: float) -> None:
-    running.assign((running * (1 - momentum) + now.detach() * momentum).detach().cast(running.dtype))
+    new = running * (1 - momentum) + now.detach() * momentum
+    running.assign(new.detach().cast(running.dtype))
 
 
 def normalized(x: Node, axes: tuple[int, ...], eps: float) -> Node:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 IN_PLACE = (
     "add", "sub", "mul", "div", "floor_divide", "remainder", "fmod", "pow", "neg", "abs", "exp",
     "exp2", "log", "log2", "sqrt", "rsqrt", "square", "reciprocal", "sin", "cos", "tan", "tanh",
-    "sigmoid", "relu", "erf", "floor", "ceil", "round", "trunc", "sign", "clamp", "clip", "clamp_min",
-    "clamp_max", "lerp", "addcmul", "addcdiv", "masked_fill", "scatter", "scatter_add",
+    "sigmoid", "relu", "erf", "floor", "ceil", "round", "trunc", "sign", "clamp", "clip",
+    "clamp_min", "clamp_max", "lerp", "addcmul", "addcdiv", "masked_fill", "scatter", "scatter_add",
     "scatter_reduce", "index_add", "index_put", "index_fill", "index_copy", "tril", "triu",
     "nan_to_num", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "logical_not",
     "leaky_relu", "elu", "hardtanh", "silu", "addmm", "maximum", "minimum", "cumsum", "cumprod",

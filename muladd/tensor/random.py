@@ -94,7 +94,7 @@ def default_generator() -> Generator:
     return _default[0]
 
 
-# --- the cipher ------------------------------------------------------------------------------------
+# --- the cipher -----------------------------------------------------------------------------------
 
 
 def threefry(x0: Node, x1: Node, k0: Node, k1: Node) -> tuple[Node, Node]:
@@ -315,7 +315,7 @@ class Random(Handle):
         index = (edges.unsqueeze(-2) <= drawn.unsqueeze(-1)).sum(-1)
         return index.clamp(max=self.shape[-1] - 1)  # type: ignore[operator]
 
-    # --- initialisers ------------------------------------------------------------------------------
+    # --- initialisers -----------------------------------------------------------------------------
 
     @classmethod
     def kaiming_uniform(

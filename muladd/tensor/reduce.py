@@ -55,7 +55,7 @@ class Reduce(Handle):
     def _reduced(self, node: Node, axes: tuple[int, ...], keepdim: bool) -> Tensor:
         return self._result(g.keep(node, self.shape, axes) if keepdim else node)
 
-    # --- sums --------------------------------------------------------------------------------------
+    # --- sums -------------------------------------------------------------------------------------
 
     def sum(
         self, dim: Any = UNSET, keepdim: bool = False, *, dtype: Any = None, axis: Any = UNSET
@@ -134,7 +134,7 @@ class Reduce(Handle):
         """How many elements are not zero."""
         return self.bool().sum(dim, axis=axis)
 
-    # --- extremes ----------------------------------------------------------------------------------
+    # --- extremes ---------------------------------------------------------------------------------
 
     def amax(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Tensor:
         """The greatest element; the gradient is shared among equals."""
@@ -194,7 +194,7 @@ class Reduce(Handle):
         x = g.stop(self.node)
         return self._reduced(first_index(x, a, extreme(x, (a,))), (a,), keepdim)
 
-    # --- truth -------------------------------------------------------------------------------------
+    # --- truth ------------------------------------------------------------------------------------
 
     def any(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Tensor:
         """Whether any element is not zero."""
@@ -207,7 +207,7 @@ class Reduce(Handle):
         some_not = g.greatest(g.invert(g.cast(self.node, dt.bool_)), axes)
         return self._reduced(g.invert(some_not), axes, keepdim)
 
-    # --- norms -------------------------------------------------------------------------------------
+    # --- norms ------------------------------------------------------------------------------------
 
     def logsumexp(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Tensor:
         """log(sum(exp(x))) without overflow."""

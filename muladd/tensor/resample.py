@@ -48,7 +48,8 @@ class Resample(Handle):
         self, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
         align_corners: bool | None = None, antialias: bool = False,
     ) -> Tensor:  # fmt: skip
-        """(N, C, ...) resampled: nearest, nearest-exact, linear, bilinear, trilinear, bicubic, area.
+        """(N, C, ...) resampled: nearest, nearest-exact, linear, bilinear, trilinear, bicubic,
+        or area.
 
         Every axis is one product with a small matrix of weights.
         """
@@ -171,9 +172,13 @@ def _nearest(x: Node, axis: int, n: int, m: int, scale: float | None, exact: boo
         shape = (*x.shape[: axis + 1], m // n, *x.shape[axis + 1 :])
         wide = g.expand(g.unsqueeze(x, axis + 1), shape)
         return g.reshape(wide, (*x.shape[:axis], m, *x.shape[axis + 1 :]))
-    step = 1 / scale if scale else n / m
-    place = g.mul(g.add(_line(m), 0.5 if exact else 0.0), step)
-    index = g.cast(place, dt.int64)
+    if scale:
+        place = g.mul(g.add(_line(m), 0.5 if exact else 0.0), 1 / scale)
+        index = g.cast(place, dt.int64)
+    elif exact:
+        index = g.div(g.add(g.mul(iota(m), 2 * n), n), 2 * m)
+    else:
+        index = g.div(g.mul(iota(m), n), m)
     index = g.where(g.lt(index, n), index, n - 1)
     order = [axis, *[a for a in range(x.ndim) if a != axis]]
     rows = g.select_rows(g.permute(x, order), index)
@@ -198,8 +203,10 @@ def _weighted(
     low = floor(place)
     rest = g.sub(place, low)
     if cubic:
-        taps = [(-1, _cubic_outer(g.add(rest, 1.0))), (0, _cubic_inner(rest)),
-                (1, _cubic_inner(g.sub(1.0, rest))), (2, _cubic_outer(g.sub(2.0, rest)))]  # fmt: skip
+        taps = [
+            (-1, _cubic_outer(g.add(rest, 1.0))), (0, _cubic_inner(rest)),
+            (1, _cubic_inner(g.sub(1.0, rest))), (2, _cubic_outer(g.sub(2.0, rest))),
+        ]  # fmt: skip
     else:
         taps = [(0, g.sub(1.0, rest)), (1, rest)]
     rows = g.along(iota(n), 0, (n, m))

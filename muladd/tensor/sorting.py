@@ -29,7 +29,7 @@ class Sorting(Handle):
 
     __slots__ = ()
 
-    # --- order -------------------------------------------------------------------------------------
+    # --- order ------------------------------------------------------------------------------------
 
     def sort(
         self, dim: Any = UNSET, descending: bool = False, stable: bool = True, *,
@@ -142,7 +142,7 @@ class Sorting(Handle):
             result.append(type(self)(ends, device=self.device) - starts)  # type: ignore[call-arg]
         return result[0] if len(result) == 1 else tuple(result)
 
-    # --- running totals ----------------------------------------------------------------------------
+    # --- running totals ---------------------------------------------------------------------------
 
     def cumsum(self, dim: Any = UNSET, *, dtype: Any = None, axis: Any = UNSET) -> Tensor:
         """Sums of everything up to each element along an axis."""
@@ -200,7 +200,7 @@ class Sorting(Handle):
         return result
 
 
-# --- the sorting network ---------------------------------------------------------------------------
+# --- the sorting network --------------------------------------------------------------------------
 
 
 def sortable(x: Node) -> Node:
@@ -235,7 +235,7 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     if x.dtype.bits <= 32 or x.dtype is dt.bool_:
         # key and position in one number: comparing numbers compares keys, then positions
         joined = g.mul(g.cast(keys, dt.int64), 1 << 31)
-        line = g.add(g.pad(joined, [*still, (0, size - n)], dt.int64.max >> 1),
+        line = g.add(g.pad(joined, [*still, (0, size - n)], (1 << 62) - 1),
                      g.where(g.lt(index, n), index, 0))  # fmt: skip
         (found,) = _network([line], size, lambda a, b: g.lt(a[0], b[0]))
         result = make(ops.AND, (found, g.like(found, (1 << 31) - 1)))
@@ -291,7 +291,7 @@ def _exchange(lines: list[Node], width: int, less: Less, mirrored: bool) -> list
     return out
 
 
-# --- running totals, on nodes ----------------------------------------------------------------------
+# --- running totals, on nodes ---------------------------------------------------------------------
 
 
 def running_sum(x: Node, axis: int) -> Node:

@@ -113,7 +113,7 @@ def _body(
     return Body((function(x),), (x,), name, gradient)
 
 
-# --- the error function ----------------------------------------------------------------------------
+# --- the error function ---------------------------------------------------------------------------
 
 
 def _erf_small(x: Node) -> Node:
@@ -191,7 +191,7 @@ def erfinv(x: Node) -> Node:
     return with_derivative("erfinv", x, _erfinv, _erfinv_derivative)
 
 
-# --- arcus functions -------------------------------------------------------------------------------
+# --- arcus functions ------------------------------------------------------------------------------
 
 
 def _atan(x: Node) -> Node:
@@ -232,7 +232,7 @@ def acos(x: Node) -> Node:
     return g.sub(PI / 2, asin(x))
 
 
-# --- exponential and logarithm near their zeros ----------------------------------------------------
+# --- exponential and logarithm near their zeros ---------------------------------------------------
 
 
 def expm1(x: Node) -> Node:
@@ -268,7 +268,7 @@ def sigmoid(x: Node) -> Node:
     return g.div(g.where(negative, e, 1.0), g.add(e, 1.0))
 
 
-# --- gamma -----------------------------------------------------------------------------------------
+# --- gamma ----------------------------------------------------------------------------------------
 
 
 def lgamma(x: Node) -> Node:

@@ -65,7 +65,7 @@ class Tensor(
         if requires_grad:
             self.requires_grad_()
 
-    # --- running -----------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------
 
     def realize(self, *others: Tensor) -> Tensor:
         """Compute this tensor (and others, together), and keep the values."""
@@ -136,7 +136,7 @@ class Tensor(
         """The same values on the CPU."""
         return self.to("CPU")
 
-    # --- identity ----------------------------------------------------------------------------------
+    # --- identity ---------------------------------------------------------------------------------
 
     def detach(self) -> Tensor:
         """A view of the same values through which no gradient passes."""
@@ -194,7 +194,7 @@ class Tensor(
         self._write(graph.like(self._value(), value), "fill_")
         return self
 
-    # --- differentiation ---------------------------------------------------------------------------
+    # --- differentiation --------------------------------------------------------------------------
 
     def backward(
         self, gradient: Tensor | None = None, retain_graph: bool | None = None,
@@ -253,7 +253,7 @@ class Tensor(
         """Forget the gradient."""
         self.grad = None
 
-    # --- size and type -----------------------------------------------------------------------------
+    # --- size and type ----------------------------------------------------------------------------
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or one of its sizes."""
@@ -280,7 +280,7 @@ class Tensor(
         """Bytes of all elements."""
         return sym.mul(self.numel(), self.dtype.itemsize)
 
-    # --- Python's protocols ------------------------------------------------------------------------
+    # --- Python's protocols -----------------------------------------------------------------------
 
     def __len__(self) -> int:
         if not self.ndim:

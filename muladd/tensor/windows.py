@@ -23,16 +23,17 @@ def window_count(n: int, taps: int, step: int, dilation: int) -> int:
 
 
 def windows(
-    x: Node, axes: Sequence[int], taps: Sequence[int], steps: Sequence[int],
+    x: Node, axes: Sequence[int], taps: Sequence[Any], steps: Sequence[int],
     dilations: Sequence[int], who: str = "unfold",
 ) -> Node:  # fmt: skip
-    """(..., n, ...) to (taps..., ..., windows, ...): the tap axes come first, in order of `axes`."""
+    """(..., n, ...) to (taps..., ..., windows, ...): tap axes in front, in order of `axes`."""
     for a, k, step, dilation in zip(axes, taps, steps, dilations):
         if k < 1 or step < 1 or dilation < 1:
             raise ShapeError(
                 f"{who}: size {k}, step {step} and dilation {dilation} must be at least 1"
             )
-        if isinstance(x.shape[a], int) and window_count(x.shape[a], k, step, dilation) < 1:
+        n = x.shape[a]
+        if isinstance(n, int) and window_count(n, k, step, dilation) < 1:
             raise ShapeError(
                 f"{who}: a window of {dilation * (k - 1) + 1} does not fit into an axis of "
                 f"{x.shape[a]}"

@@ -7,7 +7,7 @@ from oracle import compare
 from muladd import Tensor
 from muladd.errors import IndexingError
 
-I = np.array([2, 0, 1, 2])  # noqa: E741
+I = np.array([2, 0, 1, 2])
 J = np.array([[0, 3], [1, -1]])
 MASK = np.array([True, False, True])
 GRID = np.array([[True, False, True, False], [False] * 4, [True] * 4])
@@ -26,7 +26,8 @@ READ = {
     "mask_later": lambda i: (slice(None), i(np.array([True, False, True, True]))),
     "mask_and_int": lambda i: (i(MASK), 1), "mask_and_slice": lambda i: (i(MASK), slice(1, 3)),
     "mask_and_tensor": lambda i: (i(MASK), i(np.array([0, 1]))),
-    "list": lambda i: [0, 2], "lists": lambda i: ([0, 2], [1, 1]), "triple": lambda i: (i(I), i(I), i(I)),
+    "list": lambda i: [0, 2], "lists": lambda i: ([0, 2], [1, 1]),
+    "triple": lambda i: (i(I), i(I), i(I)),
     "scalar_tensor": lambda i: i(np.array(1)),
 }  # fmt: skip
 
@@ -125,7 +126,7 @@ def test_scatter_reduce(reduce, include, device, rng):
 def test_embedding(device, rng):
     w = rng.normal(size=(7, 3)).astype(np.float32)
     i = rng.integers(0, 7, (2, 4))
-    F = torch.nn.functional  # noqa: N806
+    F = torch.nn.functional
     compare(lambda t, w: t.embedding(w), i, w, oracle=F.embedding)
     compare(lambda t, w: t.embedding(w, 2), i, w, oracle=lambda t, w: F.embedding(t, w, 2))
 

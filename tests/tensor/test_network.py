@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from oracle import compare
 
 from muladd import Tensor
@@ -57,7 +57,7 @@ def test_softmax(axis, device, rng):
                                   Tensor(x).softmax(dim=axis).numpy())  # fmt: skip
 
 
-# --- losses ----------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 CROSS = [
     {}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1},
@@ -131,7 +131,7 @@ def test_other_losses(device, rng):
             oracle=lambda t, u: F.nll_loss(t.log_softmax(1), u, ignore_index=1))  # fmt: skip
 
 
-# --- normalisation ---------------------------------------------------------------------------------
+# --- normalisation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -168,7 +168,7 @@ def test_batch_norm(training, shape, device, rng):
         assert not a.requires_grad
 
 
-# --- attention -------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["plain", "causal", "bool", "float", "scale", "gqa", "masked_row"])

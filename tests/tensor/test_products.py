@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from oracle import compare
 
 from muladd import Tensor
@@ -81,7 +81,7 @@ def test_distances(device, rng):
     compare(lambda x, y: x.pairwise_distance(y), a, b, oracle=F.pairwise_distance)
 
 
-# --- convolution -----------------------------------------------------------------------------------
+# --- convolution ----------------------------------------------------------------------------------
 
 CONV = [
     (1, {}, (2, 3, 9), (4, 3, 3)),
