@@ -204,7 +204,7 @@ class Activation(Handle):
         scores = (q * factor).matmul(k.transpose(-2, -1))
         masked = attn_mask is not None  # then a row may have nothing to attend to
         if is_causal:
-            attn_mask = type(self).ones(*scores.shape[-2:], dtype=dt.bool_, device=self.device)  # type: ignore
+            attn_mask = self.ones(*scores.shape[-2:], dtype=dt.bool_, device=self.device)
             attn_mask = attn_mask.tril()
         if attn_mask is not None:
             if attn_mask.dtype is dt.bool_:

@@ -70,7 +70,7 @@ class Decomposition(Handle):
                              "'reduced', 'complete' or 'r'")  # fmt: skip
         m, n = (int(v) for v in self.shape[-2:])  # type: ignore[arg-type]
         r: Any = self.clone()
-        q: Any = type(self).eye(m, dtype=self.dtype, device=self.device)  # type: ignore[attr-defined]
+        q: Any = self.eye(m, dtype=self.dtype, device=self.device)
         q = q.expand((*self.shape[:-2], m, m))
         rows = _positions(r, m)
         for j in range(min(m - 1, n)):
@@ -146,7 +146,7 @@ class Decomposition(Handle):
     def inverse(self) -> Tensor:
         """The matrix X with self @ X = 1."""
         n = _square("inverse", self)
-        eye: Any = type(self).eye(n, dtype=self.dtype, device=self.device)  # type: ignore[attr-defined]
+        eye: Any = self.eye(n, dtype=self.dtype, device=self.device)
         return self.lu_solve_with(eye.expand(self.shape))[0]
 
     def det(self) -> Tensor:
@@ -173,7 +173,7 @@ class Decomposition(Handle):
     def slogdet(self) -> SignLogarithm:
         """(sign, logarithm of the magnitude) of the determinant."""
         n = _square("slogdet", self)
-        eye: Any = type(self).eye(n, dtype=self.dtype, device=self.device)  # type: ignore[attr-defined]
+        eye: Any = self.eye(n, dtype=self.dtype, device=self.device)
         _, logarithm, sign = self.lu_solve_with(eye.expand(self.shape)[..., :, :1])
         return SignLogarithm(sign, logarithm)
 

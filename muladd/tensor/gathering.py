@@ -63,9 +63,8 @@ class Gathering(Handle):
         """The indices (int64) of elements that are not zero, one row each. Runs."""
         found = np.nonzero(self.numpy())
         if as_tuple:
-            return tuple(type(self)(i, device=self.device) for i in found)  # type: ignore[call-arg]
-        return type(self)(np.stack(found, -1) if found else np.zeros((1, 0), np.int64),  # type: ignore[call-arg]
-                          device=self.device)  # fmt: skip
+            return tuple(self._made(i) for i in found)
+        return self._made(np.stack(found, -1) if found else np.zeros((1, 0), np.int64))
 
     def argwhere(self) -> Tensor:
         """The same as nonzero()."""
@@ -95,7 +94,7 @@ class Gathering(Handle):
     def searchsorted(self, values: Any, right: bool = False) -> Tensor:
         """How many elements of this ascending last axis stand before each value."""
         if is_number(values):
-            values = type(self)(values, device=self.device)  # type: ignore[call-arg]
+            values = self._made(values)
         line = self.unsqueeze(-2) if self.ndim > 1 else self
         wide = values.unsqueeze(-1)
         before = line <= wide if right else line < wide

@@ -130,6 +130,10 @@ class Handle:
         new._root, new._stopped, new._leaf = new, stopped, False
         return new  # type: ignore[return-value]
 
+    def _made(self, data: Any, dtype: Any = None) -> Tensor:
+        """A new tensor from data, on this tensor's device."""
+        return type(self)(data, dtype=dtype, device=self.device)  # type: ignore[call-arg]
+
     def _result(self, node: Node) -> Tensor:
         """A handle on a result computed from this tensor (and maybe others)."""
         return self._of(node, self.device, not _grad_enabled.get())

@@ -93,7 +93,7 @@ def _entry(item: Any, x: Handle) -> Any:
     ):
         if isinstance(item, list | tuple | range) and not len(item):
             item = np.zeros(0, np.int64)
-        item = type(x)(np.asarray(item) if isinstance(item, range) else item, device=x.device)  # type: ignore[call-arg]
+        item = x._made(np.asarray(item) if isinstance(item, range) else item)
     if isinstance(item, Handle):
         if item.dtype.is_float:
             raise IndexingError(f"index: an index is an integer or bool, got {item.dtype.name}")

@@ -24,7 +24,7 @@ class Linear(Handle):
     def matmul(self, other: Any) -> Tensor:
         """The matrix product over the last two axes; vectors lend a row or a column."""
         if not isinstance(other, Handle):
-            other = type(self)(other, device=self.device)  # type: ignore[call-arg]
+            other = self._made(other)
         return self._result(_matmul("matmul", self, other))
 
     def mm(self, other: Tensor) -> Tensor:

@@ -361,7 +361,7 @@ class Movement(Handle):
             return self._result(g.reshape(wide, (*x.shape[:a], total, *x.shape[a + 1 :])))
         counts = repeats.tolist() if isinstance(repeats, Handle) else list(repeats)
         index = [i for i, count in enumerate(counts) for _ in range(count)]
-        return x.index_select(a, type(self)(index, dtype=dt.int64, device=self.device))  # type: ignore
+        return x.index_select(a, self._made(index, dt.int64))
 
     # --- order of elements ------------------------------------------------------------------------
 

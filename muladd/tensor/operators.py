@@ -119,7 +119,7 @@ class Operators(Handle):
         return power(other, self)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return type(self)(other, device=self.device).matmul(self)  # type: ignore[call-arg]
+        return self._made(other).matmul(self)
 
     def __rand__(self, other: Any) -> Tensor:
         return self.bitwise_and(other)

@@ -132,14 +132,14 @@ class Sorting(Handle):
         ordered, index = line.sort(0)
         count: Any = line.shape[0]
         changes = [0, *(np.flatnonzero((ordered[1:] != ordered[:-1]).numpy()) + 1)] if count else []
-        starts = type(self)(np.array(changes, np.int64), device=self.device)  # type: ignore[call-arg]
+        starts = self._made(np.array(changes, np.int64))
         result: list[Any] = [ordered.detach()[starts]]
         if return_inverse:
             group = starts.searchsorted(self.arange(count, device=self.device), right=True) - 1
             result.append(group.zeros_like().scatter(0, index, group).reshape(self.shape))
         if return_counts:
             ends = np.array([*changes[1:], count][: len(changes)], np.int64)
-            result.append(type(self)(ends, device=self.device) - starts)  # type: ignore[call-arg]
+            result.append(self._made(ends) - starts)
         return result[0] if len(result) == 1 else tuple(result)
 
     # --- running totals ---------------------------------------------------------------------------
