@@ -84,7 +84,7 @@ def _sample(call: Call, count: int, clock: Clock) -> float:
     return (clock() - start) / count
 
 
-# --- memory of the peers --------------------------------------------------------------------------
+# --- memory of the peers -------------------------------------------------------------------------
 
 # glibc's mallopt: numbers from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4

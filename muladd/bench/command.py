@@ -1,0 +1,157 @@
+"""`muladd bench`: choose cases, measure each beside its peers, print the table as it grows."""
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from muladd import config
+from muladd import device as devices
+from muladd.bench import table
+from muladd.bench.case import Case, Contest, Target
+from muladd.bench.cases import chosen
+from muladd.bench.measure import QUICK, Effort, alternate, recycled_memory
+from muladd.bench.peers import NAMES, Peers, installed
+from muladd.bench.roofline import Peaks, peaks
+from muladd.bench.worst import Gap, gaps, worst_text
+
+EXAMPLES = """\
+examples:
+  muladd bench --list                      the cases, their groups and targets
+  muladd bench foundation                  what must always hold
+  muladd bench matmul softmax --quick      cases whose name contains a word, few samples
+  muladd bench exact                       what the exact profile costs
+  muladd bench --write BENCHMARKS.md       all of it, into the page of results
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = _parser().parse_args(arguments)
+    cases = chosen(given.names, given.quick)
+    if not cases:
+        print(f"muladd bench: no case or group matches {' '.join(given.names)}; see --list",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    if given.list:
+        for case in cases:
+            print(f"{case.group:11} {case.name:44} {case.target.text()}")
+        return 0
+    effort = QUICK if given.quick else Effort(given.repeat, given.seconds)
+    with config.context(DEVICE="CPU"):
+        return _run(cases, given, effort)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd bench", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure cases beside installed peers, in one process, alternating.",
+    )  # fmt: skip
+    parser.add_argument("names", nargs="*", help="groups, or words in the names of cases")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--quick", action="store_true", help="the quicker cases, three samples each")
+    parser.add_argument("--repeat", type=int, default=9, help="samples a case (default 9)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="most sampling time a case")
+    parser.add_argument("--limit", type=int, default=180, help="seconds after which a case failed")
+    parser.add_argument("--threads", type=int, default=0, help="threads for everybody")
+    parser.add_argument("--peer", action="append", choices=[*NAMES, "none"],
+                        help="which peers take part (default: all that are installed)")  # fmt: skip
+    parser.add_argument("--worst", action="store_true",
+                        help="list the kernels that are furthest from the roofline")  # fmt: skip
+    parser.add_argument("--write", type=Path, metavar="PAGE",
+                        help="put the table into a page of Markdown")  # fmt: skip
+    return parser
+
+
+def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> int:
+    place: Any = devices.get("CPU")
+    threads = given.threads or config.get("THREADS") or place.machine.cores
+    place.set_threads(threads)
+    peers = installed(given.peer, threads)
+    ceilings = peaks(threads)
+    rows: list[table.Row] = []
+    kernels: list[Gap] = []
+    out = sys.stderr if given.json else sys.stdout
+    widths = [max(len(c.name) + len(" (recycled)") for c in cases), 9, 9, 6, 6, 13, 8, 18, 8]
+    print(table.line(table.HEADER, widths), file=out, flush=True)
+    for case in cases:
+        for row in measured(case, peers, effort, ceilings, given.limit, kernels):
+            rows.append(row)
+            print(table.line(row.cells(), widths), file=out, flush=True)
+    found = table.machine(ceilings, threads, {"muladd": _version(), **peers.versions})
+    print(f"\n{table.summary(rows)}\n{table.machine_text(found)}", file=out)
+    if given.worst:
+        print("\n" + worst_text(kernels), file=out)
+    if given.write:
+        table.write(given.write, table.markdown(rows, found))
+    if given.json:
+        print(json.dumps({"machine": found, "versions": found["versions"], "date": found["date"],
+                          "cases": {r.name: r.as_json() for r in rows}}))  # fmt: skip
+    return 0
+
+
+def measured(
+    case: Case, peers: Peers, effort: Effort, ceilings: Peaks, limit: int, kernels: list[Gap]
+) -> Iterator[table.Row]:
+    """The rows of a case: with fresh outputs, then with recycled ones. A failure is a row too."""
+    try:
+        with _time_limit(limit):
+            contest = case.prepare(peers)
+            yield _timed(case.name, case.group, case.target, contest, contest.contenders, effort,
+                         ceilings)  # fmt: skip
+            kernels += gaps(case.name, contest, ceilings)
+            if contest.recycled and case.recycled_target != Target():
+                with recycled_memory():
+                    yield _timed(f"{case.name} (recycled)", case.group, case.recycled_target,
+                                 contest, contest.recycled, effort, ceilings)  # fmt: skip
+    except Exception as error:  # noqa: BLE001  whatever a case does, the others are measured
+        yield table.Row(case.name, case.group, case.target, failure=_reason(error))
+    finally:
+        gc.collect()
+
+
+def _timed(
+    name: str, group: str, target: Target, contest: Contest, contenders: dict[str, Any],
+    effort: Effort, ceilings: Peaks,
+) -> table.Row:  # fmt: skip
+    timings = alternate(contenders, effort) if contenders else {}
+    return table.row_of(name, group, target, contest, timings, ceilings)
+
+
+def _reason(error: Exception) -> str:
+    """A failure in one short line."""
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {said}"[:160]
+
+
+@contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in the main thread, where the operating system can do so."""
+    if not hasattr(signal, "SIGALRM") or seconds <= 0:
+        yield
+        return
+
+    def ring(number: int, frame: Any) -> None:
+        raise TimeoutError(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _version() -> str:
+    try:
+        return version("muladd")
+    except PackageNotFoundError:
+        return "source tree"

@@ -1,0 +1,98 @@
+"""The libraries muladd is measured beside, if they are installed: today PyTorch.
+
+One expression serves both sides of most cases, `lambda f, x: f.softmax(x, -1)`: for muladd `f` is
+the Tensor class, for PyTorch its functional module, whose names and arguments agree.
+"""
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+NAMES = ("torch",)
+
+
+@dataclass
+class Peers:
+    """The peers taking part, and the number of threads that everybody is given."""
+
+    names: tuple[str, ...]
+    threads: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def torch(self) -> Any:
+        """The torch module with its threads set, or None if it does not take part."""
+        if "torch" not in self.names:
+            return None
+        import torch
+
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        self.versions["torch"] = torch.__version__
+        return torch
+
+
+def installed(wanted: Sequence[str] | None, threads: int) -> Peers:
+    """The wanted peers (all if None) that can be imported."""
+    names = NAMES if wanted is None else tuple(n for n in wanted if n in NAMES)
+    return Peers(tuple(n for n in names if importlib.util.find_spec(n) is not None), threads)
+
+
+class Functional:
+    """torch.nn.functional, then torch: where one expression finds its functions."""
+
+    def __init__(self, torch: Any) -> None:
+        self._places = (torch.nn.functional, torch)
+
+    def __getattr__(self, name: str) -> Any:
+        for place in self._places:
+            if hasattr(place, name):
+                return getattr(place, name)
+        raise AttributeError(name)
+
+
+def torch_tensors(torch: Any, arrays: Sequence[np.ndarray], dtypes: Sequence[str]) -> list[Any]:
+    """The same values as PyTorch's tensors."""
+    return [torch.from_numpy(a).to(getattr(torch, d)) for a, d in zip(arrays, dtypes)]
+
+
+def torch_call(
+    torch: Any, function: Callable[..., Any], tensors: Sequence[Any], backward: bool
+) -> tuple[Callable[[], Any], Callable[[], list[np.ndarray]]]:
+    """(a call of the function, its values): with `backward` also the gradients of its inputs."""
+    functional = Functional(torch)
+    leaves = [t for t in tensors if backward and t.is_floating_point()]
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return function(functional, *tensors)
+
+    def forward_and_backward() -> Any:
+        for leaf in leaves:
+            leaf.grad = None
+        y = function(functional, *tensors)
+        y.backward(ones)
+        return [y, *(leaf.grad for leaf in leaves)]
+
+    ones = None
+    for leaf in leaves:
+        leaf.requires_grad_()
+    if leaves:
+        ones = torch.ones_like(function(functional, *tensors))
+    call = forward_and_backward if leaves else forward
+
+    def values() -> list[np.ndarray]:
+        found = call()
+        several = found if isinstance(found, (tuple, list)) else [found]
+        return [_array(torch, t) for t in several]
+
+    return call, values
+
+
+def _array(torch: Any, t: Any) -> np.ndarray:
+    t = t.detach()
+    return np.asarray((t.float() if t.dtype is torch.bfloat16 else t).numpy())

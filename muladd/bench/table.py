@@ -1,0 +1,159 @@
+"""Results as rows, as a table for people, as one JSON object, and as a page of Markdown."""
+from __future__ import annotations
+
+import datetime
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muladd.bench.case import US, Contest, Target, quantity
+from muladd.bench.measure import Timing
+from muladd.bench.roofline import Peaks
+from muladd.errors import FormatError
+
+HEADER = ("case", "muladd", "peer", "", "ratio", "rate", "roofline", "target", "")
+_BEGIN, _END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+@dataclass
+class Row:
+    """One case, or why there are no figures for it."""
+
+    name: str
+    group: str
+    target: Target = Target()
+    seconds: dict[str, float] | None = None  # by contender, medians
+    samples: int = 0
+    flops: float = 0.0
+    nbytes: float = 0.0
+    roofline: float | None = None  # share of the machine's ceiling, 1 is at it
+    difference: float | None = None
+    failure: str = ""
+
+    @property
+    def peer(self) -> str | None:
+        """The fastest of the others."""
+        others = {n: t for n, t in (self.seconds or {}).items() if n != US}
+        return min(others, key=others.__getitem__) if others else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Peer's time by ours: above 1 is faster than the peer."""
+        peer, ours = self.peer, (self.seconds or {}).get(US)
+        return self.seconds[peer] / ours if self.seconds and peer and ours else None
+
+    @property
+    def verdict(self) -> str:
+        if self.failure:
+            return "failed"
+        return self.target.verdict((self.seconds or {}).get(US, 0.0), self.ratio)
+
+    def cells(self) -> tuple[str, ...]:
+        if self.failure or not self.seconds:
+            return (self.name, "", "", "", "", "", "", self.target.text(), f"failed: {self.failure}")
+        ours, peer, ratio = self.seconds.get(US, 0.0), self.peer, self.ratio
+        return (
+            self.name, quantity(ours, "s"), quantity(self.seconds[peer], "s") if peer else "",
+            peer or "", f"{ratio:.2f}" if ratio is not None else "", self._rate(ours),
+            f"{100 * self.roofline:.0f}%" if self.roofline is not None else "",
+            self.target.text(), self.verdict,
+        )  # fmt: skip
+
+    def _rate(self, ours: float) -> str:
+        """What the work is bound by says which rate is telling."""
+        if not ours or not (self.flops or self.nbytes):
+            return ""
+        if self.flops >= 8 * self.nbytes:
+            return quantity(self.flops / ours, "FLOP/s")
+        return quantity(self.nbytes / ours, "B/s")
+
+    def as_json(self) -> dict[str, Any]:
+        if self.failure:
+            return {"group": self.group, "failed": self.failure}
+        seconds = self.seconds or {}
+        return {
+            "group": self.group, "muladd": seconds.get(US),
+            "peers": {n: t for n, t in seconds.items() if n != US}, "ratio": self.ratio,
+            "roofline": self.roofline, "target": self.target.text(), "verdict": self.verdict,
+            "difference": self.difference, "samples": self.samples,
+        }  # fmt: skip
+
+
+def row_of(
+    name: str, group: str, target: Target, contest: Contest, timings: dict[str, Timing],
+    peaks: Peaks,
+) -> Row:  # fmt: skip
+    """The row of a measured contest."""
+    seconds = {n: t.median for n, t in timings.items()} | contest.seconds
+    row = Row(name, group, target, seconds, min((t.samples for t in timings.values()), default=1),
+              contest.flops, contest.nbytes, difference=contest.difference)  # fmt: skip
+    least = peaks.seconds(contest.flops, contest.nbytes)
+    if least and seconds.get(US):
+        row.roofline = least / seconds[US]
+    return row
+
+
+def widths_of(rows: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows)]
+
+
+def line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names to the left, figures to the right."""
+    left = {0, 3, 7, 8}
+    return "  ".join(c.ljust(w) if i in left else c.rjust(w)
+                     for i, (c, w) in enumerate(zip(cells, widths))).rstrip()  # fmt: skip
+
+
+def text(rows: Sequence[Row]) -> str:
+    cells = [HEADER, *(r.cells() for r in rows)]
+    short = [c for c in cells if not c[8].startswith("failed")]
+    widths = widths_of(short or cells)
+    widths[0] = max(len(c[0]) for c in cells)
+    return "\n".join(line(c, widths) for c in cells)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    counts = {word: sum(r.verdict == word for r in rows)
+              for word in ("met", "must met", "missed", "failed")}  # fmt: skip
+    return f"{len(rows)} cases; targets: " + ", ".join(f"{n} {w}" for w, n in counts.items())
+
+
+def machine(peaks: Peaks, threads: int, versions: dict[str, str]) -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    from muladd.device.machine import description
+
+    return {
+        "processor": description(), "threads": threads, "system": platform.platform(),
+        "python": sys.version.split()[0], "versions": versions,
+        "fma_peak_flops": peaks.flops, "copy_bandwidth": peaks.bandwidth,
+        "date": datetime.date.today().isoformat(),
+    }  # fmt: skip
+
+
+def machine_text(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
+    return (f"{found['date']}, {found['processor']}; {found['threads']} threads\n"
+            f"Python {found['python']}, {versions}\n"
+            f"measured: {quantity(found['fma_peak_flops'], 'FLOP/s')} of multiply-adds in float32, "
+            f"{quantity(found['copy_bandwidth'], 'B/s')} copying (read and written)")  # fmt: skip
+
+
+def markdown(rows: Sequence[Row], found: dict[str, Any]) -> str:
+    titles = ("case", "muladd", "peer", "which", "ratio", "rate", "roofline", "target", "verdict")
+    lines = [*machine_text(found).splitlines(), "", "| " + " | ".join(titles) + " |",
+             "|---" * len(titles) + "|"]  # fmt: skip
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in r.cells()) + " |" for r in rows]
+    return "\n".join([*lines, "", summary(rows)])
+
+
+def write(path: Path, page: str) -> None:
+    """Put the figures between the marks of a page, so that the words around them stay."""
+    old = path.read_text() if path.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
+    head, mark, rest = old.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not mark or not end:
+        raise FormatError(f"bench: {path} has no lines {_BEGIN} and {_END} to write between")
+    path.write_text(f"{head}{_BEGIN}\n{page}\n{_END}{tail}")
