@@ -26,6 +26,8 @@ INTERPRETER = "INTERP"  # the device on which graphs are interpreted and storage
 _deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] = (
     weakref.WeakKeyDictionary()
 )
+# Deferred storages of state that was written, in that order: programs are found again by order.
+_assigned: weakref.WeakKeyDictionary[Storage, None] = weakref.WeakKeyDictionary()
 _tracing: ContextVar[str | None] = ContextVar("muladd.tracing", default=None)
 
 
@@ -77,14 +79,17 @@ def is_tracing() -> bool:
 # --- deferred storages ----------------------------------------------------------------------------
 
 
-def defer(definition: Node, device: str, owner: Any = None) -> Node:
+def defer(definition: Node, device: str, owner: Any = None, assigned: bool = False) -> Node:
     """An INPUT node of its own identity whose contents will be the value of `definition`.
 
     When it is realised along with something else, its contents are kept only if `owner` (a tensor)
-    still has this node; without an owner, always.
+    still has this node; without an owner, always. `assigned` state is realised along with whatever
+    is realised next on its device.
     """
     storage = Storage(definition.shape, definition.dtype, device)
     _deferred[storage] = (definition, None if owner is None else weakref.ref(owner))
+    if assigned:
+        _assigned[storage] = None
     return make(ops.INPUT, (), storage)
 
 
@@ -160,16 +165,26 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
             "where) instead of .item(), .numpy() or `if`, or compute it outside the function"
         )
     plain, met = expand(roots, device)
-    wanted = [s for s in met if _still_owned(s)]
-    graphs = plain + expand([_deferred[s][0] for s in wanted], device)[0]
-    unique = list(dict.fromkeys(graphs))
+    waiting = [s for s in list(_assigned) if s.device == device and s in _deferred]
+    candidates = dict.fromkeys([*met, *waiting])
+    wanted = [s for s in candidates if _still_owned(s)]
+    states = expand([_deferred[s][0] for s in wanted], device)[0]
+    unique = list(dict.fromkeys([*plain, *states]))
     _check_devices(unique, device)
     values = dict(zip(unique, _run(unique, device)))
-    out = [values[g] for g in plain]
-    for storage, graph in zip(wanted, graphs[len(plain) :]):
-        storage.buffer = values[graph].buffer
+    mine = {r.arg for r in roots if r.op is ops.INPUT}
+    shared = {p for p, r in zip(plain, roots) if r.op is not ops.INPUT or r.arg not in wanted}
+    for storage, graph in zip(wanted, states):
+        value = values[graph]
+        if graph.op is ops.INPUT or graph in shared:  # state has its memory for itself
+            value = write(read(value), value.dtype, device)
+        shared.add(graph)
+        storage.buffer = value.buffer
         del _deferred[storage]
-    return [r.arg if r.op is ops.INPUT and r.arg in wanted else s for r, s in zip(roots, out)]
+        _assigned.pop(storage, None)
+    kept = mine.intersection(wanted)
+    return [r.arg if r.op is ops.INPUT and r.arg in kept else values[p]
+            for r, p in zip(roots, plain)]  # fmt: skip
 
 
 def _still_owned(storage: Storage) -> bool:

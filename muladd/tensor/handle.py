@@ -132,7 +132,7 @@ class Handle:
 
     def _made(self, data: Any, dtype: Any = None) -> Tensor:
         """A new tensor from data, on this tensor's device."""
-        return type(self)(data, dtype=dtype, device=self.device)  # type: ignore[call-arg]
+        return type(self)(data, dtype=dtype, device=self.device)  # type: ignore
 
     def _result(self, node: Node) -> Tensor:
         """A handle on a result computed from this tensor (and maybe others)."""
@@ -229,18 +229,24 @@ class Handle:
                 node = make(step._step[0], (node,), step._step[1])
         yield from zip(path, reversed(before))
 
-    def _rebind(self, node: Node) -> None:
-        """Point a root to another value. A leaf gets a new identity; its old one is retired."""
-        self._kept = None
-        if not self._leaf:
-            self._raw, self._stopped = node, not _grad_enabled.get()
-            return
-        old = self._raw.arg
-        _leaves[old] = (weakref.ref(self), True)
-        self._enter_leaves(node)
+    def _rebind(self, node: Node, state: bool = False) -> None:
+        """Point a root to another value.
 
-    def _enter_leaves(self, node: Node) -> None:
-        self._raw = backend.defer(node, self.device, self)
+        A leaf gets a new identity, and its old one is retired. What is written under no_grad (or
+        declared to be state) also gets an INPUT of its own: no gradient passes, and the next
+        realisation keeps its value, so that state does not drag its history along.
+        """
+        self._kept = None
+        if self._leaf:
+            _leaves[self._raw.arg] = (weakref.ref(self), True)
+            self._enter_leaves(node, True)
+        elif state or not _grad_enabled.get():
+            self._raw, self._stopped = backend.defer(node, self.device, self, True), False
+        else:
+            self._raw, self._stopped = node, False
+
+    def _enter_leaves(self, node: Node, assigned: bool = False) -> None:
+        self._raw = backend.defer(node, self.device, self, assigned)
         _leaves[self._raw.arg] = (weakref.ref(self), False)
 
     def _own(self) -> None:

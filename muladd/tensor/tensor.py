@@ -171,6 +171,8 @@ class Tensor(
             )
         if self._leaf:
             self._rebind(value._value())
+        elif value._stopped and self._parent is None:
+            self._rebind(value._value(), state=True)
         else:
             self._write(value.node, "assign")
         return self

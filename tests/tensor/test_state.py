@@ -262,3 +262,30 @@ def test_every_method_says_what_it_does():
     methods = {n: getattr(Tensor, n) for n in dir(Tensor) if not n.startswith("_")}
     assert not [n for n, m in methods.items() if callable(m) and not (m.__doc__ or "").strip()]
     assert len(methods) > 350
+
+
+def test_state_is_realised_with_whatever_comes_next(device):
+    running = Tensor([0.0])
+    x = Tensor([1.0], requires_grad=True)
+    for _ in range(3):
+        y = x * 2
+        running.assign((running + y).detach())
+        assert not running.requires_grad
+        assert y.item() == 2.0
+        assert not backend.is_deferred(running._raw)
+    assert running.item() == 6.0
+
+
+def test_equal_states_have_memory_of_their_own(device):
+    source = Tensor([1.0, 2.0]).realize()
+    a, b = Tensor([0.0, 0.0]), Tensor([0.0, 0.0])
+    with no_grad():
+        a.assign(source)
+        b.assign(source)
+        c, d = Tensor([0.0]), Tensor([0.0])
+        c.assign(Tensor.ones(1))
+        d.assign(Tensor.ones(1))
+    a.realize(b, c, d)
+    buffers = [id(t.storage().buffer) for t in (source, a, b, c, d)]
+    assert len(set(buffers)) == 5
+    assert a.tolist() == b.tolist() == [1.0, 2.0] and c.tolist() == d.tolist() == [1.0]
