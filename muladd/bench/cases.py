@@ -16,7 +16,7 @@ _16M = (1 << 24,)
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the table."""
-    found = [*foundation(), *products(), *elementwise(), *rows(), *reductions(), *attention(),
+    found = [*foundation(), *rows(), *products(), *elementwise(), *reductions(), *attention(),
              *convolutions(), *lookups(), *sorting(), *models.cases(), *processes.cases(),
              *models.exact_cases(), *models.graph_cases()]  # fmt: skip
     return found
@@ -36,12 +36,6 @@ def foundation() -> Iterator[Case]:
                      target=Target(1.0, must=0.9))  # fmt: skip
     yield kernel("a*b+c 16M", lambda f, a, b, c: a * b + c, _16M, _16M, _16M, group="foundation",
                  target=Target(3.0, must=2.0))  # fmt: skip
-    large = (4096, 4096)
-    yield kernel("softmax 4096x4096", lambda f, x: f.softmax(x, -1), large, group="foundation",
-                 target=Target(4.5, must=3.0), recycled_target=Target(1.2))  # fmt: skip
-    yield kernel("layernorm 4096x4096", lambda f, x: f.layer_norm(x, (4096,)), large,
-                 group="foundation", target=Target(4.5, must=3.0),
-                 recycled_target=Target(1.2))  # fmt: skip
 
 
 def products() -> Iterator[Case]:
@@ -80,12 +74,23 @@ def _named(name: str) -> Any:
 
 
 def rows() -> Iterator[Case]:
-    both = {"target": Target(4.5), "recycled_target": Target(1.2)}
-    yield kernel("rmsnorm 4096x4096", lambda f, x: f.rms_norm(x, (4096,)), (4096, 4096), **both)
-    wide = (64, 50257)
-    yield kernel("softmax 64x50257", lambda f, x: f.softmax(x, -1), wide, **both)
-    yield kernel("layernorm 64x50257", lambda f, x: f.layer_norm(x, (50257,)), wide, **both)
-    yield kernel("rmsnorm 64x50257", lambda f, x: f.rms_norm(x, (50257,)), wide, **both)
+    for height, width in ((4096, 4096), (64, 50257)):
+        for name, expression in (("softmax", _softmax), ("layernorm", _normed("layer_norm", width)),
+                                 ("rmsnorm", _normed("rms_norm", width))):  # fmt: skip
+            foundation = height == 4096 and name != "rmsnorm"
+            yield kernel(
+                f"{name} {height}x{width}", expression, (height, width),
+                group="foundation" if foundation else "kernels",
+                target=Target(4.5, must=3.0 if foundation else None), recycled_target=Target(1.2),
+            )  # fmt: skip
+
+
+def _softmax(f: Any, x: Any) -> Any:
+    return f.softmax(x, -1)
+
+
+def _normed(name: str, width: int) -> Any:
+    return lambda f, x: getattr(f, name)(x, (width,))
 
 
 def reductions() -> Iterator[Case]:

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="groups, or words in the names of cases")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--quick", action="store_true", help="the quicker cases, three samples each")
+    parser.add_argument("--quick", action="store_true", help="the quicker cases, few samples")
     parser.add_argument("--repeat", type=int, default=9, help="samples a case (default 9)")
     parser.add_argument("--seconds", type=float, default=12.0, help="most sampling time a case")
     parser.add_argument("--limit", type=int, default=180, help="seconds after which a case failed")
@@ -111,7 +111,7 @@ def measured(
                 with recycled_memory():
                     yield _timed(f"{case.name} (recycled)", case.group, case.recycled_target,
                                  contest, contest.recycled, effort, ceilings)  # fmt: skip
-    except Exception as error:  # noqa: BLE001  whatever a case does, the others are measured
+    except Exception as error:  # whatever a case does, the others are measured
         yield table.Row(case.name, case.group, case.target, failure=_reason(error))
     finally:
         gc.collect()

@@ -53,7 +53,8 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         if self.failure or not self.seconds:
-            return (self.name, "", "", "", "", "", "", self.target.text(), f"failed: {self.failure}")
+            blank = ("",) * 6
+            return (self.name, *blank, self.target.text(), f"failed: {self.failure}")
         ours, peer, ratio = self.seconds.get(US, 0.0), self.peer, self.ratio
         return (
             self.name, quantity(ours, "s"), quantity(self.seconds[peer], "s") if peer else "",
