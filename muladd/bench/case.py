@@ -195,10 +195,11 @@ def compare(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance:
             raise BenchmarkError(f"bench: shapes {a.shape} here, {b.shape} at the peer")
         a, b = a.astype(np.float64), b.astype(np.float64)
         scale = max(float(np.abs(b).max(initial=0.0)), 1e-30)
-        worst = max(worst, float(np.abs(a - b).max(initial=0.0)) / scale)
-    if not worst <= tolerance:
-        raise BenchmarkError(f"bench: outputs differ by {worst:.2g} of their range, more than "
-                             f"{tolerance:.0e}")  # fmt: skip
+        found = float(np.abs(a - b).max(initial=0.0)) / scale
+        if not found <= tolerance:  # also when it is NaN
+            raise BenchmarkError(f"bench: outputs differ by {found:.2g} of their range, more than "
+                                 f"{tolerance:.0e}")  # fmt: skip
+        worst = max(worst, found)
     return worst
 
 

@@ -1,0 +1,225 @@
+"""`muladd bench` with tiny cases: what it compares, prints and writes; how it samples; no speeds."""
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from muladd.bench import command, measure, models, table
+from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, compare, kernel
+from muladd.bench.cases import all_cases, chosen
+from muladd.bench.measure import Effort, alternate
+from muladd.bench.peers import Peers, installed
+from muladd.bench.roofline import Peaks, peaks
+from muladd.bench.worst import Gap, gaps, worst_text
+from muladd.errors import FormatError
+
+CEILINGS = Peaks(flops=1e11, bandwidth=1e10)
+SHORT = Effort(repeat=2, seconds=0.5, gap=0.0)
+TINY = [
+    kernel("product", lambda f, a, b: a @ b, (8, 12), (12, 16)),
+    kernel("softmax", lambda f, x: f.softmax(x, -1), (4, 33), recycled_target=Target(1.0)),
+    kernel("layernorm", lambda f, x: f.layer_norm(x, (40,)), (3, 40)),
+    kernel("rmsnorm", lambda f, x: f.rms_norm(x, (40,)), (3, 40)),
+    kernel("attention", lambda f, q, k, v: f.scaled_dot_product_attention(q, k, v, is_causal=True),
+           (1, 2, 9, 4), (1, 2, 9, 4), (1, 2, 9, 4), backward=True),
+    kernel("conv", lambda f, x, w: f.conv2d(x, w, stride=2, padding=1, groups=2), (2, 4, 9, 9),
+           (6, 2, 3, 3)),
+    kernel("embedding", lambda f, i, w: f.embedding(i, w), Given((5,), high=11), (11, 8),
+           backward=True),
+    kernel("bfloat16", lambda f, a, b: a @ b, Given((8, 8), "bfloat16"), Given((8, 8), "bfloat16"),
+           tolerance=2e-2),
+    kernel("int8", lambda f, a, b: a.int() @ b.int(), Given((32, 32), "int8"),
+           Given((32, 32), "int8"), theirs=lambda f, a, b: f._int_mm(a, b), tolerance=0.0),
+    kernel("sort", lambda f, x: x.sort(-1)[0], (4,)),
+    kernel("cumsum", lambda f, x: x.cumsum(-1), (64,)),
+    kernel("column means", lambda f, x: x.mean(0), (6, 7)),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cpu():
+    from muladd import config
+
+    with config.context(DEVICE="CPU"):
+        yield
+
+
+@pytest.fixture
+def peers() -> Peers:
+    return installed(None, 1)
+
+
+@pytest.mark.parametrize("case", TINY, ids=lambda c: c.name)
+def test_a_case_gives_a_row_with_its_peer(case, peers):
+    rows = list(command.measured(case, peers, SHORT, CEILINGS, 60, []))
+    assert [r.failure for r in rows] == [""] * len(rows)
+    assert rows[0].seconds is not None and set(rows[0].seconds) == {US, "torch"}
+    assert rows[0].difference is not None
+    assert rows[0].ratio == rows[0].seconds["torch"] / rows[0].seconds[US]
+    assert len(rows) == 1 + (case.recycled_target != Target())
+
+
+def test_without_peers_there_is_no_ratio():
+    (row,) = command.measured(TINY[0], installed(["none"], 1), SHORT, CEILINGS, 60, [])
+    assert row.ratio is None and row.peer is None and row.roofline is not None
+
+
+def test_work_is_that_of_the_graph(peers):
+    contest = TINY[0].prepare(peers)
+    assert contest.flops == 2 * 8 * 12 * 16
+    assert contest.nbytes == 4 * (8 * 12 + 12 * 16 + 8 * 16)
+
+
+def test_a_case_that_raises_is_a_row(peers):
+    def refuse(peers: Peers) -> Contest:
+        raise ValueError("no such thing\nand more")
+
+    (row,) = command.measured(Case("wrong", "kernels", refuse), peers, SHORT, CEILINGS, 60, [])
+    assert row.failure == "ValueError: no such thing" and row.verdict == "failed"
+    assert "failed: ValueError: no such thing" in table.text([row])
+
+
+def test_a_case_that_takes_too_long_is_a_row(peers):
+    slow = Case("slow", "kernels", lambda peers: time.sleep(20))  # type: ignore[arg-type]
+    (row,) = command.measured(slow, peers, SHORT, CEILINGS, 1, [])
+    assert row.failure == "TimeoutError: took longer than 1 s"
+
+
+def test_outputs_that_differ_are_refused():
+    a = np.arange(4.0)
+    assert compare([a], [a + 1e-6], 1e-5) > 0
+    for wrong in (a + 0.1, a[:2], a * np.nan):
+        with pytest.raises(BenchmarkError):
+            compare([wrong], [a], 1e-5)
+
+
+# --- sampling --------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only when somebody works or sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.told = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, name: str, seconds: float):
+        def call() -> None:
+            self.now += seconds
+            self.told.append(name)
+
+        return call
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.told.append("pause")
+
+
+def test_samples_alternate_after_a_pause_and_two_warm_up_calls():
+    clock = Clock()
+    calls = {"a": clock.work("a", 1.0), "b": clock.work("b", 2.0)}
+    timings = alternate(calls, Effort(repeat=2, seconds=100.0), clock, clock.sleep)
+    turn = ["pause", "a", "a", "a", "pause", "b", "b", "b"]
+    assert clock.told == ["a", "a", "b", "b", *turn, *turn]
+    assert timings["a"].median == pytest.approx(1.0) and timings["b"].least == pytest.approx(2.0)
+
+
+def test_short_calls_are_timed_in_batches_and_long_cases_end_early():
+    clock = Clock()
+    alternate({"a": clock.work("a", 1e-4)}, Effort(repeat=1), clock, clock.sleep)
+    assert clock.told.count("a") == 2 + 2 + 20
+    timings = alternate({"a": clock.work("a", 5.0)}, Effort(repeat=50, seconds=1.0), clock,
+                        clock.sleep)  # fmt: skip
+    assert timings["a"].samples == 3
+
+
+def test_memory_of_the_peer_can_be_recycled():
+    with measure.recycled_memory() as done:
+        assert done in (True, False)
+
+
+def test_the_ceilings_are_measured_once():
+    found = peaks(1, repeat=2)
+    assert found.flops > 1e8 and found.bandwidth > 1e7
+    assert peaks(1) is found
+    assert found.seconds(found.flops, 2 * found.bandwidth) == pytest.approx(2.0)
+
+
+# --- the table --------------------------------------------------------------------------------------
+
+
+def test_targets_judge():
+    assert Target(1.0, must=0.9).verdict(1.0, 0.95) == "must met"
+    assert Target(1.0, must=0.9).verdict(1.0, 0.85) == "missed"
+    assert Target(1.0).verdict(1.0, 1.0) == "met" and Target(1.0).verdict(1.0, None) == ""
+    assert Target(seconds=2.0).verdict(2.5, None) == "missed"
+    assert Target(1.0, must=0.9).text() == ">= 0.9, aim 1"
+    assert Target(seconds=5e-6).text() == "<= 5 us"
+
+
+def test_every_case_has_a_name_of_its_own_and_can_be_chosen():
+    names = [c.name for c in all_cases()]
+    assert len(set(names)) == len(names)
+    assert {c.group for c in all_cases()} >= {"foundation", "kernels", "models", "exact", "graph"}
+    assert [c.name for c in chosen(["matmul 512"])] == ["matmul 512"]
+    assert all(c.group == "exact" for c in chosen(["exact"]))
+    assert not chosen(["no such case"])
+
+
+def test_the_page_keeps_its_words(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    table.write(page, "new")
+    assert page.read_text() == (
+        "before\n<!-- figures -->\nnew\n<!-- end of figures -->\nafter\n"
+    )
+    page.write_text("no marks")
+    with pytest.raises(FormatError, match="figures"):
+        table.write(page, "new")
+
+
+def test_the_command_lists_measures_and_writes(tmp_path, capsys):
+    assert command.main(["--list", "matmul"]) == 0
+    assert "matmul 512" in capsys.readouterr().out
+    assert command.main(["no such case"]) == 2
+    page = tmp_path / "page.md"
+    words = ["rewrite a graph of 10^3 nodes", "--quick", "--json", "--threads", "1", "--write",
+             str(page), "--worst"]  # fmt: skip
+    assert command.main(words) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found) >= {"machine", "versions", "date", "cases"}
+    assert found["cases"]["rewrite a graph of 10^3 nodes"]["muladd"] > 0
+    assert "| rewrite a graph of 10^3 nodes |" in page.read_text()
+
+
+def test_kernels_far_from_the_roofline_come_first(peers):
+    found = gaps("product", TINY[0].prepare(peers), CEILINGS)
+    assert found and all(g.taken > 0 for g in found)
+    text = worst_text([Gap("a", "near", 1.0, 1.1), Gap("b", "far", 1.0, 9.0)])
+    assert text.index("far") < text.index("near")
+
+
+# --- whole programs ---------------------------------------------------------------------------------
+
+
+def test_small_training_steps_agree_with_the_peer(peers):
+    contest = models.gpt(peers, layers=1, width=32, heads=2, time=16)
+    assert contest.difference is not None and contest.difference < 1e-2
+
+
+def test_a_graph_run_again_agrees_with_the_peer(peers):
+    assert models.again(peers, size=8).difference is not None
+
+
+def test_a_small_network_called_agrees_with_the_peer(peers):
+    assert models.mlp(peers).difference is not None
+
+
+@pytest.mark.parametrize("case", list(models.exact_cases())[:1], ids=lambda c: c.name)
+def test_the_exact_profile_stands_beside_the_fast_one(case, peers):
+    assert set(case.prepare(peers).contenders) == {US, "exact"}
