@@ -356,6 +356,8 @@ def _to_odd(e: Emitter, value: str, lanes: int) -> str:
 
 def _bitcast(e: Emitter, a: Typed, d: DType, lanes: int) -> str:
     if a.dtype is d:
+        if d is dtype.INDEX and not lanes and a.name.lstrip("-").isdigit():  # see vector._mask
+            return e.put(f'call i64 asm "", "=r,0"(i64 {a.name})')
         return a.name
     packed = element.store(a, e.lines, e.fresh)
     kind = f"<{lanes} x {memory_type(d)}>" if lanes else memory_type(d)

@@ -49,7 +49,7 @@ def _gather_one(stage: Stage, v: Node) -> Stage | None:
             equal = make(ops.NE, (make(ops.NE, (a, b)), _true()))
             value = make(ops.WHERE, (equal, value, make(ops.CONST, (), 0, value.dtype)))
         if inside is not True:
-            cond = sym.as_node(inside) if isinstance(inside, int) else inside
+            cond = sym.as_condition(inside)
             value = make(ops.WHERE, (cond, value, make(ops.CONST, (), 0, value.dtype)))
         reduced = tuple(a for a in stage.reduced if a is not v)
         reduction = stage.reduction if reduced else None
@@ -96,7 +96,12 @@ def scatter(stage: Stage) -> tuple[Stage, Node, Dim] | None:
             continue
         if any(depends(index, a) for a in stage.axes):
             continue
-        return replace(stage, value=body, contracted=False), v, _as_index(index)
+        at = _as_index(index)
+        inside = sym.inside(at, v.arg.extent)
+        if inside is not True:  # the guard of the addition; an index outside adds nothing
+            nothing = make(ops.CONST, (), 0, body.dtype)
+            body = make(ops.WHERE, (sym.as_condition(inside), body, nothing))
+        return replace(stage, value=body, contracted=False), v, at
     return None
 
 

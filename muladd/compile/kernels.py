@@ -19,10 +19,12 @@ from muladd.codegen import llvm, native
 from muladd.compile import cache
 from muladd.device import Arg, Device, Launch, Machine
 from muladd.ir import Dim, Node
+from muladd.loop.bounds import prove
 from muladd.loop.kernel import Kernel
 from muladd.loop.lower import lower
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Lowered
+from muladd.loop.validate import validate
 from muladd.rewrite.transcendental import expand_all
 from muladd.schedule.heuristic import schedule
 
@@ -77,6 +79,9 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
     record = None if config.get("CHECK") else kept.get("objects", key)
     if record is None:
         lowered = lower(schedule(expand(kernel), device.machine))
+        if config.get("CHECK"):
+            validate(lowered, name_of(kernel))
+            prove(lowered, name_of(kernel))
         rendered = llvm.render(lowered, _indices(variables))
         grid: Dim = lowered.grid
         scratch = rendered.scratch

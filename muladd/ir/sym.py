@@ -513,6 +513,11 @@ def inside(x: Dim, extent: Dim) -> Condition:
     return both(less(-1, x), less(x, extent))
 
 
+def as_condition(c: Condition) -> Node:
+    """A condition as a node."""
+    return nodes.make(ops.CONST, (), c, dt.bool_) if isinstance(c, bool) else c
+
+
 # --- whether an expression may be treated as an index --------------------------------------------
 
 

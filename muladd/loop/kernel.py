@@ -123,7 +123,7 @@ def _stage_text(s: Stage) -> str:
     over = f" over {', '.join(_axis_text(a) for a in s.reduced)}" if s.reduced else ""
     sign = {None: "=", ops.SUM: "+=", ops.AMAX: "max="}[s.reduction]
     to = f" -> b{s.argument}[{show(s.position)}]" if s.argument is not None else ""
-    extra = f" lanes {s.lanes}" * (s.lanes > 1) + " scatter" * s.scatter
+    extra = f" lanes {s.lanes}" * (s.lanes > 1) + " scatter" * s.scatter + " fma" * s.contracted
     return f"{s.name}[{axes}] {s.dtype.name} {sign} {show(s.value)}{over}{to}{extra}"
 
 

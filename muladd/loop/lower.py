@@ -11,7 +11,7 @@ from functools import reduce
 from itertools import product
 
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, DType, Node, const, dtype, make, ops, sym, toposort
+from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Leaf, Plan
 from muladd.loop.statements import Array, For, Grid, If, Lowered, Statement, Store
@@ -311,10 +311,10 @@ class _Lowering:
         values: Values = {a: plan.value(a) for a in (*s.axes, *s.reduced)}
         value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}))
         position = at(sym.as_node(s.position), values, values, {}, None, lambda n, i: 0)
-        old = make(ops.LOAD, (position,), place, d)
-        size = self.kernel.arguments[place].size
-        inside = sym.as_node(position)
-        guard = _scatter_guard(inside, size)
+        guard = _scatter_guard(position, self.kernel.arguments[place].size)
+        if value.op is ops.WHERE and is_const(value.srcs[2], 0):  # nothing to add elsewhere
+            guard, value = value.srcs[0], value.srcs[1]
+        old = make(ops.LOAD, (position, guard), place, d)
         total = make(ops.ADD, (old, value))
         body: list[Statement] = [Store(place, position, total, guard)]
         order = [x for x in loops if plan.owner(x) in s.reduced]

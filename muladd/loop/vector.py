@@ -25,6 +25,7 @@ def at(
     exact gives each axis; clamped gives it for addresses of arguments, never outside; masks tells,
     for an axis that the vector loop belongs to, which lanes are inside.
     """
+    ragged = {a for a in exact if a in masks or clamped[a] is not exact[a]}
     done: dict[tuple[Node, bool], Node] = {}
     stack: list[tuple[Node, bool]] = [(value, False)]
     while stack:
@@ -32,34 +33,36 @@ def at(
         if key in done:
             stack.pop()
             continue
-        inner = address or n.op is ops.LOAD
+        inner = address or n.op is ops.LOAD or (n.op is ops.READ and _strays(n, ragged))
         missing = [(s, inner) for s in n.srcs if (s, inner) not in done]
         if missing:
             stack.extend(missing)
             continue
         stack.pop()
         srcs = tuple(done[s, inner] for s in n.srcs)
-        done[key] = _one(n, srcs, clamped if address else exact, masks, slot)
+        stray = ragged if inner and n.op is ops.READ else None
+        done[key] = _one(n, srcs, clamped if address else exact, masks, slot, bool(stray))
     result = done[value, False]
     return spread(result, vector) if vector is not None else result
 
 
-def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots) -> Node:
+def _strays(read: Node, ragged: set[Node]) -> bool:
+    """Whether a stage is read at an index made of an axis that overhangs. (Buffers are padded for
+    the axis itself.)"""
+    found = (n for s in read.srcs if s.op is not ops.RANGE for n in toposort((s,)))
+    return bool(ragged) and any(n in ragged for n in found)
+
+
+def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots,
+         stray: bool) -> Node:  # fmt: skip
     if n.op is ops.RANGE:
         return sym.as_node(axes.get(n, n))
-    if n.op is ops.LOAD:
-        guard: sym.Condition = srcs[1] if len(srcs) > 1 else True
-        for axis, mask in masks.items():
-            if axis in toposort(n.srcs):
-                guard = sym.both(guard, mask)
-        if guard is True:
-            return make(ops.LOAD, srcs[:1], n.arg, n.dtype)
-        if guard is False:
-            return make(ops.CONST, (), 0, n.dtype)
-        return make(ops.LOAD, (srcs[0], guard), n.arg, n.dtype)
     if n.op is ops.READ:
         name, _ = n.arg
-        return make(ops.LOAD, (sym.as_node(slot(name, tuple(map(_dim, srcs)))),), name, n.dtype)
+        index = sym.as_node(slot(name, tuple(map(_dim, srcs))))
+        return _load(n, name, index, True, masks if stray else {})
+    if n.op is ops.LOAD:
+        return _load(n, n.arg, srcs[0], srcs[1] if len(srcs) > 1 else True, masks)
     if n.op in _INDEX and n.dtype is dtype.INDEX and sym.trusted(n):
         return sym.as_node(_INDEX[n.op](*map(_dim, srcs)))
     if all(a is b for a, b in zip(srcs, n.srcs)):
@@ -69,6 +72,18 @@ def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots) 
         if known is not None:
             return make(ops.CONST, (), known, dtype.bool_)
     return make(n.op, srcs, n.arg, n.dtype if n.op in (ops.CAST, ops.BITCAST) else None)
+
+
+def _load(n: Node, place: int | str, index: Node, guard: sym.Condition, masks: dict) -> Node:
+    """The load for n, under its guard and the masks of the overhanging axes it depends on."""
+    for axis, mask in masks.items():
+        if axis in toposort(n.srcs):
+            guard = sym.both(guard, mask)
+    if guard is True:
+        return make(ops.LOAD, (index,), place, n.dtype)
+    if guard is False:
+        return make(ops.CONST, (), 0, n.dtype)
+    return make(ops.LOAD, (index, guard), place, n.dtype)
 
 
 def _dim(n: Node) -> Dim:
@@ -98,9 +113,40 @@ def spread(value: Node, vector: Node | None) -> Node:
             done[n] = index
         else:
             srcs = tuple(_wide(done[s], lanes) for s in n.srcs)
+            if n.op is ops.LOAD and len(srcs) > 1:
+                srcs = (srcs[0], _mask(srcs[1]))
             needs = n.op in (ops.CAST, ops.BITCAST, ops.LOAD)
             done[n] = make(n.op, srcs, n.arg, n.dtype if needs else None)
     return done[value]
+
+
+def _mask(guard: Node) -> Node:
+    """A guard of lanes joined with one for all lanes, its constants made opaque.
+
+    LLVM 22 takes a masked load for a plain one, or ends in an assertion, where half of a mask that
+    is no constant turns out to be all false (seen on x86; LLVM IR and its passes are right).
+    """
+    parts, todo = [], [guard]
+    while todo:
+        c = todo.pop()
+        if c.op is ops.MUL and c.dtype is dtype.bool_:
+            todo.extend(c.srcs)
+        else:
+            parts.append(c)
+    if not any(c.op is ops.EXPAND for c in parts):
+        return guard
+    done: dict[Node, Node] = {}
+    for n in toposort((guard,), into=lambda m: m.dtype is dtype.bool_):
+        if n.op is ops.EXPAND and n.srcs[0].op is ops.CONST and n.dtype is dtype.INDEX:
+            hidden = make(ops.BITCAST, n.srcs, None, dtype.INDEX)
+            done[n] = make(ops.EXPAND, (hidden,), n.shape)
+        elif n.dtype is dtype.bool_ and n.srcs and n.op is not ops.EXPAND:
+            srcs = tuple(done.get(s, s) for s in n.srcs)
+            done[n] = make(n.op, srcs, n.arg, n.dtype if n.op in _ASKING else None)
+    return done.get(guard, guard)
+
+
+_ASKING = (ops.CAST, ops.BITCAST, ops.LOAD)
 
 
 def _wide(n: Node, lanes: int) -> Node:

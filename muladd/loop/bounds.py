@@ -1,0 +1,407 @@
+"""Proofs that no load and no store of a lowered kernel leaves its array.
+
+For every access 0 <= index and index < size are shown from what is known where it stands: the
+ranges of loops, the conditions around it, and its own guard. Each of these is a polynomial that is
+at least zero; a goal is proven when multiples of such facts, taken off it, leave something that
+`sym.lower` sees to be at least zero. Lanes of a vector are one more loop.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from muladd.errors import BoundsError
+from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
+from muladd.ir.sym import Monomial, Poly
+from muladd.loop.kernel import reaxis, show
+from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
+
+Facts = tuple[Poly, ...]  # each is known to be >= 0
+
+_DEPTH = 5  # facts used in one proof
+_BUDGET = 1500  # attempts for one proof
+_ALGEBRA = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
+            ops.MAX: sym.maximum}  # fmt: skip
+
+
+def prove(lowered: Lowered, name: str = "kernel") -> int:
+    """Proves every access and gives their number. Raises BoundsError naming kernel, statement and
+    index where a proof is not found."""
+    return _Prover(lowered, name).run()
+
+
+class _Prover:
+    def __init__(self, lowered: Lowered, name: str) -> None:
+        self.lowered, self.name = lowered, name
+        self.proven: set[tuple] = set()
+        self.count = 0
+        self.narrow: dict[Node, Dim] = {}  # loops that stop early
+
+    def run(self) -> int:
+        self.statements(self.lowered.body, ())
+        return self.count
+
+    def statements(self, body: list[Statement], facts: Facts) -> None:
+        for s in body:
+            if isinstance(s, Grid):
+                for loop in s.loops:
+                    self.expression(sym.as_node(loop.arg.extent), facts, s)
+                self.statements(s.body, facts)
+            elif isinstance(s, For):
+                self.expression(sym.as_node(s.start), facts, s)
+                self.expression(sym.as_node(s.stop), facts, s)
+                self.loop(s, facts)
+            elif isinstance(s, If):
+                self.expression(s.condition, facts, s)
+                self.branch(s.body, facts, conjuncts(self.scalar(s.condition)))
+                self.branch(s.orelse, facts, opposite(self.scalar(s.condition)))
+            elif isinstance(s, Store):
+                self.store(s, facts)
+
+    def loop(self, s: For, facts: Facts) -> None:
+        """A loop from 0 to less than its axis' extent counts as an axis of that extent."""
+        stop = sym.replace(s.stop, self.narrow)
+        if s.start == 0 and stop is not s.loop.arg.extent:
+            self.narrow[s.loop] = sym.axis(f"{s.loop.arg.name}'{len(self.narrow)}", stop)
+            self.statements(s.body, facts)
+            del self.narrow[s.loop]
+        else:
+            start = sym.replace(s.start, self.narrow)
+            self.statements(s.body, (*facts, _gap(s.loop, stop, 1), _gap(start, s.loop)))
+
+    def scalar(self, value: Node) -> Node:
+        """`scalar` with narrow loops in their places."""
+        x = scalar(value)
+        return reaxis(x, dict(self.narrow), {}) if self.narrow else x
+
+    def branch(self, body: list[Statement], facts: Facts, more: Facts | None) -> None:
+        """A body under a condition; None is a condition that never holds."""
+        if body and more is not None:
+            self.statements(body, (*facts, *more))
+
+    def store(self, s: Store, facts: Facts) -> None:
+        self.expression(s.value, facts, s)
+        self.expression(s.index, facts, s)
+        if s.guard is not None:
+            self.expression(s.guard, facts, s)
+        self.access(s.place, s.index, s.guard, facts, s)
+
+    def expression(self, value: Node, facts: Facts, where: Statement) -> None:
+        """Every load in a value."""
+        for n in toposort((value,)):
+            if n.op is ops.LOAD:
+                place = n.arg[0] if isinstance(n.arg, tuple) else n.arg
+                self.access(place, n.srcs[0], n.srcs[1] if len(n.srcs) > 1 else None, facts, where)
+
+    def access(
+        self, place: Place, index: Node, guard: Node | None, facts: Facts, where: Statement
+    ) -> None:
+        key = (place, index, guard, tuple(map(_frozen, facts)), tuple(self.narrow.items()))
+        self.count += 1
+        if key in self.proven:
+            return
+        known: Facts | None = facts
+        if guard is not None:
+            more = conjuncts(self.scalar(guard))
+            known = None if more is None else (*facts, *more)
+        size = self.size(place)
+        if known is not None:
+            at = _dim(self.scalar(index))
+            for goal, what in ((sym.poly(at), "0 <= index"), (_gap(at, size, 1), "index < size")):
+                if not sym.trusted(at) or not holds(goal, known):
+                    self.refuse(place, index, guard, size, what, where)
+        self.proven.add(key)
+
+    def size(self, place: Place) -> Dim:
+        if isinstance(place, str):
+            return self.lowered.arrays[place].count
+        return self.lowered.kernel.arguments[place].size
+
+    def refuse(self, place: Place, index: Node, guard: Node | None, size: Dim, what: str,
+               where: Statement) -> None:  # fmt: skip
+        condition = f" if {show(guard)}" if guard is not None else ""
+        kind = type(where).__name__
+        text = f"{where.place}[{show(where.index)}]" if isinstance(where, Store) else ""
+        array = place if isinstance(place, str) else f"b{place}"
+        raise BoundsError(
+            f"{self.name}: {what} could not be proven for {array}[{show(index)}]{condition} of "
+            f"size {show(size)}, in {kind} {text}; give the access a guard that implies it"
+        )
+
+
+# --- facts ---------------------------------------------------------------------------------------
+
+
+def _gap(a: Dim, b: Dim, least: int = 0) -> Poly:
+    """b - a - least, which is >= 0 when a + least <= b."""
+    return sym.poly(sym.sub(sym.sub(b, a), least))
+
+
+def _frozen(p: Poly) -> frozenset:
+    return frozenset(p.items())
+
+
+def conjuncts(condition: Node) -> Facts | None:
+    """What holds where a condition does; None if it never does."""
+    found: list[Poly] = []
+    todo = [condition]
+    while todo:
+        c = todo.pop()
+        if c.op is ops.MUL and c.dtype is dtype.bool_:
+            todo.extend(c.srcs)
+        elif c.op is ops.CONST and not c.arg:
+            return None
+        elif _compares(c):
+            found.append(_gap(_dim(c.srcs[0]), _dim(c.srcs[1]), 1))
+    return tuple(found)
+
+
+def opposite(condition: Node) -> Facts | None:
+    """What holds where a condition does not."""
+    if condition.op is ops.CONST and condition.arg:
+        return None
+    if _compares(condition):
+        return (_gap(_dim(condition.srcs[1]), _dim(condition.srcs[0])),)
+    return ()
+
+
+def _compares(c: Node) -> bool:
+    """Whether c compares indices to which algebra applies."""
+    return c.op is ops.LT and c.srcs[0].dtype is dtype.INDEX and all(map(sym.trusted, c.srcs))
+
+
+def _dim(n: Node) -> Dim:
+    return n.arg if n.op is ops.CONST else n
+
+
+def scalar(value: Node) -> Node:
+    """An expression over lanes as one over a loop of that many turns; scalars stay as they are."""
+    if not value.shape and not any(n.shape for n in toposort((value,))):
+        return value
+    done: dict[Node, Node] = {}
+    for n in toposort((value,)):
+        srcs = tuple(done[s] for s in n.srcs)
+        if n.op is ops.EXPAND or (sym.is_opaque(n) and srcs[0].op is ops.CONST):
+            done[n] = srcs[0]
+        elif n.op is ops.IOTA:
+            done[n] = sym.axis("lane", n.arg)
+        elif n.op in _ALGEBRA and n.dtype is dtype.INDEX and all(map(sym.trusted, srcs)):
+            done[n] = sym.as_node(_ALGEBRA[n.op](*map(_dim, srcs)))
+        elif n.op in (ops.SUM, ops.AMAX) or all(a is b for a, b in zip(srcs, n.srcs)):
+            done[n] = n if not n.srcs or n.op not in (ops.SUM, ops.AMAX) else srcs[0]
+        else:
+            asks = n.op in (ops.CAST, ops.BITCAST, ops.LOAD)
+            arg = n.arg[0] if n.op is ops.LOAD and isinstance(n.arg, tuple) else n.arg
+            done[n] = make(n.op, srcs, arg, n.dtype if asks else None)
+    return done[value]
+
+
+# --- proofs --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Search:
+    left: int
+    seen: set[tuple]
+
+
+def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
+    """Whether goal >= 0 can be proven from facts, each of which is >= 0."""
+    if sym.lower(goal) >= 0:
+        return True
+    facts = tuple(dict(f) for f in dict.fromkeys(map(_frozen, facts)) if f)
+    tighter = _tightened(facts)
+    if tighter:
+        goal = sym.poly(sym.replace(sym.build(goal), tighter))
+        changed = (sym.poly(sym.replace(sym.build(f), tighter)) for f in facts)
+        facts = tuple(f for f in changed if sym.lower(f) < 0)  # the others say nothing new
+    return _follows(goal, facts, _DEPTH, _Search(_BUDGET, set()))
+
+
+def _tightened(facts: Facts) -> dict[Node, Dim]:
+    """Loops that facts bound by themselves, as loops over fewer turns: i >= 2 makes i = 2 + i'."""
+    low: dict[Node, Dim] = {}
+    high: dict[Node, Dim] = {}
+    for f in facts:
+        loops = [a for a in _atoms(f) if a.op is ops.RANGE]
+        if len(loops) != 1 or abs(f.get((loops[0],), 0)) != 1:
+            continue
+        loop = loops[0]
+        rest = {m: c for m, c in f.items() if m != (loop,)}
+        if loop in _atoms(rest):
+            continue
+        if f[loop,] > 0:
+            low[loop] = sym.maximum(low.get(loop, 0), sym.build(sym._scaled(rest, -1)))
+        else:
+            ends = (high.get(loop, sym.sub(loop.arg.extent, 1)), sym.build(rest))
+            high[loop] = ends[0] if sym.is_less(*ends) else ends[1]
+    found: dict[Node, Dim] = {}
+    for loop in dict.fromkeys([*low, *high]):
+        begin = low.get(loop, 0)
+        last = high.get(loop, sym.sub(loop.arg.extent, 1))
+        turns = sym.axis(f"{loop.arg.name}~", sym.add(sym.sub(last, begin), 1))
+        found[loop] = sym.add(begin, turns)
+    return found
+
+
+def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
+    if sym.lower(goal) >= 0 or sym.lower(_least(goal)) >= 0:
+        return True
+    key = (_frozen(goal), len(facts), depth)
+    if depth == 0 or key in search.seen or search.left <= 0:
+        return False
+    search.seen.add(key)
+    search.left -= 1
+    for atom in _atoms(goal):
+        if atom.op is ops.MAX:
+            return _either(goal, atom, facts, depth, search)
+    for fact in (*facts, *_definitions(goal, facts)):
+        for weaker in _without(goal, fact):
+            if _follows(weaker, facts, depth - 1, search):
+                return True
+    return False
+
+
+def _atoms(p: Poly) -> list[Node]:
+    return list(dict.fromkeys(a for mono in p for a in mono))
+
+
+def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -> bool:
+    """A maximum is one of its two sides, and at least the other: both cases must hold."""
+    a, b = (_dim(s) for s in atom.srcs)
+    for one, other in ((a, b), (b, a)):
+        values: dict[Node, Dim] = {atom: one}
+        case = sym.poly(sym.replace(sym.build(goal), values))
+        known = tuple(sym.poly(sym.replace(sym.build(f), values)) for f in facts)
+        if not _follows(case, (*known, _gap(other, one)), depth, search):
+            return False
+    return True
+
+
+def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
+    """q = x div d says d*q <= x <= d*q + d - 1; a maximum is at least each of its sides."""
+    found: list[Poly] = []
+    for atom in dict.fromkeys([*_atoms(goal), *(a for f in facts for a in _atoms(f))]):
+        if atom.op is ops.DIV and sym.bounds(atom.srcs[1])[0] > 0:
+            x, d = (_dim(s) for s in atom.srcs)
+            low = sym.mul(atom, d)
+            found += [_gap(low, x), _gap(x, sym.add(low, d), 1)]
+            found += [_gap(atom, most) for most in _quotients(x, d, facts)]
+            if isinstance(d, int):
+                found += _rounded(atom, sym.poly(x), d, facts)
+        elif atom.op is ops.MAX:
+            found += [_gap(_dim(s), atom) for s in atom.srcs]
+        elif atom.op is ops.MOD and sym.bounds(atom.srcs[1])[0] > 0:
+            x = _dim(atom.srcs[0])
+            if holds(sym.poly(x)) or any(f == sym.poly(x) for f in facts):
+                found.append(_gap(atom, x))
+    return found
+
+
+def _rounded(atom: Node, x: Poly, d: int, facts: Facts) -> list[Poly]:
+    """Facts that bound x by numbers bound x div d by whole numbers."""
+    found: list[Poly] = []
+    for f in facts:
+        apart, together = sym._add(f, x, -1), sym._add(f, x)
+        if not set(apart) - {()}:  # f is x + k
+            found.append(_gap(-apart.get((), 0) // d, atom))
+        if not set(together) - {()}:  # f is k - x
+            found.append(_gap(atom, together.get((), 0) // d))
+    return found
+
+
+def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:
+    """What x div d is at most, for a symbolic d: from x <= greatest, where that has no loops."""
+    if isinstance(d, int):
+        return []
+    greatest = []
+    for bound in (_greatest(sym.poly(x)), *(sym._add(f, sym.poly(x)) for f in facts)):
+        if not any(a.op is ops.RANGE for a in _atoms(bound)):
+            greatest.append(bound)
+    found: list[Dim] = []
+    for bound in greatest:
+        whole, rest = sym._long_division(sym._add(bound, {(): 1}), sym.poly(d))
+        if sym.lower(sym._scaled(rest, -1)) >= 0:  # x < whole * d
+            found.append(sym.add(sym.build(whole), -1))
+    return found
+
+
+def _greatest(p: Poly) -> Poly:
+    """An upper bound of p without loops, where each of them occurs with one sign."""
+    for _ in range(16):
+        loop = next((a for a in _atoms(p) if a.op is ops.RANGE and sym._eliminable(a, p)), None)
+        if loop is None:
+            return _multiplied(p)
+        slope = {sym._without(m, (loop,)): c for m, c in p.items() if loop in m}
+        rest = {m: c for m, c in p.items() if loop not in m}
+        low, high = sym._ends(loop)
+        up = sym._interval(slope)[0] >= 0  # type: ignore[arg-type]
+        p = sym._add(rest, sym._mul(slope, high if up else low))  # type: ignore[arg-type]
+    return p
+
+
+def _least(p: Poly) -> Poly:
+    """A lower bound of p without loops, where each of them occurs with one sign."""
+    return sym._scaled(_greatest(sym._scaled(p, -1)), -1)
+
+
+def _multiplied(p: Poly) -> Poly:
+    """An upper bound of p: k * d * (x div d) is at most k * x, also beside other factors."""
+    for mono, c in list(p.items()):
+        atom = next((a for a in mono if a.op is ops.DIV), None)
+        if atom is None or c < 0:
+            continue
+        others = _divided(mono, (atom,))
+        x, d = (_dim(s) for s in atom.srcs)
+        if others is None or any(sym.bounds(a)[0] < 0 for a in others):
+            continue
+        if isinstance(d, int):
+            bound = _quotient(sym.poly(x), d, c)
+        else:
+            most = _quotients(x, d, ())
+            bound = sym._scaled(sym.poly(most[0]), c) if most else None
+        if bound is not None:
+            p = sym._add(sym._add(p, {mono: c}, -1), sym._mul({others: 1}, bound))
+    return p
+
+
+def _quotient(x: Poly, d: int, c: int) -> Poly | None:
+    """An upper bound of c * (x div d), by multiplying or by dividing what x is at most."""
+    if d > 0 and c % d == 0:
+        return sym._scaled(x, c // d)
+    whole = sym.div(sym.build(_greatest(x)), d) if d > 0 else None
+    if whole is None or any(a.op is ops.RANGE for a in _atoms(sym.poly(whole))):
+        return None
+    return sym._scaled(sym.poly(whole), c)
+
+
+def _without(goal: Poly, fact: Poly) -> list[Poly]:
+    """Goals that imply this one given a fact: a multiple of the fact taken off, such that one term
+    vanishes. k * goal - factor * fact > -k with k > 0 and factor >= 0 is enough."""
+    found = []
+    for mono, c in goal.items():
+        if not mono:
+            continue
+        for part, f in fact.items():
+            if not part or (c > 0) != (f > 0):
+                continue
+            rest = _divided(mono, part)
+            if rest is None or any(sym.bounds(a)[0] < 0 for a in rest):
+                continue
+            scaled = {m: v * abs(f) for m, v in goal.items()}
+            scaled[()] = scaled.get((), 0) + abs(f) - 1  # whole numbers: k * goal > -k will do
+            taken = sym._mul({rest: abs(c)}, fact)
+            found.append(sym._add(scaled, taken, -1))
+    return found
+
+
+def _divided(mono: Monomial, part: Monomial) -> Monomial | None:
+    left = list(mono)
+    for atom in part:
+        if atom not in left:
+            return None
+        left.remove(atom)
+    return tuple(left)
+
+
+__all__ = ["holds", "prove", "scalar"]
