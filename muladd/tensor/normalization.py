@@ -139,7 +139,7 @@ def _scaled(x: Any, weight: Any, bias: Any) -> Any:
 
 def _update(running: Any, now: Any, momentum: float) -> None:
     new = running * (1 - momentum) + now.detach() * momentum
-    running.assign(new.detach().cast(running.dtype))
+    running.assign(new.cast(running.dtype).detach())
 
 
 def normalized(x: Node, axes: tuple[int, ...], eps: float) -> Node:
