@@ -1,0 +1,285 @@
+"""Each directive does what its docstring shows, and plans print as the golden texts say.
+
+The first indented line of a directive's docstring is a call followed by `before -> after`. Here it
+is applied to a small kernel and both sides are drawn from the plans. The whole printed plans are
+in golden/; MULADD_UPDATE_GOLDEN=1 pytest tests/schedule writes them anew.
+"""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from muladd import device as devices
+from muladd.codegen import llvm, native
+from muladd.device import Arg, Launch
+from muladd.errors import ScheduleError
+from muladd.ir import Node, dtype, make, ops, sym
+from muladd.loop.kernel import Argument, Kernel, Stage, show
+from muladd.loop.lower import lower
+from muladd.loop.plan import Plan
+from muladd.schedule import primitives
+from muladd.schedule.primitives import NAMES, apply, loop_named, step
+
+GOLDEN = Path(__file__).parent / "golden"
+FLOAT = dtype.float32
+
+
+def load(argument: int, index: object) -> Node:
+    return make(ops.LOAD, (sym.as_node(index),), argument, FLOAT)  # type: ignore[arg-type]
+
+
+def product(rows: int = 512, columns: int = 48, depth: int = 20) -> Kernel:
+    """out[i, j] = sum over k of a[i, k] * b[k, j]."""
+    i, j, k = sym.axis("p0", rows), sym.axis("p1", columns), sym.axis("r0", depth)
+    at = sym.add(sym.mul(i, columns), j)
+    value = make(ops.MUL, (load(0, sym.add(sym.mul(i, depth), k)),
+                           load(1, sym.add(sym.mul(k, columns), j))))  # fmt: skip
+    stage = Stage("s0", (i, j), value, ops.SUM, (k,), 2, at)
+    arguments = (Argument(0, FLOAT, rows * depth), Argument(1, FLOAT, depth * columns),
+                 Argument(2, FLOAT, rows * columns, True))  # fmt: skip
+    return Kernel((stage,), (i, j), arguments)
+
+
+def doubled(rows: int = 40, columns: int = 50) -> Kernel:
+    """out[i, j] = a[i, j] + a[i, j]."""
+    i, j = sym.axis("p0", rows), sym.axis("p1", columns)
+    at = sym.add(sym.mul(i, columns), j)
+    x = load(0, at)
+    stage = Stage("s3", (i, j), make(ops.ADD, (x, x)), argument=1, position=at)
+    return Kernel((stage,), (i, j), (Argument(0, FLOAT, rows * columns),
+                                     Argument(1, FLOAT, rows * columns, True)))  # fmt: skip
+
+
+def copied(columns: int = 32, depth: int = 20) -> Kernel:
+    """c0[j, f] = b[f, j], which s0 then sums along f with the rows of a."""
+    i, j = sym.axis("p0", 12), sym.axis("p1", columns)
+    f, k = sym.axis("f0", depth), sym.axis("r0", depth)
+    copy = Stage("c0", (j, f), load(1, sym.add(sym.mul(f, columns), j)))
+    read = make(ops.READ, (j, k), ("c0", 2), FLOAT)
+    value = make(ops.MUL, (load(0, sym.add(sym.mul(i, depth), k)), read))
+    total = Stage("s0", (i, j), value, ops.SUM, (k,), 2, sym.add(sym.mul(i, columns), j))
+    arguments = (Argument(0, FLOAT, 12 * depth), Argument(1, FLOAT, depth * columns),
+                 Argument(2, FLOAT, 12 * columns, True))  # fmt: skip
+    return Kernel((copy, total), (i, j), arguments)
+
+
+# --- drawing plans as the docstrings do ----------------------------------------------------------
+
+
+def names(loops: tuple[Node, ...]) -> str:
+    return " ".join(x.arg.name for x in loops)
+
+
+def leaves_of_p0(plan: Plan) -> str:
+    axis = next(a for a in plan.leaves if a.arg.name == "p0")
+    return "  ".join(f"{x.loop.arg.name}<{x.extent}" for x in plan.leaves[axis])
+
+
+def nest_of_s0(plan: Plan) -> str:
+    return f"s0: {names(plan.nests['s0'])}"
+
+
+def outer_and_nest(plan: Plan) -> str:
+    return f"{names(plan.outer)} {{ {nest_of_s0(plan)} }}" if plan.outer else nest_of_s0(plan)
+
+
+def grid(plan: Plan) -> str:
+    inside = "{ ... }"
+    if plan.outer[plan.parallel :]:
+        inside = f"{names(plan.outer[plan.parallel :])} {inside}"
+    if plan.parallel:
+        braces = inside if inside.startswith("{") else f"{{ {inside} }}"
+        inside = f"grid {names(plan.outer[: plan.parallel])} {braces}"
+    return inside
+
+
+def stages_in_loops(plan: Plan) -> str:
+    inside = ""
+    for depth in reversed(range(len(plan.outer) + 1)):
+        here = [s.name for s in plan.kernel.stages if plan.levels[s.name] == depth]
+        inside = "; ".join([*here, *([inside] if inside else [])])
+        if depth:
+            inside = f"{plan.outer[depth - 1].arg.name} {{ {inside} }}"
+    return inside
+
+
+def buffer_of_c0(plan: Plan) -> str:
+    order = (plan.layouts or {}).get("c0")
+    if order is None:
+        axes = plan.kernel.stage("c0").axes
+        order = tuple(x.loop for a in axes for x in plan.leaves[a]
+                      if x.loop in plan.nests["c0"])  # fmt: skip
+    return "c0[" + ", ".join(x.arg.name for x in order) + "]"
+
+
+def collapsed(plan: Plan) -> str:
+    stage = plan.kernel.stages[0]
+    index = stage.loads()[0].srcs[0]
+    axes = ", ".join(a.arg.name for a in stage.axes)
+    extents = ", ".join(f"{a.arg.name}<{a.arg.extent}" for a in stage.axes)
+    return f"out[{axes}] = b0[{show(index)}] ({extents})"
+
+
+def loop_of(name: str) -> Callable[[Plan], str]:
+    return lambda plan: next(part for line in plan.text().splitlines() for part in line.split()
+                             if re.match(rf"{re.escape(name)}<", part))  # fmt: skip
+
+
+def stage_texts(plan: Plan) -> str:
+    return " | ".join(line.split(" over")[0].split(" ->")[0]
+                      for line in plan.kernel.text().splitlines() if re.match(r"[cs]\d\[", line))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A kernel, the directives before the one shown, and how a plan is drawn.
+
+    before and after are given where the docstring shows loops and not plans.
+    """
+
+    kernel: Callable[[], Kernel]
+    setup: tuple[str, ...]
+    draw: Callable[[Plan], str]
+    before: str | None = None
+    after: str | None = None
+
+
+_TILES = ("split p0 6", "split p1 2 8")
+EXAMPLES = {
+    "split": Example(product, (), leaves_of_p0),
+    "outer": Example(product, ("split p0 6", "split p1 8", "outer"), outer_and_nest),
+    "nest": Example(product, (*_TILES, "outer p0.0 p1.0", "unroll s0 p0.1 p1.1", "vector p1.2",
+                              "nest s0 p0.1 p1.1 p1.2 r0"), nest_of_s0),
+    "parallel": Example(product, ("split p0 6", "split p1 8", "outer p0.0 p1.0", "parallel 0"),
+                        grid),
+    "at": Example(copied, ("split p0 6", "split p1 8", "outer p1.0 p0.0"), stages_in_loops),
+    "layout": Example(copied, ("split p1 2 8", "outer p1.0 p0", "at c0 1",
+                               "nest c0 p1.1 p1.2 f0"), buffer_of_c0),
+    "collapse": Example(doubled, (), collapsed,
+                        "out[p0, p1] = b0[((p0 * 50) + p1)] (p0<40, p1<50)",
+                        "out[p0] = b0[p0] (p0<2000)"),
+    "vector": Example(doubled, ("split p1 2 8", "outer p0 p1.0"), loop_of("p1.2"), "p1.2<8",
+                      "p1.2<8*v"),
+    "unroll": Example(doubled, ("split p0 2", "outer p0.0"), loop_of("p0.1"), "p0.1<2",
+                      "p0.1<2*u"),
+    "nontemporal": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
+                           "s3 at 2:  nontemporal"),
+    "copy": Example(
+        product, (), stage_texts,
+        "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
+        "b1:float32[(p1 + (r0 * 48))])",
+        "c0[p1<48, c0.r0<20] float32 = b1:float32[((c0.r0 * 48) + p1)] | "
+        "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * c0[p1, r0])",
+    ),
+}  # fmt: skip
+
+
+def shown(name: str) -> tuple[str, str, str]:
+    """(directive, before, after) of the docstring's first example."""
+    doc = primitives.directive(name).__globals__["__doc__"]
+    block = re.search(r"^ {4}(\S.*(?:\n {5,}\S.*)*)", doc, re.M)
+    assert block, f"{name}.py shows no example"
+    text = block.group(1)
+    words = re.match(rf"({name}(?: \S+)+?)\s{{2,}}", text)
+    assert words, f"the example of {name} is a call, two spaces, before -> after"
+    before, arrow, after = text[words.end() :].partition("->")
+    assert arrow, f"the example of {name} has no ->"
+    return words.group(1), " ".join(before.split()), " ".join(after.split())
+
+
+def check(name: str, text: str) -> None:
+    """A text against its golden file; MULADD_UPDATE_GOLDEN=1 writes the file."""
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("MULADD_UPDATE_GOLDEN"):
+        path.write_text(text + "\n")
+    assert path.exists(), f"no {path.name}; MULADD_UPDATE_GOLDEN=1 writes it"
+    assert text + "\n" == path.read_text(), "MULADD_UPDATE_GOLDEN=1 takes the new text over"
+
+
+def plans(name: str) -> tuple[Plan, Plan]:
+    example = EXAMPLES[name]
+    before = apply(example.kernel(), example.setup)
+    return before, step(before, shown(name)[0])
+
+
+def test_every_directive_has_an_example():
+    assert set(EXAMPLES) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_directive_does_what_its_docstring_shows(name):
+    example = EXAMPLES[name]
+    before, after = plans(name)
+    _, told_before, told_after = shown(name)
+    squeeze = lambda text: " ".join(text.split())  # noqa: E731
+    assert squeeze(example.draw(before)) == squeeze(example.before or told_before)
+    assert squeeze(example.draw(after)) == squeeze(example.after or told_after)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plans_print_as_before(name):
+    before, after = plans(name)
+    told = [*EXAMPLES[name].setup, f"-- {shown(name)[0]}"]
+    check(name, "\n".join([*told, "", before.text(), "->", after.text()]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_directive_changes_no_result(name):
+    """What a kernel computes is the same under the plans before and after."""
+    rng = np.random.default_rng(0)
+    before, after = plans(name)
+    kernel = EXAMPLES[name].kernel()
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    np.testing.assert_allclose(run(before, inputs), run(after, inputs), rtol=1e-5, atol=1e-5)
+
+
+def run(plan: Plan, inputs: list[np.ndarray]) -> np.ndarray:
+    """The written argument of a kernel computed under a plan."""
+    place = devices.get("CPU")
+    lowered = lower(plan)
+    rendered = llvm.render(lowered, {})
+    handle = place.load(native.compile_object(rendered.source, place.machine), rendered.name)
+    buffers = [place.allocate(a.nbytes) for a in inputs]
+    for buffer, array in zip(buffers, inputs):
+        place.copy_in(buffer, array)
+    launch = Launch(handle, tuple(map(Arg, range(len(inputs)))), lowered.grid, "kernel")
+    place.program((launch,), len(inputs), rendered.scratch).run(buffers)
+    out = np.empty_like(inputs[-1])
+    place.copy_out(buffers[-1], out)
+    return out
+
+
+# --- misuse --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line, told", [
+    ("fuse p0 p1", "no directive 'fuse'"),
+    ("split p9 4", "no loop 'p9'"),
+    ("split p0 x", "cannot be applied"),
+    ("split", "cannot be applied"),
+    ("outer r0", "no loop of a shared axis"),
+    ("parallel 3", "of 2 outer loops"),
+    ("at s9 1", "no stage 's9'"),
+    ("at s0 7", "level 7"),
+    ("nest s0 p0", "has the loops"),
+    ("vector r0", "power of two"),
+    ("unroll p0", "512 turns"),
+    ("copy s0 middle c0", "side"),
+    ("collapse p0 p1", "not one axis"),
+    ("nontemporal s9", "no stage 's9'"),
+    ("layout s9 p0", "no stage 's9'"),
+])  # fmt: skip
+def test_a_directive_that_does_not_fit_says_why(line, told):
+    with pytest.raises(ScheduleError, match=re.escape(told)):
+        apply(product(), (line,))
+
+
+def test_loops_are_found_by_name():
+    plan = apply(product(), ("split p0 6",))
+    assert loop_named(plan, "p0.1").arg.extent == 6
