@@ -34,7 +34,7 @@ class Peaks:
 _measured: dict[tuple[str, int], Peaks] = {}
 
 
-def peaks(threads: int, repeat: int = 7, name: str = "CPU") -> Peaks:
+def peaks(threads: int, repeat: int = 25, name: str = "CPU") -> Peaks:
     """The ceilings of a device with this many threads, measured once in a process."""
     key = (name, threads)
     if key not in _measured:
@@ -112,11 +112,11 @@ def _copy(place: Device, repeat: int) -> float:
 
 
 def _best(run: Callable[[], object], repeat: int) -> float:
-    """Seconds of a run: the lower quarter of several, because a ceiling has no slow days."""
+    """Seconds of the fastest of several runs: whatever slows one down is not the ceiling."""
     run()
     taken = []
     for _ in range(max(repeat, 2)):
         start = time.perf_counter()
         run()
         taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 4]
+    return min(taken)
