@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muladd.errors import ShapeError
-from muladd.ir import Node, const, iota, make, ops
+from muladd.ir import Node, const, iota, make, ops, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.gathering import gather
@@ -22,6 +22,10 @@ from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
+
+
+# Keys are sorted by counting (one pass over all pairs) while there are few of them, or few pairs.
+FEW, SOME, FEW_PAIRS = 256, 4096, 1 << 26
 
 
 class Sorting(Handle):
@@ -230,6 +234,9 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     if descending:
         keys = make(ops.XOR, (keys, g.like(keys, -1)))
     size = 1 << max(n - 1, 0).bit_length()
+    pairs = sym.mul(sym.product(x.shape), n)
+    if n <= FEW or (n <= SOME and sym.is_less(pairs, FEW_PAIRS)):
+        return g.permute(_ranked(keys), [places.index(i) for i in range(x.ndim)])
     still = [(0, 0)] * (x.ndim - 1)
     index = g.along(iota(size), x.ndim - 1, (*keys.shape[:-1], size))
     if x.dtype.bits <= 32 or x.dtype is dt.bool_:
@@ -245,6 +252,23 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     result = g.cut(result, x.ndim - 1, 0, n)
     back = [places.index(i) for i in range(x.ndim)]
     return g.permute(result, back)
+
+
+def _ranked(keys: Node) -> Node:
+    """The sorting indices of the last axis by counting: an element's place is the number of those
+    before it. Quadratic, in two reductions."""
+    n = keys.shape[-1]
+    k = keys.ndim - 1
+    shape = (*keys.shape[:-1], n, n)  # (others, element)
+    other = g.expand(g.unsqueeze(keys, k + 1), shape)
+    mine = g.expand(g.unsqueeze(keys, k), shape)
+    earlier = g.lt(g.along(iota(n), k, shape), g.along(iota(n), k + 1, shape))
+    before = g.either(g.lt(other, mine), g.both(g.eq(other, mine), earlier))
+    place = g.total(g.cast(before, dt.int64), (k,))
+    # the inverse of the permutation: which element has this place
+    wide = g.expand(g.unsqueeze(place, k + 1), shape)
+    element = g.along(iota(n), k, shape)
+    return g.selected(g.eq(wide, g.along(iota(n), k + 1, shape)), element, k)
 
 
 def _less_pair(a: list[Node], b: list[Node]) -> Node:

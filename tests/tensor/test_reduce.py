@@ -5,6 +5,7 @@ import torch
 from oracle import compare
 
 from muladd import Tensor
+from muladd.tensor import sorting
 
 AXES = [None, 0, -1, (0, 2)]
 
@@ -85,6 +86,20 @@ def test_sort_of_special_values(device):
     x = np.array([3, np.nan, -0.0, 0.0, -np.inf, np.inf, -1, 1e-40, -1e-40], np.float32)
     for descending in (False, True):
         compare(lambda t, d=descending: t.sort(dim=0, descending=d, stable=True), x, gradient=False)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint32])
+def test_the_sorting_network(n, dtype, device, rng, monkeypatch):
+    monkeypatch.setattr(sorting, "FEW", 0)
+    monkeypatch.setattr(sorting, "FEW_PAIRS", 0)
+    x = rng.integers(0, 6, (2, n)).astype(dtype)
+    if dtype == np.uint32:
+        x += 2**31
+    for descending in (False, True):
+        key = x.astype(np.float64) * (-1 if descending else 1)
+        got = Tensor(x).argsort(-1, descending=descending).numpy()
+        np.testing.assert_array_equal(got, np.argsort(key, -1, kind="stable"))
 
 
 @pytest.mark.parametrize("largest", [True, False])
