@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
+from hashlib import blake2b
 from math import gcd, prod
 from typing import TYPE_CHECKING
 
@@ -101,14 +102,19 @@ def _key(x: Node) -> str:
     """A name for an atom that is the same in every process: it decides the order of terms."""
     memo = _memo(x)
     if "key" not in memo:
-        if x.op is ops.INPUT and isinstance(x.arg, Var):
-            key = x.arg.name
-        elif x.op is ops.RANGE:
-            key = x.arg.name
-        else:
-            key = f"{x.op.name}({','.join(_key(s) for s in x.srcs)}){x.arg if x.arg else ''}"
-        memo["key"] = key
+        for n in nodes.toposort((x,), into=lambda m: "key" not in _memo(m)):
+            if "key" not in _memo(n):
+                _memo(n)["key"] = _name(n)
     return memo["key"]
+
+
+def _name(n: Node) -> str:
+    if n.op is ops.RANGE or (n.op is ops.INPUT and isinstance(n.arg, Var)):
+        return n.arg.name
+    inner = ",".join(_memo(s)["key"] for s in n.srcs)
+    key = f"{n.op.name}({inner}){n.arg if n.arg else ''}"
+    # shared sub-expressions would make names grow without bound
+    return key if len(key) <= 80 else blake2b(key.encode(), digest_size=12).hexdigest()
 
 
 def _mono_key(mono: Monomial) -> tuple:
