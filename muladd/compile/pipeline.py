@@ -27,7 +27,20 @@ from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.device import Device
 from muladd.errors import GraphError
-from muladd.ir import Body, Node, Param, Storage, Var, ops, param, substitute, sym, toposort
+from muladd.ir import (
+    Body,
+    Node,
+    Param,
+    Storage,
+    Var,
+    const,
+    make,
+    ops,
+    param,
+    substitute,
+    sym,
+    toposort,
+)
 from muladd.ir.node import variables
 from muladd.rewrite.canonical import canonicalise
 from muladd.rewrite.rules.inline import inline_calls
@@ -109,6 +122,8 @@ class _Builder:
         """The actions that compute outputs (over Params) into results."""
         profile = "exact" if self.exact else "fast"
         simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
+        if self.exact and depth == 0:
+            simple = tuple(_one_nan(n) for n in simple)
         simple = drop_empty(simple)
         if not self.exact:
             simple = split_reductions(simple)
@@ -232,6 +247,14 @@ class _Builder:
             outs.append(out)
         inner = self.graph(tuple(outs), inputs, results, depth + 1)
         actions.append(Loop(arg.length, inner + after, arg.reverse))
+
+
+def _one_nan(n: Node) -> Node:
+    """In the exact profile every NaN that leaves a program is the positive quiet one."""
+    if not n.dtype.is_float:
+        return n
+    nan = const(float("nan"), n.dtype, n.shape)
+    return make(ops.WHERE, (make(ops.NE, (n, n)), nan, n))
 
 
 def _use(x: Array | Use) -> Use:

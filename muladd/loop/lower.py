@@ -13,7 +13,7 @@ from itertools import product
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
-from muladd.loop.plan import Leaf, Plan
+from muladd.loop.plan import Leaf, Plan, in_lanes
 from muladd.loop.statements import Array, For, Grid, If, Lowered, Statement, Store
 from muladd.loop.vector import at, spread
 
@@ -22,7 +22,7 @@ Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last t
 
 def lower(plan: Plan) -> Lowered:
     """The loops of a plan. Raises ScheduleError where the plan is not one of this kernel."""
-    return _Lowering(plan).run()
+    return _Lowering(in_lanes(plan) if plan.kernel.exact else plan).run()
 
 
 def identity(reduction: ops.Op, d: DType) -> Node:

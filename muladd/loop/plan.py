@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, sym
 from muladd.loop.kernel import Kernel, Stage
 
@@ -89,6 +90,29 @@ def plain(kernel: Kernel) -> Plan:
     outer = kernel.shared
     nests = {s.name: (*kernel.free_axes(s), *s.reduced) for s in kernel.stages}
     return Plan(kernel, leaves, outer, len(outer), nests, {s.name: len(outer) for s in kernel.stages})
+
+
+def in_lanes(plan: Plan) -> Plan:
+    """The plan with the lanes that the exact profile prescribes, where it has not chosen a way.
+
+    A stage of 64 lanes must run 64 turns of its innermost reduced axis side by side (as vectors or
+    written out), so that each has a partial result. Raises ScheduleError for another number.
+    """
+    for s in plan.kernel.stages:
+        if s.lanes == 1 or not s.reduced:
+            continue
+        leaves = plan.leaves[s.reduced[-1]]
+        beside = [x for x in leaves if plan.spreads(s, x.loop) or plan.unrolls(s, x.loop)]
+        count = sym.product(x.extent for x in beside)
+        if not beside and len(leaves) == 1:
+            name = leaves[0].loop.arg.name
+            plan = split(plan, leaves[0].loop, (s.lanes,), (f"{name}.0", f"{name}.lane"))
+            lane = plan.leaves[s.reduced[-1]][-1].loop
+            plan = replace(plan, unroll=plan.unroll | {(s.name, lane)})
+        elif count != s.lanes:
+            raise ScheduleError(f"plan: stage {s.name} runs {count} turns of its innermost reduced "
+                                f"axis side by side; exact arithmetic wants {s.lanes}")
+    return plan
 
 
 def split(plan: Plan, loop: Node, factors: tuple[int, ...], names: tuple[str, ...]) -> Plan:

@@ -71,9 +71,9 @@ def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     if any(p.stage.lanes > 1 for p in found):
         return None
     main = max(found, key=lambda p: work(p.stage))
-    if all(a in kernel.shared for a in (*main.rows, *main.columns)):
-        return block(plan, machine, main) if main.rows and main.columns else None
     try:
+        if all(a in kernel.shared for a in (*main.rows, *main.columns)):
+            return block(plan, machine, main) if main.rows and main.columns else None
         return bands(plan, machine, found)
     except ScheduleError:
         return None
