@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from muladd import config
-from muladd.codegen import llvm, native
-from muladd.compile import cache
-from muladd.device import Arg, Device, Launch, Machine
+from muladd.compile import backends, cache
+from muladd.device import Arg, Device, Launch
 from muladd.ir import Dim, Node
 from muladd.loop.bounds import prove
 from muladd.loop.kernel import Kernel
@@ -26,7 +25,6 @@ from muladd.loop.plan import Plan
 from muladd.loop.statements import Lowered
 from muladd.loop.validate import validate
 from muladd.rewrite.transcendental import expand_all
-from muladd.schedule.heuristic import schedule
 
 
 @dataclass(eq=False)
@@ -34,7 +32,7 @@ class CompiledKernel:
     """A kernel ready to launch, with everything about it that can be printed."""
 
     kernel: Kernel
-    machine: Machine
+    backend: backends.Backend
     variables: tuple[str, ...]
     name: str
     handle: Any
@@ -49,14 +47,14 @@ class CompiledKernel:
     @functools.cached_property
     def plan(self) -> Plan:
         """How it is computed. Found anew when the object came from the disk: it is the same."""
-        return schedule(expand(self.kernel), self.machine)
+        return self.backend.schedule(expand(self.kernel))
 
     def lowered(self) -> Lowered:
         return lower(self.plan)
 
     @functools.cached_property
     def source(self) -> str:
-        return llvm.render(self.lowered(), _indices(self.variables)).source
+        return self.backend.render(self.lowered(), _indices(self.variables)).source
 
 
 _made: dict[tuple, CompiledKernel] = {}
@@ -73,28 +71,29 @@ def compile_kernel(kernel: Kernel, device: Device, variables: tuple[str, ...]) -
 
 def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
     start = time.perf_counter()
+    backend = backends.of(device)
     kept = cache.cache()
     text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel.text()}"
     key = hashlib.blake2b(text.encode(), digest_size=20).digest()
     record = None if config.get("CHECK") else kept.get("objects", key)
     if record is None:
-        lowered = lower(schedule(expand(kernel), device.machine))
+        lowered = lower(backend.schedule(expand(kernel)))
         if config.get("CHECK"):
             validate(lowered, name_of(kernel))
             prove(lowered, name_of(kernel))
-        rendered = llvm.render(lowered, _indices(variables))
+        rendered = backend.render(lowered, _indices(variables))
         grid: Dim = lowered.grid
         scratch = rendered.scratch
-        blob = native.compile_object(rendered.source, device.machine)
+        blob = backend.build(rendered)
         number = grid if isinstance(grid, int) else -1  # symbolic: the plan tells
         kept.put("objects", key, _HEADER.pack(number, scratch) + blob)
     else:
         number, scratch = _HEADER.unpack_from(record)
         blob = record[_HEADER.size :]
-        grid = number if number >= 0 else lower(schedule(expand(kernel), device.machine)).grid
-    handle = device.load(blob, "kernel")
+        grid = number if number >= 0 else lower(backend.schedule(expand(kernel))).grid
+    handle = backend.load(blob, scratch)
     return CompiledKernel(
-        kernel, device.machine, variables, name_of(kernel), handle, grid, scratch,
+        kernel, backend, variables, name_of(kernel), handle, grid, scratch,
         tuple(a.written for a in kernel.arguments), time.perf_counter() - start,
     )  # fmt: skip
 

@@ -5,8 +5,10 @@ A kernel's parameters are, for each Arg, a pointer and a byte offset, then the v
     kernel void f(global char *slot0, long offset0, global char *slot1, long offset1, long n)
 
 The n-th `long` at the end is the program's n-th variable. Launches give `groups` and `group_size`;
-with neither, `grid` is the number of work items. Commands run in order; copy_out and synchronize
-wait for them, run() does not.
+with neither, `grid` is the number of work items, or of chunks where the kernel says how many of them
+a group does (`Kernel.chunks`). A kernel with scratch gets a pointer to it before all else, and may be
+run by fewer items than there are chunks. Commands run in order; copy_out and synchronize wait for
+them, run() does not.
 """
 from __future__ import annotations
 
@@ -56,11 +58,28 @@ def _driver(doing: str) -> Any:
         raise DeviceError(f"OPENCL: the driver failed while {doing}: {error}") from error
 
 
+_ITEMS_WITH_SCRATCH = 1 << 14  # work items at once, at most, where each needs memory of its own
+
+
 @dataclass(frozen=True)
 class Kernel:
     name: str
     handle: Any
     parameters: int
+    chunks: int = 0  # of the grid that a group does: 1, or any number up to this
+    group: int = 0  # work items in a group, if the source requires a number
+    scratch: int = 0  # bytes for each group (chunks == 1), or each work item, at work
+
+    def sizes(self, grid: int, cores: int) -> tuple[int, tuple[int, ...] | None]:
+        """Work items in all, and in a group, for a grid of so many chunks."""
+        if not self.chunks:
+            return grid, None
+        chunks = max(1, min(self.chunks, grid // cores))
+        group = self.group or chunks
+        groups = -(-grid // chunks)
+        if self.scratch:
+            groups = min(groups, max(cores, _ITEMS_WITH_SCRATCH // group))
+        return groups * group, (group,)
 
 
 @dataclass
@@ -120,12 +139,16 @@ class Program(Executable):
             local = local or (1,) * len(groups)
             size = tuple(g * s for g, s in zip(groups, local, strict=True))
         elif step.grid is not None:
-            size = (run.quantity(step.grid),)
+            items, chosen = step.kernel.sizes(run.quantity(step.grid), self.device.machine.cores)
+            size, local = (items,), local or chosen
         else:
             raise DeviceError(f"OPENCL.run: {step.name!r} has neither groups nor grid")
         if 0 in size:
             return None
         values: list[Any] = []
+        if step.kernel.scratch:
+            slots = size[0] // (step.kernel.group or 1)
+            values.append(self.device.scratch(slots * step.kernel.scratch))
         for arg in step.args:
             handle, offset = run.place(arg)
             values += [handle, np.int64(offset)]
@@ -177,10 +200,19 @@ class OpenCL(Device):
         self.driver = driver
         self.machine = replace(
             Machine.host(), triple="opencl", cpu=driver.name.strip(), features=driver.version,
-            cores=driver.max_compute_units, float16=self.has_float16,
+            cores=driver.max_compute_units, float16=self.has_float16, l1=driver.local_mem_size,
         )  # fmt: skip
         self.lock = threading.RLock()  # a kernel's parameters are set and used in two calls
         self._programs: dict[bytes, Any] = {}
+        self._scratch: Any = None
+        exact = driver.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+        self._options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
+
+    def scratch(self, nbytes: int) -> Any:
+        """Memory for one kernel at a time; the queue is in order, so that is all who need it."""
+        if self._scratch is None or self._scratch.size < nbytes:
+            self._scratch = self.allocate(nbytes).handle
+        return self._scratch
 
     @property
     def has_float16(self) -> bool:
@@ -217,9 +249,11 @@ class OpenCL(Device):
             if key not in self._programs:
                 source = cl.Program(self.context, blob.decode())
                 # without pyopencl's own cache on disk, which holds pickles
-                self._programs[key] = source.build(cache_dir=False)  # type: ignore[arg-type]
+                self._programs[key] = source.build(self._options, cache_dir=False)  # type: ignore[arg-type]
             handle = cl.Kernel(self._programs[key], entry)
-            return Kernel(entry, handle, handle.num_args)
+            query = cl.kernel_work_group_info.COMPILE_WORK_GROUP_SIZE
+            group = handle.get_work_group_info(query, self.driver)[0]
+            return Kernel(entry, handle, handle.num_args, group=group)
 
     def program(
         self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0

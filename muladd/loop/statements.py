@@ -1,7 +1,8 @@
-"""The loop language: six kinds of statement over scalar and vector expressions.
+"""The loop language: seven kinds of statement over scalar and vector expressions.
 
     statement ::= Grid(loops, body)            the chunks of the launch, spread over threads
                 | For(loop, start, stop, body)
+              | Threads(loop, 0, count, body)    the turns at once, one on each thread of a group
                 | If(condition, body, orelse)
                 | Store(place, index, value, guard)
                 | Barrier()                    threads of a group meet (GPUs)
@@ -36,6 +37,11 @@ class For:
 
 
 @dataclass(slots=True)
+class Threads(For):
+    """A loop whose turns run at once, on the threads of the group that has the chunk."""
+
+
+@dataclass(slots=True)
 class If:
     condition: Node
     body: list[Statement]
@@ -67,6 +73,7 @@ class Array:
     dtype: DType
     count: int  # elements, or registers of `lanes` elements
     lanes: int = 0  # > 0: a register array of vectors (1: of scalars)
+    group: bool = False  # shared by the threads of a group
 
 
 @dataclass(slots=True)
@@ -91,7 +98,8 @@ def _print(body: list[Statement], depth: int, lines: list[str]) -> None:
             lines.append(f"{pad}grid {' '.join(f'{x.arg.name}<{show(x.arg.extent)}' for x in s.loops)}")
             _print(s.body, depth + 1, lines)
         elif isinstance(s, For):
-            lines.append(f"{pad}for {s.loop.arg.name} in {show(s.start)}..{show(s.stop)}")
+            word = "threads" if isinstance(s, Threads) else "for"
+            lines.append(f"{pad}{word} {s.loop.arg.name} in {show(s.start)}..{show(s.stop)}")
             _print(s.body, depth + 1, lines)
         elif isinstance(s, If):
             lines.append(f"{pad}if {show(s.condition)}")

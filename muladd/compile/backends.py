@@ -1,0 +1,69 @@
+"""What turns a kernel into something a device can launch: one small class for each kind of device."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from muladd.codegen import cstyle, llvm, native
+from muladd.device import Device
+from muladd.errors import DeviceError
+from muladd.ir import dtype, toposort
+from muladd.loop.kernel import Kernel
+from muladd.loop.plan import Plan
+from muladd.loop.statements import Lowered
+from muladd.schedule import groups, heuristic
+
+
+class Rendered(Protocol):
+    source: str
+    name: str
+    scratch: int
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Objects from LLVM IR: for the CPU, and for devices that only count launches."""
+
+    device: Device
+
+    def schedule(self, kernel: Kernel) -> Plan:
+        return heuristic.schedule(kernel, self.device.machine)
+
+    def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
+        return llvm.render(lowered, variables)
+
+    def build(self, rendered: Rendered) -> bytes:
+        return native.compile_object(rendered.source, self.device.machine)
+
+    def load(self, blob: bytes, scratch: int) -> Any:
+        return self.device.load(blob, "kernel")
+
+
+class OpenCL(Backend):
+    """OpenCL C, which the driver compiles. A work item, or a group of them, does a chunk."""
+
+    def schedule(self, kernel: Kernel) -> Plan:
+        return groups.schedule(kernel, self.device.machine)
+
+    def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
+        values = toposort(tuple(s.value for s in lowered.kernel.stages))
+        has_float64: bool = self.device.has_float64  # type: ignore[attr-defined]
+        if not has_float64 and any(n.dtype is dtype.float64 for n in values):
+            raise DeviceError(f"OPENCL: {self.device.machine.cpu} has no float64; cast to float32, or "
+                              "use another device")  # fmt: skip
+        return cstyle.render(lowered, variables, cstyle.OPENCL, self.device.machine.l1)
+
+    def build(self, rendered: Rendered) -> bytes:
+        return rendered.source.encode()
+
+    def load(self, blob: bytes, scratch: int) -> Any:
+        handle = self.device.load(blob, "f")
+        return replace(handle, chunks=1 if handle.group else _ITEMS, scratch=scratch)
+
+
+_ITEMS = 64  # work items of a group that have nothing to do with each other
+_BY_NAME: dict[str, type[Backend]] = {"OPENCL": OpenCL}
+
+
+def of(device: Device) -> Backend:
+    return _BY_NAME.get(device.name, Backend)(device)
