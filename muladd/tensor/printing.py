@@ -25,3 +25,26 @@ def text(t: Tensor) -> str:
     if 0 in t.shape:
         notes.insert(0, f"shape={list(t.shape)}")
     return f"Tensor({', '.join([body, *notes])})"
+
+
+def explain(t: Tensor) -> str:
+    """The graph's cost, and on a compiling device each kernel with its stages and its schedule."""
+    from muladd.ir import cost, toposort
+
+    nodes, _ = backend.expand([t._value()], t.device)
+    price = cost.cost(nodes)
+    lines = [
+        f"{t.dtype.name}{list(t.shape)} on {t.device}: {len(toposort(nodes))} nodes, "
+        f"{price.flops} FLOPs, {price.bytes_read} bytes read, {price.bytes_written} written, "
+        f"peak {price.peak_bytes} bytes"
+    ]
+    if t.device != backend.INTERPRETER and nodes[0].srcs:
+        from muladd import compile as compiler
+
+        graph, _ = compiler.parameters(tuple(nodes))
+        kernels = compiler.compile_graph(graph, t.device).kernels()
+        for number, kernel in enumerate(kernels, 1):
+            lines += ["", f"kernel {number} of {len(kernels)}: {kernel.name}"]
+            lines += ["  " + line for line in kernel.kernel.text().splitlines()]
+            lines += ["  | " + line for line in kernel.plan.text().splitlines()]
+    return "\n".join(lines)

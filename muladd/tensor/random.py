@@ -30,8 +30,9 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 class Generator:
     """A stream of random numbers: a seed and a counter, held per device as uint32[4].
 
-    `tensors` maps a device to the state (seed low, seed high, counter low, counter high); a traced
-    function takes these as inputs and gives them back as outputs.
+    `tensors` maps a device to the state (seed low, seed high, counter low, counter high) while the
+    host does not know the counter. A compiled function asks for `state(device)` before each run,
+    takes it as an input and assigns its last value to that tensor; drawing outside reads it back.
     """
 
     def __init__(self, seed: int) -> None:
@@ -131,32 +132,37 @@ def word_pairs(state: Node, count: Dim) -> tuple[Node, Node]:
 
 
 def words(shape: Shape, device: str) -> Node:
-    """Random uint32 words: the first words of all pairs, then the second ones."""
-    total = sym.product(shape)
-    half = sym.div(sym.add(total, 1), 2)
-    a, b = word_pairs(default_generator().take(half, device), half)
-    line = g.concatenate([a, b], 0)
-    return g.reshape(g.cut(line, 0, 0, total), shape)
+    """Random uint32 words, one of each pair: fused into what uses it, the cipher runs once each."""
+    return g.reshape(_pairs(shape, device)[0], shape)
+
+
+def _pairs(shape: Shape, device: str) -> tuple[Node, Node]:
+    count = sym.product(shape)
+    return word_pairs(default_generator().take(count, device), count)
 
 
 def uniform(shape: Shape, d: dt.DType, device: str) -> Node:
     """0 <= x < 1, in steps of 2^-24 (float64: 2^-53; 16-bit floats: as many as they hold)."""
     if d is dt.float64:
-        pairs = sym.product(shape)
-        a, b = word_pairs(default_generator().take(pairs, device), pairs)
+        a, b = _pairs(shape, device)
         high = g.cast(g.div(a, 1 << 5), d)  # 27 bits
         low = g.cast(g.div(b, 1 << 6), d)  # 26 bits
         line = g.mul(g.add(g.mul(high, float(1 << 26)), low), 2.0**-53)
         return g.reshape(line, shape)
-    bits = min(d.mantissa + 1, 24)
-    whole = g.cast(g.div(words(shape, device), 1 << (32 - bits)), dt.float32)
-    return g.cast(g.mul(whole, 2.0**-bits), d)
+    return g.cast(_unit(words(shape, device), min(d.mantissa + 1, 24)), d)
+
+
+def _unit(word: Node, bits: int) -> Node:
+    """The upper bits of uint32 words as float32, 0 <= x < 1."""
+    return g.mul(g.cast(g.div(word, 1 << (32 - bits)), dt.float32), 2.0**-bits)
 
 
 def normal(shape: Shape, d: dt.DType, device: str) -> Node:
     """Mean 0, deviation 1, by Box and Muller (1958): two uniforms give one number."""
-    wide = d if d is dt.float64 else dt.float32
-    u, v = (uniform(shape, wide, device) for _ in range(2))
+    if d is dt.float64:
+        u, v = (uniform(shape, d, device) for _ in range(2))
+    else:
+        u, v = (g.reshape(_unit(w, 24), shape) for w in _pairs(shape, device))
     radius = g.sqrt(g.mul(g.log(g.sub(1.0, u)), -2.0))
     return g.cast(g.mul(radius, g.sin(g.mul(v, 2 * PI))), d)
 

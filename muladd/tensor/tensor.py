@@ -333,6 +333,18 @@ class Tensor(
 
         return text(self)
 
+    def explain(self) -> str:
+        """What computing this tensor takes: nodes, FLOPs, bytes, kernels and their schedules."""
+        from muladd.tensor.printing import explain
+
+        return explain(self)
+
+    def graph_text(self) -> str:
+        """The graph that gives this tensor, one node a line."""
+        from muladd.ir.text import to_text
+
+        return to_text(backend.expand([self._value()], self.device)[0])
+
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
 

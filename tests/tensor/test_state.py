@@ -172,6 +172,24 @@ def test_printing(device):
     assert "requires_grad" in repr(Tensor([1.0], requires_grad=True))
 
 
+def test_explaining(device):
+    x = Tensor([[1.0, 2.0]]) @ Tensor([[1.0], [2.0]]) + 1
+    told = x.explain()
+    assert "FLOPs" in told and device in told
+    assert "MUL" in x.graph_text()
+
+
+def test_random_numbers_of_a_trace_come_from_a_state(device):
+    Tensor.manual_seed(5)
+    a, b = Tensor.rand(4).tolist(), Tensor.rand(4).tolist()
+    Tensor.manual_seed(5)
+    with backend.tracing("f"):
+        c, d = Tensor.rand(4), Tensor.rand(4)
+    assert [c.tolist(), d.tolist()] == [a, b]
+    assert Tensor.rand(4).tolist() not in (a, b)
+    Tensor.manual_seed(5)
+
+
 def test_creation(device):
     assert Tensor.zeros(2, 3).shape == Tensor.ones((2, 3)).shape == (2, 3)
     assert Tensor.full((2,), 7).tolist() == [7, 7]
