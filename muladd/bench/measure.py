@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ Call = Callable[[], object]
 
 GAP = 0.005  # seconds: until the threads of whoever ran last sleep
 WARM_UPS = 2
+_LONG = 0.2  # seconds of a call beyond which one warm-up call is enough
 _SAMPLE = 0.002  # seconds that a sample lasts at least, so that short calls are timed in batches
 
 
@@ -36,8 +38,9 @@ class Effort:
     """How much measuring is spent on a case."""
 
     repeat: int = 9  # samples of each contender, if the seconds suffice
-    seconds: float = 12.0  # after so long a case takes no further samples (but at least three)
+    seconds: float = 12.0  # after so long a case takes no more than three samples
     gap: float = GAP
+    best: bool = False  # judge by the fastest sample, on a machine that is not quiet
 
 
 QUICK = Effort(repeat=3, seconds=2.0)
@@ -48,40 +51,72 @@ def alternate(
     sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Timing]:  # fmt: skip
     """The time of each contender, sampled in turns so that drift of the machine hits all alike."""
-    counts = {name: _batch(call, clock) for name, call in contenders.items()}
+    plans = {name: _batch(call, clock) for name, call in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     end = clock() + effort.seconds
     was_collecting = gc.isenabled()
     gc.disable()
     try:
         for turn in range(effort.repeat):
-            if turn >= 3 and clock() > end:
+            if clock() > end and (turn >= 3 or clock() > end + effort.seconds):
                 break
             for name, call in contenders.items():
                 sleep(effort.gap)
-                taken[name].append(_sample(call, counts[name], clock))
+                taken[name].append(_sample(call, *plans[name], clock))
     finally:
         if was_collecting:
             gc.enable()
     return {name: Timing(statistics.median(ts), min(ts), len(ts)) for name, ts in taken.items()}
 
 
-def _batch(call: Call, clock: Clock) -> int:
-    """How many calls make a sample. The first call is not looked at: it may compile."""
+def _batch(call: Call, clock: Clock) -> tuple[int, int]:
+    """(calls of a sample, calls before it). The first call is not looked at: it may compile."""
     call()
     start = clock()
     call()
     taken = max(clock() - start, 1e-8)
-    return max(1, min(100_000, round(_SAMPLE / taken)))
+    count = max(1, min(100_000, round(_SAMPLE / taken)))
+    return count, WARM_UPS if taken < _LONG else 1
 
 
-def _sample(call: Call, count: int, clock: Clock) -> float:
-    for _ in range(WARM_UPS):
+def _sample(call: Call, count: int, warm_ups: int, clock: Clock) -> float:
+    for _ in range(warm_ups):
         call()
     start = clock()
     for _ in range(count):
         call()
     return (clock() - start) / count
+
+
+# --- who else is here -----------------------------------------------------------------------------
+
+
+class Neighbours:
+    """How much of the cores other processes took since this was made."""
+
+    def __init__(self) -> None:
+        self._before = _busy()
+
+    def share(self) -> float | None:
+        """Their part of all cores' time, 0 to 1; None where the system does not tell."""
+        after = _busy()
+        if after is None or self._before is None:
+            return None
+        everybody, ours, whole = (b - a for a, b in zip(self._before, after))
+        return max(0.0, (everybody - ours) / whole) if whole > 0 else 0.0
+
+
+def _busy() -> tuple[float, float, float] | None:
+    """Seconds since the start that all processes, this one with its children, and all cores ran."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(n) for n in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    per_second = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    own = os.times()
+    return ((sum(ticks) - idle) / per_second, sum(own[:4]), sum(ticks) / per_second)
 
 
 # --- memory of the peers -------------------------------------------------------------------------
@@ -112,4 +147,4 @@ def recycled_memory() -> Iterator[bool]:
         library.malloc_trim(0)
 
 
-__all__ = ["GAP", "QUICK", "Effort", "Timing", "alternate", "recycled_memory"]
+__all__ = ["GAP", "QUICK", "Effort", "Neighbours", "Timing", "alternate", "recycled_memory"]

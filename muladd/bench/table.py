@@ -25,7 +25,7 @@ class Row:
     name: str
     group: str
     target: Target = Target()
-    seconds: dict[str, float] | None = None  # by contender, medians
+    seconds: dict[str, float] | None = None  # by contender
     samples: int = 0
     flops: float = 0.0
     nbytes: float = 0.0
@@ -85,10 +85,10 @@ class Row:
 
 def row_of(
     name: str, group: str, target: Target, contest: Contest, timings: dict[str, Timing],
-    peaks: Peaks,
+    peaks: Peaks, best: bool = False,
 ) -> Row:  # fmt: skip
-    """The row of a measured contest."""
-    seconds = {n: t.median for n, t in timings.items()} | contest.seconds
+    """The row of a measured contest, by medians or by the fastest samples."""
+    seconds = {n: t.least if best else t.median for n, t in timings.items()} | contest.seconds
     row = Row(name, group, target, seconds, min((t.samples for t in timings.values()), default=1),
               contest.flops, contest.nbytes, difference=contest.difference)  # fmt: skip
     least = peaks.seconds(contest.flops, contest.nbytes)
@@ -122,21 +122,28 @@ def summary(rows: Sequence[Row]) -> str:
     return f"{len(rows)} cases; targets: " + ", ".join(f"{n} {w}" for w, n in counts.items())
 
 
-def machine(peaks: Peaks, threads: int, versions: dict[str, str]) -> dict[str, Any]:
-    """What the figures were measured on and with."""
+def machine(
+    peaks: Peaks, threads: int, versions: dict[str, str], best: bool, others: float | None
+) -> dict[str, Any]:
+    """What the figures were measured on and with, and how much others disturbed them."""
     from muladd.device.machine import description
 
     return {
         "processor": description(), "threads": threads, "system": platform.platform(),
         "python": sys.version.split()[0], "versions": versions,
         "fma_peak_flops": peaks.flops, "copy_bandwidth": peaks.bandwidth,
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.date.today().isoformat(), "others": others,
+        "figures": "fastest samples" if best else "medians",
     }  # fmt: skip
 
 
 def machine_text(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{n} {v}" for n, v in found["versions"].items())
+    others = found["others"]
+    noise = f"; other processes used {others:.0%} of the cores" if others is not None else ""
+    warning = ", so these figures say little" if others is not None and others > 0.1 else ""
     return (f"{found['date']}, {found['processor']}; {found['threads']} threads\n"
+            f"{found['figures']}{noise}{warning}\n"
             f"Python {found['python']}, {versions}\n"
             f"measured: {quantity(found['fma_peak_flops'], 'FLOP/s')} of multiply-adds in float32, "
             f"{quantity(found['copy_bandwidth'], 'B/s')} copying (read and written)")  # fmt: skip

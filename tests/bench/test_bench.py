@@ -1,4 +1,4 @@
-"""`muladd bench` with tiny cases: what it compares, prints and writes; how it samples; no speeds."""
+"""`muladd bench` with tiny cases: what it compares, prints, writes, samples; no speeds."""
 from __future__ import annotations
 
 import json
@@ -96,7 +96,7 @@ def test_outputs_that_differ_are_refused():
             compare([wrong], [a], 1e-5)
 
 
-# --- sampling --------------------------------------------------------------------------------------
+# --- sampling ------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -122,9 +122,17 @@ class Clock:
 
 def test_samples_alternate_after_a_pause_and_two_warm_up_calls():
     clock = Clock()
+    calls = {"a": clock.work("a", 0.01), "b": clock.work("b", 0.02)}
+    alternate(calls, Effort(repeat=2, seconds=100.0), clock, clock.sleep)
+    turn = ["pause", "a", "a", "a", "pause", "b", "b", "b"]
+    assert clock.told == ["a", "a", "b", "b", *turn, *turn]
+
+
+def test_long_calls_are_warmed_up_once():
+    clock = Clock()
     calls = {"a": clock.work("a", 1.0), "b": clock.work("b", 2.0)}
     timings = alternate(calls, Effort(repeat=2, seconds=100.0), clock, clock.sleep)
-    turn = ["pause", "a", "a", "a", "pause", "b", "b", "b"]
+    turn = ["pause", "a", "a", "pause", "b", "b"]
     assert clock.told == ["a", "a", "b", "b", *turn, *turn]
     assert timings["a"].median == pytest.approx(1.0) and timings["b"].least == pytest.approx(2.0)
 
@@ -133,9 +141,15 @@ def test_short_calls_are_timed_in_batches_and_long_cases_end_early():
     clock = Clock()
     alternate({"a": clock.work("a", 1e-4)}, Effort(repeat=1), clock, clock.sleep)
     assert clock.told.count("a") == 2 + 2 + 20
-    timings = alternate({"a": clock.work("a", 5.0)}, Effort(repeat=50, seconds=1.0), clock,
-                        clock.sleep)  # fmt: skip
-    assert timings["a"].samples == 3
+    for seconds, samples in ((0.4, 3), (5.0, 1)):
+        calls = {"a": clock.work("a", seconds)}
+        timings = alternate(calls, Effort(repeat=50, seconds=1.0), clock, clock.sleep)
+        assert timings["a"].samples == samples
+
+
+def test_neighbours_take_a_share_of_the_cores():
+    share = measure.Neighbours().share()
+    assert share is None or 0 <= share <= 1
 
 
 def test_memory_of_the_peer_can_be_recycled():
@@ -150,7 +164,7 @@ def test_the_ceilings_are_measured_once():
     assert found.seconds(found.flops, 2 * found.bandwidth) == pytest.approx(2.0)
 
 
-# --- the table --------------------------------------------------------------------------------------
+# --- the table -----------------------------------------------------------------------------------
 
 
 def test_targets_judge():
@@ -204,7 +218,7 @@ def test_kernels_far_from_the_roofline_come_first(peers):
     assert text.index("far") < text.index("near")
 
 
-# --- whole programs ---------------------------------------------------------------------------------
+# --- whole programs ------------------------------------------------------------------------------
 
 
 def test_small_training_steps_agree_with_the_peer(peers):
