@@ -72,6 +72,8 @@ class Contest:
     seconds: dict[str, float] = field(default_factory=dict)
     flops: float = 0.0
     nbytes: float = 0.0
+    items: int = 0  # what else there is to count, for work that is no arithmetic
+    item: str = ""
     difference: float | None = None  # the greatest relative difference of the outputs
     programs: list[Any] = field(default_factory=list)  # compiled programs, for `--worst`
 

@@ -29,6 +29,8 @@ class Row:
     samples: int = 0
     flops: float = 0.0
     nbytes: float = 0.0
+    items: int = 0
+    item: str = ""
     roofline: float | None = None  # share of the machine's ceiling, 1 is at it
     difference: float | None = None
     failure: str = ""
@@ -65,6 +67,8 @@ class Row:
 
     def _rate(self, ours: float) -> str:
         """What the work is bound by says which rate is telling."""
+        if ours and self.items:
+            return quantity(self.items / ours, f"{self.item}/s")
         if not ours or not (self.flops or self.nbytes):
             return ""
         if self.flops >= 8 * self.nbytes:
@@ -90,7 +94,8 @@ def row_of(
     """The row of a measured contest, by medians or by the fastest samples."""
     seconds = {n: t.least if best else t.median for n, t in timings.items()} | contest.seconds
     row = Row(name, group, target, seconds, min((t.samples for t in timings.values()), default=1),
-              contest.flops, contest.nbytes, difference=contest.difference)  # fmt: skip
+              contest.flops, contest.nbytes, contest.items, contest.item,
+              difference=contest.difference)  # fmt: skip
     least = peaks.seconds(contest.flops, contest.nbytes)
     if least and seconds.get(US):
         row.roofline = least / seconds[US]
