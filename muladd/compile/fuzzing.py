@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from muladd import config, device as devices
+from muladd import config
+from muladd import device as devices
 from muladd.compile.pipeline import compile_graph
 from muladd.device import Device
 from muladd.errors import MuladdError

@@ -369,10 +369,13 @@ def _quotient(x: Poly, d: int, c: int) -> Poly | None:
     """An upper bound of c * (x div d), by multiplying or by dividing what x is at most."""
     if d > 0 and c % d == 0:
         return sym._scaled(x, c // d)
-    whole = sym.div(sym.build(_greatest(x)), d) if d > 0 else None
-    if whole is None or any(a.op is ops.RANGE for a in _atoms(sym.poly(whole))):
+    most = _greatest(x)
+    if d <= 0 or any(a.op is ops.RANGE or sym.bounds(a)[0] < 0 for a in _atoms(most)):
         return None
-    return sym._scaled(sym.poly(whole), c)
+    whole = sym.poly(sym.div(sym.build(most), d))
+    if any(a.op is ops.DIV for a in _atoms(whole)):  # each coefficient rounded up instead
+        whole = {m: -(-k // d) for m, k in most.items() if -(-k // d)}
+    return sym._scaled(whole, c)
 
 
 def _without(goal: Poly, fact: Poly) -> list[Poly]:

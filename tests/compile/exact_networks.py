@@ -1,4 +1,4 @@
-"""The networks the exact profile is held to: forward, backward, and a training loop in one graph."""
+"""The networks that the exact profile is held to: forward, backward, a training loop."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from muladd.transform import gradient
 Network = Callable[[list[Node], Node], Node]  # (parameters, data) -> loss
 
 
-class g:  # noqa: N801
+class g:
     """Node functions that broadcast."""
 
     reshape, permute, expand, keep, sqrt = (

@@ -1,4 +1,4 @@
-"""The exact profile: the same bits from the interpreter and from compiled code, however compiled."""
+"""The exact profile: the interpreter's bits from compiled code, however it is compiled."""
 from __future__ import annotations
 
 import itertools

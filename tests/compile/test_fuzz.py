@@ -107,7 +107,8 @@ def test_int64_values_are_no_indices():
     three = const(3, dt.int64, (5,))
     back = make(ops.ADD, (iota(5, dt.int64), const(-3, dt.int64, (5,))))
     outputs = [
-        make(ops.MAX, (rest, b)), make(ops.LT, (rest, b)), make(ops.LT, (make(ops.ADD, (a, top)), a)),
+        make(ops.MAX, (rest, b)), make(ops.LT, (rest, b)),
+        make(ops.LT, (make(ops.ADD, (a, top)), a)),
         make(ops.LT, (big, three)), make(ops.DIV, (far, three)), make(ops.MOD, (big, three)),
         make(ops.DIV, (iota(5, dt.int64), back)), make(ops.MOD, (iota(5, dt.int64), back)),
         make(ops.DIV, (make(ops.MUL, (a, const(4, dt.int64, (1, 5)))), const(4, dt.int64, (1, 5)))),

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from muladd import config
 from muladd.compile.fuse import fuse
 from muladd.compile.fuzzing import run
 from muladd.compile.kernels import expand
-from muladd import config
 from muladd.device.machine import Machine
 from muladd.errors import BoundsError, GraphError
 from muladd.ir import const, iota, make, ops, param, sym, var
