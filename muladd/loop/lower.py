@@ -14,7 +14,7 @@ from muladd.errors import ScheduleError
 from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Leaf, Plan, in_lanes
-from muladd.loop.statements import Array, For, Grid, If, Lowered, Statement, Store
+from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
 from muladd.loop.vector import at, spread
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
@@ -35,12 +35,15 @@ class _Lowering:
         self.plan = plan
         self.kernel: Kernel = plan.kernel
         self.arrays: dict[str, Array] = {}
+        self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
         self.strides = {s.name: self._storage(s) for s in self.kernel.stages}
 
     def run(self) -> Lowered:
         plan = self.plan
         body = self._level(0)
+        if plan.group:
+            body = [Threads(self.thread, 0, plan.group, body)]
         grid = plan.outer[: plan.parallel]
         size = sym.product(x.arg.extent for x in grid)
         return Lowered(self.kernel, [Grid(grid, body)], size, self.arrays)
@@ -50,14 +53,16 @@ class _Lowering:
         plan = self.plan
         out: list[Statement] = []
         if depth >= plan.parallel:
-            mine = [s for s in self.kernel.stages if max(plan.levels[s.name], plan.parallel) == depth]
+            mine = [s for s in self.kernel.stages if s.name not in (plan.inside or {})
+                    and max(plan.levels[s.name], plan.parallel) == depth]  # fmt: skip
             deeper = any(plan.levels[s.name] > depth for s in self.kernel.stages)
             first = [s for s in mine if deeper]
             for s in first or mine:
                 out.extend(self._stage(s))
             if deeper:
                 loop = plan.outer[depth]
-                out.append(For(loop, 0, loop.arg.extent, self._level(depth + 1)))
+                meet: list[Statement] = [Barrier()] if plan.group else []
+                out.append(For(loop, 0, loop.arg.extent, self._level(depth + 1) + meet))
         else:
             return self._level(plan.parallel)
         return out
@@ -81,7 +86,7 @@ class _Lowering:
                 extent += -extent % 16 if x.stride > 1 else -extent % 128
             stride *= max(extent, 1)
         if self._kept_inside(s):
-            self.arrays[s.name] = Array(s.name, s.dtype, stride + 64)
+            self.arrays[s.name] = Array(s.name, s.dtype, stride + 64, group=plan.group > 0)
         return out
 
     def _kept_inside(self, s: Stage) -> bool:
@@ -104,7 +109,23 @@ class _Lowering:
 
     # --- one stage ---
 
-    def _stage(self, s: Stage) -> list[Statement]:
+    def _stage(self, s: Stage, around: Values | None = None) -> list[Statement]:
+        """A stage, and where threads work together its threads and a barrier if others read it.
+
+        around: values of the reader's loops that a copy is made inside of.
+        """
+        if not self.plan.group:
+            return self._turned(s, around or {})
+        threads = self.plan.bound(s)
+        values, active = self._decoded(threads)
+        out = self._turned(s, {**(around or {}), **values})
+        if active < self.plan.group:
+            if any(self.plan.owner(x) in s.reduced for x in threads):
+                raise ScheduleError(f"stage {s.name}: {active} threads of {self.plan.group} join")
+            out = [If(sym.as_node(sym.less(self.thread, active)), out)]
+        return [*out, Barrier()] if self._kept_inside(s) else out
+
+    def _turned(self, s: Stage, values: Values) -> list[Statement]:
         plan = self.plan
         fixed = set(plan.enclosing(s))
         needed = {x.loop for a in (*s.axes, *s.reduced) for x in plan.leaves[a]} - fixed
@@ -117,17 +138,19 @@ class _Lowering:
         full = {a for a in (*s.axes, *s.reduced) if not plan.overhangs(a)}
         if s.scatter:
             return self._scatter(s)
+        loops = [x for x in nest if x not in plan.bound(s)]
         if not ragged:
-            return self._nest(s, list(nest), {}, frozenset(full))
+            return self._nest(s, loops, values, frozenset(full))
         condition: sym.Condition = True
         for a in ragged:
             first = plan.leaves[a][0]
-            end = sym.add(sym.mul(sym.add(first.loop, 1), first.stride), -1)
+            turn = values.get(first.loop, first.loop)
+            end = sym.add(sym.mul(sym.add(turn, 1), first.stride), -1)
             condition = sym.both(condition, sym.less(end, a.arg.extent))
-        whole = self._nest(s, list(nest), {}, frozenset(full | set(ragged)))
+        whole = self._nest(s, loops, values, frozenset(full | set(ragged)))
         if condition is True or not self._touches_arguments(s):
             return whole
-        last = self._nest(s, list(nest), {}, frozenset(full))
+        last = self._nest(s, loops, values, frozenset(full))
         return [If(condition, whole, last)] if isinstance(condition, Node) else last
 
     def _touches_arguments(self, s: Stage) -> bool:
@@ -215,9 +238,11 @@ class _Lowering:
             across = vector if vector is not None and plan.owner(vector) not in s.reduced else None
             if vector is not None and across is None:
                 total = make(s.reduction, (total,), (0,))
+            first, total = self._joined(s, total, out)
             if s.dtype is not d:
                 total = make(ops.CAST, (total,), None, s.dtype)
-            out.extend(self._put(s, total, turn, full, across))
+            put = self._put(s, total, turn, full, across)
+            out.extend([If(first, put)] if isinstance(first, Node) else put)
         return out
 
     def _reduced_loops(self, s: Stage, serial: list[Node], values: Values, full: frozenset, update) -> list[Statement]:  # type: ignore[no-untyped-def]
@@ -225,8 +250,49 @@ class _Lowering:
             return update(values, full)
         return self._turns(
             s, serial[0], values, full,
-            lambda v, f: self._reduced_loops(s, serial[1:], v, f, update),
+            lambda v, f: self._with_copies(
+                serial[0], v, self._reduced_loops(s, serial[1:], v, f, update)),
         )  # fmt: skip
+
+    # --- threads of a group ---
+
+    def _decoded(self, loops: tuple[Node, ...]) -> tuple[Values, int]:
+        """What turn of each bound loop a thread has, and how many threads have one."""
+        values: Values = {}
+        size = 1
+        for x in reversed(loops):
+            values[x] = sym.mod(sym.div(self.thread, size), x.arg.extent)
+            size *= x.arg.extent
+        return values, size
+
+    def _joined(self, s: Stage, total: Node, out: list[Statement]) -> tuple[sym.Condition, Node]:
+        """Partial results of threads joined, halves pairwise, as the exact profile says. Gives who
+        has the result, and where it is."""
+        count = sym.product(x.arg.extent for x in self.plan.bound(s)
+                            if self.plan.owner(x) in s.reduced)  # fmt: skip
+        if s.reduction is None or not isinstance(count, int) or count == 1:
+            return True, total
+        name, d = f"{s.name}.part{len(self.arrays)}", total.dtype
+        self.arrays[name] = Array(name, d, self.plan.group + count // 2, group=True)
+        mine, lane = sym.as_node(self.thread), sym.mod(self.thread, count)
+        op = ops.ADD if s.reduction is ops.SUM else ops.MAX
+        out += [Store(name, mine, total), Barrier()]
+        own = make(ops.LOAD, (mine,), name, d)
+        while count > 1:
+            count //= 2
+            other = make(ops.LOAD, (sym.as_node(sym.add(self.thread, count)),), name, d)
+            first = sym.less(lane, count)
+            store: Statement = Store(name, mine, make(op, (own, other)))
+            out += [If(first, [store]) if isinstance(first, Node) else store, Barrier()]
+        return sym.less(lane, 1), own
+
+    def _with_copies(self, loop: Node, values: Values, body: list[Statement]) -> list[Statement]:
+        """One turn of a reduced loop, after the copies that are made in it."""
+        made: list[Statement] = []
+        for name, (outside, own) in (self.plan.inside or {}).items():
+            if outside is loop:
+                made += self._stage(self.stages[name], {own: values.get(loop, loop)})
+        return [*made, *body, Barrier()] if made and self.plan.group else made + body
 
     def _accumulate(self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None) -> Node:
         d = s.accumulator

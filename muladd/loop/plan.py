@@ -38,6 +38,8 @@ class Plan:
     unroll: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
+    threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
+    inside: dict[str, tuple[Node, Node]] | None = None  # copy -> its reader's loop, and its own
 
     def owner(self, loop: Node) -> Node:
         return next(a for a, ls in self.leaves.items() if any(x.loop is loop for x in ls))
@@ -47,7 +49,17 @@ class Plan:
         return sym.sum_of(sym.mul(x.loop, x.stride) for x in self.leaves[axis])
 
     def enclosing(self, stage: Stage) -> tuple[Node, ...]:
-        return self.outer[: self.levels[stage.name]]
+        copied = (self.inside or {}).get(stage.name)
+        return self.outer[: self.levels[stage.name]] + (copied[1:] if copied else ())
+
+    def bound(self, stage: Stage) -> tuple[Node, ...]:
+        """The loops of a stage whose turns are the threads of a group, the last one fastest."""
+        return (self.threads or {}).get(stage.name, ())
+
+    @property
+    def group(self) -> int:
+        """Threads that do a point of the grid together; 0 where one thread does it alone."""
+        return max((_size(loops) for loops in (self.threads or {}).values()), default=0)
 
     def unrolls(self, stage: Stage, loop: Node) -> bool:
         """Whether a stage has the turns of a loop written out."""
@@ -77,8 +89,17 @@ class Plan:
         return "\n".join(lines)
 
     def _loop(self, loop: Node, stage: str = "") -> str:
+        if loop in (self.threads or {}).get(stage, ()):
+            return f"{loop.arg.name}<{loop.arg.extent}*t"
         mark = "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll else ""
         return f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
+
+
+def _size(loops: tuple[Node, ...]) -> int:
+    total = 1
+    for x in loops:
+        total *= x.arg.extent
+    return total
 
 
 def plain(kernel: Kernel) -> Plan:
@@ -102,7 +123,8 @@ def in_lanes(plan: Plan) -> Plan:
         if s.lanes == 1 or not s.reduced:
             continue
         leaves = plan.leaves[s.reduced[-1]]
-        beside = [x for x in leaves if plan.spreads(s, x.loop) or plan.unrolls(s, x.loop)]
+        beside = [x for x in leaves if plan.spreads(s, x.loop) or plan.unrolls(s, x.loop)
+                  or x.loop in plan.bound(s)]  # fmt: skip
         count = sym.product(x.extent for x in beside)
         if not beside and len(leaves) == 1:
             name = leaves[0].loop.arg.name

@@ -168,6 +168,8 @@ EXAMPLES = {
                       "p1.2<8*v"),
     "unroll": Example(doubled, ("split p0 2", "outer p0.0"), loop_of("p0.1"), "p0.1<2",
                       "p0.1<2*u"),
+    "bind": Example(doubled, ("split p1 8", "outer p0 p1.0"), loop_of("p1.1"), "p1.1<8",
+                    "p1.1<8*t"),
     "nontemporal": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
                            "s3 at 2:  nontemporal"),
     "copy": Example(

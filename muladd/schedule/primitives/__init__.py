@@ -15,7 +15,7 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan, plain
 
 NAMES = ("collapse", "split", "outer", "parallel", "copy", "at", "nest", "layout", "vector",
-         "unroll", "nontemporal")  # fmt: skip
+         "unroll", "bind", "nontemporal")  # fmt: skip
 Schedule = tuple[str, ...]
 
 
