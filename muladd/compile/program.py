@@ -5,6 +5,7 @@ table with plain numbers (offsets, grids, counts), and that table is kept.
 """
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,6 +97,7 @@ class Program:
     outputs: list[Array]
     variables: tuple[str, ...]
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.Lock)  # the arena serves one run at a time
     on_run: Callable[[Program, Bound, tuple[int, ...]], None] | None = None
 
     def bind(self, values: Sequence[int] = ()) -> Bound:
@@ -117,7 +119,8 @@ class Program:
             arena = bound.memory = self.device.allocate(bound.arena)
         if self.on_run is not None:
             self.on_run(self, bound, tuple(values))
-        bound.executable.run([*inputs, *outputs, arena], values)
+        with self.lock:
+            bound.executable.run([*inputs, *outputs, arena], values)
         return list(outputs)
 
     def peak_bytes(self, values: Sequence[int] = ()) -> int:

@@ -229,6 +229,22 @@ def param(index: int, shape: Shape, dtype: DType) -> Node:
     return make(ops.INPUT, (), Param(index, shape, dtype))
 
 
+def stored(storage: Storage) -> Node:
+    """The INPUT node of a storage; quicker than `make`, because a storage is always well-formed."""
+    key = (ops.INPUT, None, storage)
+    entry = _table.get(key)
+    found = entry() if entry is not None else None
+    if found is not None:
+        return found
+    node = object.__new__(Node)
+    node.op, node.srcs, node.arg, node.memo = ops.INPUT, (), storage, None
+    node.shape, node.dtype = storage.shape, storage.dtype
+    new = _Entry(node, _forget)
+    new.key = key
+    _table[key] = new
+    return node
+
+
 def iota(n: Dim, dtype: DType = dt.INDEX) -> Node:
     return make(ops.IOTA, (), n, dtype)
 

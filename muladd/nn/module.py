@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from muladd.errors import FormatError, ShapeError
+from muladd.tensor.handle import changes
 from muladd.tensor import Tensor, no_grad
 
 Self = TypeVar("Self", bound="Module")
@@ -32,6 +33,10 @@ class Module:
     """A part of a network. Subclasses set attributes in `__init__` and write `forward`."""
 
     training: bool = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        changes[0] += 1  # a compiled function looks again at what it was traced with
+        object.__setattr__(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward(); write one to call the module")

@@ -116,10 +116,11 @@ def _at_hand(x: Node, device: str) -> Storage | None:
     return storage if storage is not None and storage.device == device else None
 
 
-def expand(roots: Sequence[Node], device: str) -> tuple[list[Node], list[Storage]]:
-    """The roots with deferred storages replaced by their graphs and realised graphs by their value.
-
-    Also returns the deferred storages that were met.
+def expand(
+    roots: Sequence[Node], device: str, reuse: bool = True
+) -> tuple[list[Node], list[Storage]]:
+    """The roots with deferred storages replaced by their graphs and realised graphs by their value
+    (not without `reuse`: a trace wants the graph). Also the deferred storages that were met.
     """
     done: dict[Node, Node] = {}
     met: dict[Storage, None] = {}
@@ -131,7 +132,8 @@ def expand(roots: Sequence[Node], device: str) -> tuple[list[Node], list[Storage
         deferred = is_deferred(x)
         sources = (definition(x),) if deferred else x.srcs
         if not ready:
-            storage = None if deferred or not x.srcs else _at_hand(x, device)
+            known = reuse and not deferred and bool(x.srcs)
+            storage = _at_hand(x, device) if known else None
             if storage is not None:
                 done[x] = make(ops.INPUT, (), storage)
             elif not sources:

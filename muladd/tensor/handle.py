@@ -70,19 +70,24 @@ def leaf_of(node: Node) -> tuple[Any, bool] | None:
 
 _Step = tuple[Any, Any]  # (op, arg) of a movement
 
+# Told about every root handle that is read or written, before it is; set while jit traces.
+watcher: list[Any] = []
+# Counts what gives existing tensors other values; jit looks whether anything happened at all.
+changes = [0]
+
 
 class Handle:
     """The state of a tensor; `Tensor` adds the methods."""
 
     __slots__ = (
-        "_raw", "device", "_parent", "_root", "_step", "_seen", "_stopped", "_leaf", "_kept",
+        "_raw", "device", "_parent", "_origin", "_step", "_seen", "_stopped", "_leaf", "_kept",
         "grad", "__weakref__",
     )  # fmt: skip
 
     _raw: Node
     device: str
     _parent: Handle | None
-    _root: Handle
+    _origin: Handle | None  # the root of a view
     _step: _Step | None
     _seen: Node | None
     _stopped: bool
@@ -119,6 +124,16 @@ class Handle:
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
+    @property
+    def _root(self) -> Handle:
+        """The tensor whose memory this is: itself, unless it is a view. (Not a reference of a
+        handle to itself: such a cycle would keep memory until the garbage collector comes.)"""
+        return self if self._origin is None else self._origin
+
+    @_root.setter
+    def _root(self, root: Handle) -> None:
+        self._origin = None if root is self else root
+
     # --- making handles ---------------------------------------------------------------------------
 
     @classmethod
@@ -127,7 +142,9 @@ class Handle:
         new = object.__new__(cls)
         new._raw, new.device, new.grad = node, device, None
         new._parent = new._step = new._seen = new._kept = None
-        new._root, new._stopped, new._leaf = new, stopped, False
+        new._origin, new._stopped, new._leaf = None, stopped, False
+        if watcher:
+            watcher[-1].made(new)
         return new  # type: ignore[return-value]
 
     def _made(self, data: Any, dtype: Any = None) -> Tensor:
@@ -151,6 +168,8 @@ class Handle:
 
     def _value(self) -> Node:
         """The node of this tensor's value; a view looks whether its root was written to."""
+        if watcher:
+            watcher[-1].note(self._root)
         if self._parent is None:
             return self._raw
         now = self._root._raw
@@ -236,6 +255,9 @@ class Handle:
         declared to be state) also gets an INPUT of its own: no gradient passes, and the next
         realisation keeps its value, so that state does not drag its history along.
         """
+        changes[0] += 1
+        if watcher:
+            watcher[-1].note(self)
         self._kept = None
         if self._leaf:
             _leaves[self._raw.arg] = (weakref.ref(self), True)

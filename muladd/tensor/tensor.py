@@ -18,7 +18,7 @@ from muladd.tensor.creation import Creation, storage_node
 from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
 from muladd.tensor.gathering import Gathering
-from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of
+from muladd.tensor.handle import watcher, _carries_gradient, grad_enabled, leaf_of
 from muladd.tensor.indexing import Indexing
 from muladd.tensor.linear import Linear
 from muladd.tensor.loss import Loss
@@ -58,7 +58,9 @@ class Tensor(
         )
         self.device, self.grad = name, None
         self._parent = self._step = self._seen = None
-        self._root, self._stopped, self._leaf, self._kept = self, False, False, None
+        self._origin, self._stopped, self._leaf, self._kept = None, False, False, None
+        if watcher:
+            watcher[-1].made(self)
         self._raw = _node_of(data, wanted, name)
         if isinstance(data, Tensor):
             self._stopped = True  # a copy starts a history of its own

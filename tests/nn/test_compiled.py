@@ -18,7 +18,7 @@ def batch(step):
 def trained(compiled, make, steps=6, around=None):
     """(losses, all tensors) after some steps."""
     Tensor.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
     optimizer = make(model)
 
     def step(x, y):
