@@ -21,7 +21,7 @@ from muladd.bench.cases import chosen
 from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.roofline import Peaks, peaks
-from muladd.bench.worst import Gap, gaps, worst_text
+from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
 
 EXAMPLES = """\
 examples:
@@ -82,7 +82,7 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     neighbours = Neighbours()
     ceilings = peaks(threads)
     rows: list[table.Row] = []
-    kernels: list[Gap] = []
+    kernels: list[Gap] | None = [] if given.worst else None
     out = sys.stderr if given.json else sys.stdout
     widths = [max(len(c.name) + len(" (recycled)") for c in cases), 9, 9, 6, 6, 13, 8, 18, 8]
     print(table.line(table.HEADER, widths), file=out, flush=True)
@@ -93,7 +93,7 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     versions = {"muladd": _version(), **peers.versions}
     found = table.machine(ceilings, threads, versions, effort.best, neighbours.share())
     print(f"\n{table.summary(rows)}\n{table.machine_text(found)}", file=out)
-    if given.worst:
+    if kernels is not None:
         print("\n" + worst_text(kernels), file=out)
     if given.write:
         table.write(given.write, table.markdown(rows, found))
@@ -104,15 +104,19 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
 
 
 def measured(
-    case: Case, peers: Peers, effort: Effort, ceilings: Peaks, limit: int, kernels: list[Gap]
-) -> Iterator[table.Row]:
+    case: Case, peers: Peers, effort: Effort, ceilings: Peaks, limit: int,
+    kernels: list[Gap] | None = None,
+) -> Iterator[table.Row]:  # fmt: skip
     """The rows of a case: with fresh outputs, then with recycled ones. A failure is a row too."""
     try:
         with _time_limit(limit):
-            contest = case.prepare(peers)
+            with compiled_programs() as programs:
+                contest = case.prepare(peers)
+            contest.programs = contest.programs or programs
             yield _timed(case.name, case.group, case.target, contest, contest.contenders, effort,
                          ceilings)  # fmt: skip
-            kernels += gaps(case.name, contest, ceilings)
+            if kernels is not None:
+                kernels += gaps(case.name, contest, ceilings)
             if contest.recycled and case.recycled_target != Target():
                 with recycled_memory():
                     yield _timed(f"{case.name} (recycled)", case.group, case.recycled_target,

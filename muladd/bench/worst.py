@@ -5,12 +5,15 @@ its arguments, each read or written once.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from muladd.bench.case import US, Contest, quantity
 from muladd.bench.roofline import Peaks
+from muladd.compile import pipeline
 from muladd.ir import sym, toposort
 from muladd.schedule.analysis import work
 
@@ -28,27 +31,48 @@ class Gap:
 
     @property
     def times(self) -> float:
-        return self.taken / max(self.predicted, 1e-9)
+        return self.taken / max(self.predicted, 1e-7)  # nothing is done in less than 100 ns
+
+
+@contextmanager
+def compiled_programs() -> Iterator[list[Any]]:
+    """The programs that are compiled inside."""
+    found: list[Any] = []
+
+    def tell(program: Any, *rest: object) -> None:
+        found.append(program)
+
+    pipeline.observers.append(tell)
+    try:
+        yield found
+    finally:
+        pipeline.observers.remove(tell)
 
 
 def gaps(case: str, contest: Contest, ceilings: Peaks) -> list[Gap]:
-    """The kernels of a contest's programs, each timed by the device itself."""
-    found = []
-    for program in contest.programs:
-        executable: Any = program.bind(()).executable
+    """The kernels of a contest's programs, each timed by the device itself, joined by name."""
+    executables = [b.executable for p in contest.programs for b in p.bound.values()]
+    if US not in contest.contenders:
+        return []
+    for executable in executables:
         executable.timing = True
-        try:
-            executable.times()
-            for _ in range(_RUNS):
-                contest.contenders[US]()
-            taken = {t.name: t.seconds / max(t.calls, 1) for t in executable.times()}
-        finally:
+        executable.times()
+    try:
+        for _ in range(_RUNS):
+            contest.contenders[US]()
+        seconds: dict[str, float] = defaultdict(float)
+        calls: dict[str, int] = defaultdict(int)
+        for time in (t for e in executables for t in e.times()):
+            seconds[time.name] += time.seconds
+            calls[time.name] += time.calls
+    finally:
+        for executable in executables:
             executable.timing = False
-        for kernel in program.kernels():
-            if taken.get(kernel.name):
-                least = ceilings.seconds(*_work(kernel.kernel))
-                found.append(Gap(case, kernel.name, least, taken[kernel.name]))
-    return found
+    least: dict[str, list[float]] = defaultdict(list)
+    for kernel in (k for p in contest.programs for k in p.kernels()):
+        least[kernel.name].append(ceilings.seconds(*_work(kernel.kernel)))
+    return [Gap(case, name, sum(found) / len(found), seconds[name] / calls[name])
+            for name, found in least.items() if calls[name]]  # fmt: skip
 
 
 def _work(kernel: Any) -> tuple[float, float]:
