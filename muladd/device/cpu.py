@@ -118,6 +118,7 @@ class Program(Executable):
         )
         trouble.call = weakref.ref(self.call)
         self._pack = struct.Struct(f"={slots + made.variables}q").pack
+        self.packed = self._pack  # what `call` takes, from plain numbers and without questions
 
     @property
     def timing(self) -> bool:  # type: ignore[override]

@@ -442,8 +442,8 @@ class _Trace:
             given = [(i, x) for i, x in enumerate(self.inputs) if type(x) is int]
             executable: Any = bound.executable
             fixed = self.fixed = (addresses + [0, bound.memory.address], given, bound.outputs[0],
-                                  executable.pack, executable, len(addresses))  # fmt: skip
-        addresses, given, nbytes, pack, executable, out = fixed
+                                  executable.packed, executable.call, len(addresses))  # fmt: skip
+        addresses, given, nbytes, pack, call, out = fixed
         held = []
         for i, x in given:
             buffer = self._buffer(x, leaves)
@@ -452,7 +452,7 @@ class _Trace:
         result = self.place.allocate(nbytes)
         addresses[out] = result.address
         with self.program.lock:
-            executable.call(pack(addresses))
+            call(pack(*addresses))
         storage = Storage(self.shapes[0], self.types[0], self.device, result)
         tensor = Tensor._of(stored(storage), self.device)
         tensor._kept = storage
