@@ -215,7 +215,9 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
         goal = sym.poly(sym.replace(sym.build(goal), tighter))
         changed = (sym.poly(sym.replace(sym.build(f), tighter)) for f in facts)
         facts = tuple(f for f in changed if sym.lower(f) < 0)  # the others say nothing new
-    return _follows(goal, facts, _DEPTH, _Search(_BUDGET, set()))
+    return any(  # short proofs first
+        _follows(goal, facts, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
+    )
 
 
 def _tightened(facts: Facts) -> dict[Node, Dim]:

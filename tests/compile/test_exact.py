@@ -10,7 +10,7 @@ from exact_networks import SHAPES, once, training
 
 from muladd import config
 from muladd import device as devices
-from muladd.compile import kernels, pipeline
+from muladd.compile import backends, pipeline
 from muladd.compile.fuzzing import download, upload
 from muladd.device.machine import Machine
 from muladd.interp import evaluate
@@ -29,25 +29,30 @@ MACHINES = {
 }
 
 
+class Plain(backends.Backend):
+    """Code without any schedule."""
+
+    def schedule(self, kernel):
+        return plain(kernel)
+
+
 def compiled(outputs, inputs, how="host", threads=2):
     """The results of a graph by one kind of code, as bits."""
     device = devices.get("CPU")
     device.machine = MACHINES[how]
     leaves = list(inputs)
     params = {n: param(i, n.shape, n.dtype) for i, n in enumerate(leaves)}
-    scheduled = kernels.schedule
-    if how == "plain":
-        kernels.schedule = lambda kernel, machine: plain(kernel)
+    found = (Plain if how == "plain" else backends.Backend)(device)
     device.set_threads(threads)
     try:
-        with config.context(PROFILE="exact"):
+        with config.context(PROFILE="exact"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backends, "of", lambda _: found)
             graph = substitute(tuple(outputs), params)
             program = pipeline._compile(graph, device, True)
             buffers = [upload(device, inputs[n], n.dtype) for n in leaves]
             results = program.run(buffers)
         return [download(device, b, n, {}) for b, n in zip(results, outputs)]
     finally:
-        kernels.schedule = scheduled
         device.machine = HOST
         device.set_threads(2)
 
