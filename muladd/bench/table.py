@@ -11,7 +11,7 @@ from typing import Any
 
 from muladd.bench.case import US, Contest, Target, quantity
 from muladd.bench.measure import Timing
-from muladd.bench.roofline import Peaks
+from muladd.compile.roofline import Peaks
 from muladd.errors import FormatError
 
 HEADER = ("case", "muladd", "peer", "", "ratio", "rate", "roofline", "target", "")

@@ -1,4 +1,5 @@
 """From graphs to programs: the visible list of passes, fusion, memory plan, caches."""
 from muladd.compile.pipeline import compile_graph, parameters, realize
+from muladd.compile.report import profile
 
-__all__ = ["compile_graph", "parameters", "realize"]
+__all__ = ["compile_graph", "parameters", "profile", "realize"]

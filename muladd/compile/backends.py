@@ -38,6 +38,9 @@ class Backend:
     def load(self, blob: bytes, scratch: int) -> Any:
         return self.device.load(blob, "kernel")
 
+    def assembly(self, source: str) -> str:
+        return native.assembly(source, self.device.machine)
+
 
 class OpenCL(Backend):
     """OpenCL C, which the driver compiles. A work item, or a group of them, does a chunk."""
@@ -55,6 +58,9 @@ class OpenCL(Backend):
 
     def build(self, rendered: Rendered) -> bytes:
         return rendered.source.encode()
+
+    def assembly(self, source: str) -> str:
+        return source
 
     def load(self, blob: bytes, scratch: int) -> Any:
         handle = self.device.load(blob, "f")

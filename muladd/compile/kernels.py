@@ -56,6 +56,10 @@ class CompiledKernel:
     def source(self) -> str:
         return self.backend.render(self.lowered(), _indices(self.variables)).source
 
+    def assembly(self) -> str:
+        """The machine code, as people read it (devices with a compiler of their own: source)."""
+        return self.backend.assembly(self.source)
+
 
 _made: dict[tuple, CompiledKernel] = {}
 

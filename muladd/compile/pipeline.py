@@ -14,12 +14,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from muladd import config, device as devices
 from muladd.compile.empty import drop_empty, is_empty
+from muladd.compile import report
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
 from muladd.compile.kernels import compile_kernel
@@ -45,8 +47,6 @@ from muladd.ir.node import variables
 from muladd.rewrite.canonical import canonicalise
 from muladd.rewrite.rules.inline import inline_calls
 from muladd.transform import join_scans
-
-observers: list[Callable[..., None]] = []  # told about every program that is compiled
 
 _programs: dict[tuple, Program] = {}
 _MOST_PROGRAMS = 4096
@@ -81,6 +81,7 @@ def compile_graph(outputs: Sequence[Node], device: str) -> Program:
     key = (tuple(outputs), device, profile, config.get("CHECK"))
     found = _programs.get(key)
     if found is None:
+        start = time.perf_counter()
         was_collecting = gc.isenabled()
         gc.disable()  # one collection with a large library loaded costs as much as five kernels
         try:
@@ -91,9 +92,13 @@ def compile_graph(outputs: Sequence[Node], device: str) -> Program:
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found
-        for tell in observers:
-            tell(found, tuple(outputs), device)
+        report.compiled_program(found, outputs, time.perf_counter() - start)
     return found
+
+
+def compiled() -> list[Program]:
+    """Every program in the cache."""
+    return list(_programs.values())
 
 
 def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
@@ -279,4 +284,4 @@ def _zeros(n: Node) -> Any:
     return canonical(Kernel((stage,), (at,), (Argument(0, n.dtype, size, True),)))
 
 
-__all__ = ["Var", "compile_graph", "observers", "parameters", "realize"]
+__all__ = ["Var", "compile_graph", "parameters", "realize"]

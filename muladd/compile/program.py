@@ -6,13 +6,15 @@ table with plain numbers (offsets, grids, counts), and that table is kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from muladd import config
+from muladd.compile import report
 from muladd.compile.kernels import CompiledKernel
 from muladd.compile.memory import place
-from muladd.device import Arg, Buffer, Copy, Device, Executable, Launch, Repeat, Step
+from muladd.device import Arg, Buffer, Copy, Device, Executable, Repeat, Step
 from muladd.ir import Dim, DType, sym
 
 
@@ -84,6 +86,7 @@ class Bound:
     outputs: tuple[int, ...]  # bytes
     arena: int  # bytes
     steps: tuple[Step, ...]
+    launched: tuple[CompiledKernel | None, ...] = ()  # per launch or copy, in order
     memory: Any = None
 
 
@@ -98,7 +101,6 @@ class Program:
     variables: tuple[str, ...]
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
     lock: Any = field(default_factory=threading.Lock)  # the arena serves one run at a time
-    on_run: Callable[[Program, Bound, tuple[int, ...]], None] | None = None
 
     def bind(self, values: Sequence[int] = ()) -> Bound:
         """The table for these values of the symbolic sizes."""
@@ -117,11 +119,18 @@ class Program:
         arena = bound.memory
         if arena is None:
             arena = bound.memory = self.device.allocate(bound.arena)
-        if self.on_run is not None:
-            self.on_run(self, bound, tuple(values))
         with self.lock:
             bound.executable.run([*inputs, *outputs, arena], values)
+            if config.get("DEBUG"):
+                report.after_run(self, bound, values)
         return list(outputs)
+
+    def timing(self, wanted: bool) -> None:
+        """Time every launch from now on, or no longer."""
+        for bound in self.bound.values():
+            bound.executable.timing = wanted
+            if wanted:
+                bound.executable.times()
 
     def peak_bytes(self, values: Sequence[int] = ()) -> int:
         """Memory the program itself takes beside its inputs: outputs and the arena."""
@@ -154,18 +163,24 @@ class Program:
             out: list[Step] = []
             for a in actions:
                 if isinstance(a, Run):
-                    out.append(a.kernel.launch(tuple(map(arg, a.uses)), number))
+                    launch = a.kernel.launch(tuple(map(arg, a.uses)), number)
+                    if launch.grid != 0:
+                        out.append(launch)
+                        launched.append(a.kernel)
                 elif isinstance(a, Move):
+                    launched.append(None)
                     out.append(Copy(arg(a.to), arg(a.source), number(a.size) * a.itemsize))
                 else:
                     out.append(Repeat(number(a.count), steps(a.body), a.reverse))
             return tuple(out)
 
-        table = tuple(s for s in steps(self.actions) if not (isinstance(s, Launch) and s.grid == 0))
+        launched: list[CompiledKernel | None] = []
+        table = steps(self.actions)
         scratch = max((k.scratch for k in self.kernels()), default=0)
         executable = self.device.program(table, own + 1, scratch, len(self.variables))
         sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
-        return Bound(executable, sizes, max(arena, 64), table)
+        executable.timing = report.wanted()
+        return Bound(executable, sizes, max(arena, 64), table, tuple(launched))
 
 
 __all__ = ["Action", "Array", "Bound", "Buffer", "Loop", "Move", "Program", "Run", "Use", "walk"]

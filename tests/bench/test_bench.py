@@ -12,7 +12,7 @@ from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, 
 from muladd.bench.cases import all_cases, chosen
 from muladd.bench.measure import Effort, alternate
 from muladd.bench.peers import Peers, installed
-from muladd.bench.roofline import Peaks, peaks
+from muladd.compile.roofline import Peaks, peaks
 from muladd.bench.worst import Gap, gaps, worst_text
 from muladd.errors import FormatError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from muladd import device as devices
 from muladd.codegen import native
-from muladd.compile import compile_graph
+from muladd.compile.pipeline import compile_graph
 from muladd.device import Arg, Device, Launch, Machine
 from muladd.ir import const, dtype, make, ops, param
 

@@ -1,0 +1,207 @@
+"""Full sight: what every kernel costs, what it took, and how it looks at each stage.
+
+    DEBUG=1   a line per program            DEBUG=3   also schedules
+    DEBUG=2   a line per kernel             DEBUG=4   also generated source;  DEBUG=5 assembly
+    GRAPH=1   each compiled graph as a DOT and an SVG file
+
+Operations and bytes are counted from the kernel itself: operations as the language's table counts
+them, bytes as if every argument were read or written once.
+"""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from muladd import config
+from muladd.device import LaunchTime
+from muladd.ir import Node, ops, sym, toposort
+from muladd.loop.kernel import Kernel
+
+if TYPE_CHECKING:
+    from muladd.compile.kernels import CompiledKernel
+    from muladd.compile.program import Bound, Program
+
+
+def flops(kernel: Kernel, sizes: dict[str, int]) -> int:
+    """Floating-point (and integer) operations of one run; a multiply-add counts two."""
+    total = 0
+    for s in kernel.stages:
+        dims = [a.arg.extent for a in (*s.axes, *s.reduced)]
+        turns = sym.evaluate(sym.product(dims), sizes)
+        each = sum(n.op.flops for n in toposort((s.value,)) if not _is_index(n))
+        total += turns * (each + (s.reduction is not None))
+    return total
+
+
+def _is_index(n: Node) -> bool:
+    return n.op in (ops.RANGE, ops.CONST) or (n.dtype.name == "int64" and not n.shape)
+
+
+def nbytes(kernel: Kernel, sizes: dict[str, int]) -> int:
+    """Bytes of all arguments, each once."""
+    return sum(sym.evaluate(a.size, sizes) * a.dtype.itemsize for a in kernel.arguments)
+
+
+@dataclass
+class Row:
+    """A kernel and what its runs took together."""
+
+    kernel: CompiledKernel
+    calls: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    nbytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
+
+@dataclass
+class Profile:
+    """The kernels that ran, by name; `table()` prints them, the slowest first."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, kernel: CompiledKernel, taken: LaunchTime, sizes: dict[str, int]) -> None:
+        row = self.rows.setdefault(id(kernel), Row(kernel))
+        row.calls += taken.calls
+        row.seconds += taken.seconds
+        row.flops += taken.calls * flops(kernel.kernel, sizes)
+        row.nbytes += taken.calls * nbytes(kernel.kernel, sizes)
+
+    def sorted(self) -> list[Row]:
+        return sorted(self.rows.values(), key=lambda r: -r.seconds)
+
+    def table(self, most: int = 20) -> str:
+        """One aligned line per kernel: name, runs, time, rates, share of the machine's ceiling."""
+        rows = self.sorted()
+        whole = sum(r.seconds for r in rows) or 1.0
+        lines = [f"{'kernel':36} {'runs':>6} {'ms':>9} {'%':>5} {'GFLOP/s':>8} {'GB/s':>7} {'roof':>5}"]
+        for r in rows[:most]:
+            lines.append(_line(r.name, r.calls, r.seconds, r.flops, r.nbytes, r.seconds / whole))
+        rest = rows[most:]
+        if rest:
+            lines.append(_line(f"{len(rest)} more", sum(r.calls for r in rest),
+                               sum(r.seconds for r in rest), sum(r.flops for r in rest),
+                               sum(r.nbytes for r in rest),
+                               sum(r.seconds for r in rest) / whole))  # fmt: skip
+        lines.append(_line("all", sum(r.calls for r in rows), sum(r.seconds for r in rows),
+                           sum(r.flops for r in rows), sum(r.nbytes for r in rows), 1.0))  # fmt: skip
+        return "\n".join(lines)
+
+
+def _line(name: str, calls: int, seconds: float, work: int, moved: int, part: float) -> str:
+    rate = max(seconds, 1e-12)
+    return (f"{name[:36]:36} {calls:6d} {seconds * 1e3:9.3f} {part:5.0%} {work / rate / 1e9:8.1f} "
+            f"{moved / rate / 1e9:7.1f} {_roof(work, moved, seconds):5.0%}")  # fmt: skip
+
+
+def _roof(work: int, moved: int, seconds: float) -> float:
+    """The least time that the machine's ceilings allow, as a part of the time taken."""
+    return ceilings().seconds(work, moved) / max(seconds, 1e-12)
+
+
+def ceilings() -> Any:
+    """This machine's measured peaks, for the threads in use (measured once in a process)."""
+    from muladd import device as devices
+    from muladd.compile.roofline import peaks
+
+    place: Any = devices.get("CPU")
+    with config.context(DEBUG=0):
+        return peaks(place.pool.threads, 3)
+
+
+_profiles: list[Profile] = []
+
+
+@contextmanager
+def profile() -> Iterator[Profile]:
+    """Time every kernel that runs inside: `with profile() as p: ...; print(p.table())`."""
+    from muladd.compile.pipeline import compiled
+
+    found = Profile()
+    start = time.perf_counter()
+    for program in compiled():
+        program.timing(True)
+    _profiles.append(found)
+    try:
+        yield found
+    finally:
+        _profiles.remove(found)
+        found.seconds = time.perf_counter() - start
+        for program in compiled():
+            for values, bound in program.bound.items():
+                collect(program, bound, values, found)
+            program.timing(bool(_profiles))
+
+
+def wanted() -> bool:
+    """Whether programs made now are to be timed."""
+    return bool(_profiles) or config.get("DEBUG") >= 2
+
+
+def collect(program: Program, bound: Bound, values: Sequence[int], into: Profile) -> None:
+    """Add what a program's launches took since the last look."""
+    sizes = dict(zip(program.variables, values))
+    if not bound.executable.timing:
+        return
+    for kernel, taken in zip(bound.launched, bound.executable.times()):
+        if kernel is not None and taken.calls:
+            into.add(kernel, taken, sizes)
+
+
+def after_run(program: Program, bound: Bound, values: Sequence[int]) -> None:
+    """What DEBUG asks for, after a program has run."""
+    level = config.get("DEBUG")
+    if level >= 2:
+        if not bound.executable.timing:
+            bound.executable.timing = True
+            return
+        found = Profile()
+        collect(program, bound, values, found)
+        for r in found.rows.values():
+            print(_line(r.name, r.calls, r.seconds, r.flops, r.nbytes, 1.0), file=sys.stderr)
+
+
+def compiled_program(program: Program, outputs: Sequence[Node], seconds: float) -> None:
+    """What DEBUG and GRAPH ask for, when a program has been compiled."""
+    level = config.get("DEBUG")
+    if level >= 1:
+        kernels = program.kernels()
+        print(f"program of {len(kernels)} kernels, {len({k.kernel.key() for k in kernels})} "
+              f"distinct, compiled in {seconds * 1e3:.0f} ms", file=sys.stderr)  # fmt: skip
+    if level >= 3:
+        for k in dict.fromkeys(program.kernels()):
+            print(kernel_text(k, level), file=sys.stderr)
+    if config.get("GRAPH"):
+        from muladd.compile.draw import write
+
+        print(f"graph: {write(outputs)}", file=sys.stderr)
+
+
+def kernel_text(kernel: CompiledKernel, level: int = 3) -> str:
+    """A kernel as text: what (3), and how (3), generated source (4), assembly (5)."""
+    parts = [f"--- {kernel.name}", kernel.kernel.text(), kernel.plan.text()]
+    if level >= 4:
+        parts.append(kernel.source)
+    if level >= 5:
+        parts.append(kernel.assembly())
+    return "\n".join(parts)
+
+
+def explain(program: Program, values: Sequence[int] = ()) -> str:
+    """A program as text: each kernel's algorithm, schedule, operations and bytes; the memory."""
+    sizes = dict(zip(program.variables, values))
+    parts = []
+    for k in program.kernels():
+        work, moved = flops(k.kernel, sizes), nbytes(k.kernel, sizes)
+        parts.append(f"{k.name}: {work:,} operations, {moved:,} bytes\n{k.kernel.text()}\n"
+                     f"{k.plan.text()}")  # fmt: skip
+    parts.append(f"{len(program.kernels())} kernels, {program.peak_bytes(values):,} bytes at most")
+    return "\n\n".join(parts)
