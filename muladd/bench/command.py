@@ -20,8 +20,8 @@ from muladd.bench.case import Case, Contest, Target
 from muladd.bench.cases import chosen
 from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
-from muladd.compile.roofline import Peaks, peaks
 from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
+from muladd.compile.roofline import Peaks, peaks
 
 EXAMPLES = """\
 examples:

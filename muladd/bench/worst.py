@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from muladd.bench.case import US, Contest, quantity
-from muladd.compile.roofline import Peaks
 from muladd.compile import pipeline
+from muladd.compile.roofline import Peaks
 from muladd.ir import sym, toposort
 from muladd.schedule.analysis import work
 

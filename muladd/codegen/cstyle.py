@@ -4,6 +4,7 @@ What differs between OpenCL, CUDA, HIP and Metal is a `Dialect`. Every value is 
 in the innermost block that needs it; the driver's compiler hoists and allocates registers. float16,
 bfloat16 and float8 are float32 values rounded after every operation, packed only in memory.
 """
+
 from __future__ import annotations
 
 import struct
@@ -74,7 +75,11 @@ def literal(value: object, d: DType) -> str:
             return f"as_double(0x{struct.pack('>d', number).hex()}UL)"
         if abs(number) != float("inf") and number == number:
             number = struct.unpack("f", struct.pack("f", number))[0]
-            return f"{number.hex()}f" if number >= 0 and str(number)[0] != "-" else f"({number.hex()}f)"
+            return (
+                f"{number.hex()}f"
+                if number >= 0 and str(number)[0] != "-"
+                else f"({number.hex()}f)"
+            )
         return "NAN" if number != number else "INFINITY" if number > 0 else "(-INFINITY)"
     whole = int(value) % (1 << d.bits)  # type: ignore[call-overload]
     return f"(({register(d)})0x{whole:x}UL)" if d is not dtype.INDEX or whole >> 63 else f"{whole}L"
@@ -127,13 +132,17 @@ class _Renderer:
             self.lines.append(f"{register(a.dtype)} {name}[{a.count}];")
         elif size <= self.room[a.group]:
             self.room[a.group] -= size
-            self.lines.append(f"{self.dialect.local + ' ' if a.group else ''}{kind} {name}[{a.count}];")
+            self.lines.append(
+                f"{self.dialect.local + ' ' if a.group else ''}{kind} {name}[{a.count}];"
+            )
         else:
             mine = self.dialect.group if self.group else self.dialect.item
             if self.group and not a.group:
                 raise DeviceError(f"codegen: {a.name} has {size} bytes, too many for one thread")
             pointer = self.dialect.pointer.replace("char", kind)
-            self.lines.append(f"{pointer}{name} = ({pointer})(scratch + {mine} * SCRATCH + {self.scratch});")
+            self.lines.append(
+                f"{pointer}{name} = ({pointer})(scratch + {mine} * SCRATCH + {self.scratch});"
+            )
             self.scratch += size + -size % 64
 
     # --- statements ---
@@ -153,7 +162,9 @@ class _Renderer:
         self.statements(s.body)
         self.lines.append("}")
         self.scopes.pop()
-        if not self.scratch:  # as many items as chunks: no loop, so that drivers may run them as lanes
+        if (
+            not self.scratch
+        ):  # as many items as chunks: no loop, so that drivers may run them as lanes
             self.lines[at] = f"const long chunk = {first}; if (chunk < {stop}) {{"
         self.lines = [x.replace("SCRATCH", f"{self.scratch}L") for x in self.lines]
 
@@ -172,7 +183,10 @@ class _Renderer:
                 self.statements(s.body)
             elif isinstance(s, For):
                 self.count += 1
-                i, start, stop = f"i{self.count}", *(self.value(sym.as_node(x)) for x in (s.start, s.stop))
+                i, start, stop = (
+                    f"i{self.count}",
+                    *(self.value(sym.as_node(x)) for x in (s.start, s.stop)),
+                )
                 self.block(f"for (long {i} = {start}; {i} < {stop}; {i}++)", s.body, {s.loop: i})
             elif isinstance(s, If):
                 test = self.value(s.condition)

@@ -7,6 +7,7 @@ loops that run at least once and do not write the same array, and never past a c
 The kernel's native form: void name(ptr args, ptr vars, i64 lo, i64 hi, ptr scratch), which runs
 chunks lo <= c < hi of the grid.
 """
+
 from __future__ import annotations
 
 import struct
@@ -16,7 +17,9 @@ from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operat
 from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
 
-_STACK_BYTES = 2048  # kernel arrays up to this size live on the stack, where registers may take them
+_STACK_BYTES = (
+    2048  # kernel arrays up to this size live on the stack, where registers may take them
+)
 
 
 @dataclass(slots=True)
@@ -128,8 +131,11 @@ class _Renderer:
             scope.memo[decoded[0]] = self.value(sym.as_node(rest))
         self.statements(body)
         self.scopes.pop()
-        test = (f"br label %head{k}" if runs and not decoded else
-                f"%t{k} = icmp slt i64 {start}, {stop}\n  br i1 %t{k}, label %head{k}, label %exit{k}")
+        test = (
+            f"br label %head{k}"
+            if runs and not decoded
+            else f"%t{k} = icmp slt i64 {start}, {stop}\n  br i1 %t{k}, label %head{k}, label %exit{k}"
+        )
         self.scopes[-1].lines += [
             f"br label %pre{k}", f"pre{k}:", test, f"head{k}:",
             f"%i{k} = phi i64 [ {start}, %pre{k} ], [ %n{k}, %latch{k} ]",
@@ -184,7 +190,9 @@ class _Renderer:
         k = self.count = self.count + 1
         self.here(f"br i1 {test}, label %yes{k}, label %end{k}")
         self.here(f"yes{k}:")
-        self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {s.value.dtype.itemsize}")
+        self.here(
+            f"store {stored.type()} {stored.name}, ptr {pointer}, align {s.value.dtype.itemsize}"
+        )
         self.here(f"br label %end{k}")
         self.here(f"end{k}:")
 
@@ -232,7 +240,9 @@ class _Renderer:
         found = self.find(root)
         if found is not None:
             return found
-        fresh: dict[Node, str] = {}  # what depends on arrays this kernel writes: this statement only
+        fresh: dict[
+            Node, str
+        ] = {}  # what depends on arrays this kernel writes: this statement only
         depths: dict[Node, int] = {}
         for n in toposort((root,), into=lambda m: self.find(m) is None):
             if n in fresh or self.find(n) is not None:
@@ -384,7 +394,9 @@ class _Renderer:
         result = "zeroinitializer" if guard is not None else "poison"
         for lane in range(lanes):
             if base is not None and step is not None:
-                i = self.value_in(sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))), lines)
+                i = self.value_in(
+                    sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))), lines
+                )
             else:
                 i = self.fresh()
                 lines.append(f"{i} = extractelement <{lanes} x i64> {arg(n.srcs[0])}, i64 {lane}")
@@ -473,5 +485,8 @@ def _suffix(kind: str) -> str:
 
 
 def _zero(d: dtype.DType) -> str:
-    return "0x" + struct.pack(">d", 0.0).hex() if memory_type(d) in ("float", "double") else (
-        "0xH0000" if memory_type(d) == "half" else "0")
+    return (
+        "0x" + struct.pack(">d", 0.0).hex()
+        if memory_type(d) in ("float", "double")
+        else ("0xH0000" if memory_type(d) == "half" else "0")
+    )

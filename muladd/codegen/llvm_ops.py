@@ -3,6 +3,7 @@
 bfloat16 and float8 have no registers of their own: their values are kept as float32 that is rounded
 after every operation, and are packed only in memory.
 """
+
 from __future__ import annotations
 
 import struct
@@ -72,7 +73,9 @@ def vector_literal(value: object, d: DType, lanes: int) -> str:
 class Emitter:
     """Appends instructions to `lines`; `fast` lets multiply and add contract."""
 
-    def __init__(self, lines: Lines, fresh: Fresh, declare: Callable[[str, str], None], fast: bool) -> None:
+    def __init__(
+        self, lines: Lines, fresh: Fresh, declare: Callable[[str, str], None], fast: bool
+    ) -> None:
         self.lines, self.fresh, self.declare, self.fast = lines, fresh, declare, fast
 
     def put(self, text: str) -> str:
@@ -92,7 +95,12 @@ def suffix(d: DType, lanes: int) -> str:
 
 
 def operation(
-    n: Node, a: list[Typed], lines: Lines, fresh: Fresh, declare: Callable[[str, str], None], fast: bool
+    n: Node,
+    a: list[Typed],
+    lines: Lines,
+    fresh: Fresh,
+    declare: Callable[[str, str], None],
+    fast: bool,
 ) -> str:
     """Instructions for one node over operands; gives the result's operand."""
     e = Emitter(lines, fresh, declare, fast)
@@ -120,7 +128,9 @@ def operation(
     if source.is_float:
         return _float(e, op, n, a, lanes)
     if op in (ops.DIV, ops.MOD) and source is dtype.INDEX and _natural(n):
-        return e.put(f"{'udiv' if op is ops.DIV else 'urem'} {a[0].type()} {a[0].name}, {a[1].name}")
+        return e.put(
+            f"{'udiv' if op is ops.DIV else 'urem'} {a[0].type()} {a[0].name}, {a[1].name}"
+        )
     return _integer(e, op, source, a, lanes)
 
 
@@ -195,7 +205,14 @@ def _integer(e: Emitter, op: ops.Op, d: DType, a: list[Typed], lanes: int) -> st
     kind, x, y = a[0].type(), a[0].name, a[1].name
     signed = d.kind == "i"
     if d is dtype.bool_:
-        word = {ops.ADD: "or", ops.MUL: "and", ops.MAX: "or", ops.AND: "and", ops.XOR: "xor", ops.NE: "xor"}
+        word = {
+            ops.ADD: "or",
+            ops.MUL: "and",
+            ops.MAX: "or",
+            ops.AND: "and",
+            ops.XOR: "xor",
+            ops.NE: "xor",
+        }
         if op in word:
             return e.put(f"{word[op]} {kind} {x}, {y}")
         if op is ops.LT:
@@ -371,10 +388,12 @@ def _rounded(e: Emitter, d: DType, lanes: int, value: str) -> str:
     """A float32 value brought to the nearest value of a type that lives in float32 registers."""
     if d is dtype.bfloat16:
         return element.unpack_bfloat16(
-            element.pack_bfloat16(value, lanes, e.lines, e.fresh), lanes, e.lines, e.fresh)
+            element.pack_bfloat16(value, lanes, e.lines, e.fresh), lanes, e.lines, e.fresh
+        )
     if d.bits == 8 and d.is_float:
         return element.unpack_float8(
-            element.pack_float8(value, d, lanes, e.lines, e.fresh), d, lanes, e.lines, e.fresh)
+            element.pack_float8(value, d, lanes, e.lines, e.fresh), d, lanes, e.lines, e.fresh
+        )
     return value
 
 
@@ -453,7 +472,11 @@ class element:
         normal = w.op("sub", rounded, (127 - bias) << d.mantissa)
         # subnormal: adding a power of two lets the float unit round
         magic = 2.0 ** (1 - bias - d.mantissa + 23)
-        small = w.op("sub", w.bits(w.plus(w.floats(magnitude), magic)), struct.unpack("I", struct.pack("f", magic))[0])
+        small = w.op(
+            "sub",
+            w.bits(w.plus(w.floats(magnitude), magic)),
+            struct.unpack("I", struct.pack("f", magic))[0],
+        )
         tiny = w.compare("ult", magnitude, (127 - bias + 1) << 23)
         code = w.select(tiny, small, normal)
         top = 0x7C if d is dtype.float8_e5m2 else 0x7F
@@ -511,7 +534,11 @@ class _Words:
         return self.put(f"trunc {self.i32} {v} to {self.kind(one)}")
 
     def scalar(self, x: float) -> str:
-        return vector_literal(x, dtype.float32, self.lanes) if self.lanes else literal(x, dtype.float32)
+        return (
+            vector_literal(x, dtype.float32, self.lanes)
+            if self.lanes
+            else literal(x, dtype.float32)
+        )
 
     def multiply(self, v: str, x: float) -> str:
         return self.put(f"fmul {self.f32} {v}, {self.scalar(x)}")

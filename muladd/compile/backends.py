@@ -1,4 +1,5 @@
 """What turns a kernel into something a device can launch: one small class for each kind of device."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,5 @@
 """A graph as files to look at: DOT for Graphviz, and an SVG of its own."""
+
 from __future__ import annotations
 
 import tempfile

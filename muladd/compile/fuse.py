@@ -4,6 +4,7 @@ A merge is legal when every read between the two kernels happens at equal points
 will share, and no third kernel lies between them. It is worth it by the few rules at the end of
 this file. What is left of a kernel's results that nobody else reads never reaches memory.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -106,9 +107,7 @@ def _draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
     return Draft(node, dims, stage, reads, scattered[1:] if scattered else None)
 
 
-def _stage(
-    node: Node, dims: tuple, axes: tuple, indexer: Indexer, name: str, exact: bool
-) -> Stage:
+def _stage(node: Node, dims: tuple, axes: tuple, indexer: Indexer, name: str, exact: bool) -> Stage:
     if node.op.group != "reduce":
         return Stage(name, axes, indexer.at(node, dims))
     source = node.srcs[0]
@@ -271,7 +270,10 @@ _MOST_ARGUMENTS = 48
 
 def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
     drafts = p.drafts + c.drafts
-    if len(drafts) > _MOST_STAGES or len({r for d in drafts for r, _, _ in d.reads}) > _MOST_ARGUMENTS:
+    if (
+        len(drafts) > _MOST_STAGES
+        or len({r for d in drafts for r, _, _ in d.reads}) > _MOST_ARGUMENTS
+    ):
         return False
     group = Group(drafts, shared)
     points = group.points()
@@ -405,7 +407,11 @@ def _dim(n: Node) -> Dim:
 
 
 def _resolve(
-    value: Node, members: dict, order: dict[Node, list[Node]], number: dict[Node, int], layouts: dict
+    value: Node,
+    members: dict,
+    order: dict[Node, list[Node]],
+    number: dict[Node, int],
+    layouts: dict,
 ) -> Node:
     """READs of nodes become READs of stages in this kernel, or LOADs of its arguments."""
     done: dict[Node, Node] = {}
@@ -420,7 +426,9 @@ def _resolve(
                 done[n] = make(ops.READ, tuple(at), (name, len(at)), n.dtype)
             else:
                 flat = position(producer, tuple(map(_dim, srcs[:rank])), layouts)
-                done[n] = make(ops.LOAD, (sym.as_node(flat), *srcs[rank:]), number[producer], n.dtype)
+                done[n] = make(
+                    ops.LOAD, (sym.as_node(flat), *srcs[rank:]), number[producer], n.dtype
+                )
         elif n.op in (ops.ADD, ops.MUL, ops.DIV, ops.MOD) and sym.trusted(n) \
                 and any(a is not b for a, b in zip(srcs, n.srcs)):  # fmt: skip
             f = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod}[n.op]

@@ -6,6 +6,7 @@
 The first turns O(N*V) of an embedding into O(N), the second does so for its gradient. Both keep the
 order of additions, so they are exact.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -3,6 +3,7 @@
 Movement operations vanish here: each is a change of indices (PAD also adds a condition). The walk
 stops at inputs and at nodes that have a stage of their own, which become READ nodes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -55,7 +56,9 @@ class Indexer:
             return []
         if op is ops.IOTA:
             at = sym.as_node(idx[0])
-            self.memo[key] = at if node.dtype is dtype.INDEX else make(ops.CAST, (at,), None, node.dtype)
+            self.memo[key] = (
+                at if node.dtype is dtype.INDEX else make(ops.CAST, (at,), None, node.dtype)
+            )
             return []
         if op.elementwise:
             needed = [(s, idx, guard) for s in node.srcs]
@@ -112,7 +115,9 @@ def moved(node: Node, idx: Indices) -> tuple[Indices, Condition]:
             for i, n, m in zip(tail, source.shape, same)
         ), True
     if node.op is ops.SLICE:
-        return tuple(sym.add(start, sym.mul(i, step)) for i, (start, _, step) in zip(idx, arg)), True
+        return tuple(
+            sym.add(start, sym.mul(i, step)) for i, (start, _, step) in zip(idx, arg)
+        ), True
     condition: Condition = True
     out: list[Dim] = []
     for i, n, (low, high, interior) in zip(idx, source.shape, arg[0]):

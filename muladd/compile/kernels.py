@@ -3,6 +3,7 @@
 Kept twice: in this process by kernel and device, and on disk as objects, by the hash of kernel,
 machine and compiler; an object from the disk needs neither schedule nor lowering.
 """
+
 from __future__ import annotations
 
 import functools
@@ -133,7 +134,13 @@ def name_of(kernel: Kernel) -> str:
     last = kernel.stages[-1]
     kinds = [s.reduction.name.lower() for s in kernel.stages if s.reduction is not None]
     products = sum(s.contracted for s in kernel.stages)
-    word = "scatter" if last.scatter else "matmul" if products else "-".join(dict.fromkeys(kinds)) or "map"
+    word = (
+        "scatter"
+        if last.scatter
+        else "matmul"
+        if products
+        else "-".join(dict.fromkeys(kinds)) or "map"
+    )
     if products and len(kinds) > products:
         word = "attention" if products > 1 else "matmul-" + kinds[-1]
     sizes = "x".join(str(a.arg.extent) if isinstance(a.arg.extent, int) else "?" for a in last.axes)

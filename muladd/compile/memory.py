@@ -4,6 +4,7 @@ Time is the order of actions. An array lives from its first to its last use; one
 from outside, or that carries a value from turn to turn, lives throughout the loop. Arrays are placed
 largest first, each in the lowest gap between those that live at the same time.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

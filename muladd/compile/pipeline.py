@@ -1,16 +1,17 @@
 """From graph to program: the visible list of passes.
 
-    parameters    arrays become numbered parameters: equal graphs over other arrays are one program
-    join          scans over the same steps become one
-    inline        calls become their bodies, unless these are to be recomputed
-    canonicalise  algebra, constants, dead code
-    empty         what has no elements is nobody's work
-    partial       long reductions to few results in two steps (fast profile only)
-    fuse          graph -> kernels (fuse.py)
-    compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
-    actions       kernels in order; scans become loops over the actions of their bodies
-    plan memory   when the sizes are known (program.py, memory.py)
+parameters    arrays become numbered parameters: equal graphs over other arrays are one program
+join          scans over the same steps become one
+inline        calls become their bodies, unless these are to be recomputed
+canonicalise  algebra, constants, dead code
+empty         what has no elements is nobody's work
+partial       long reductions to few results in two steps (fast profile only)
+fuse          graph -> kernels (fuse.py)
+compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
+actions       kernels in order; scans become loops over the actions of their bodies
+plan memory   when the sizes are known (program.py, memory.py)
 """
+
 from __future__ import annotations
 
 import gc
@@ -19,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from muladd import config, device as devices
-from muladd.compile.empty import drop_empty, is_empty
+from muladd import config
+from muladd import device as devices
 from muladd.compile import report
+from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
 from muladd.compile.kernels import compile_kernel
@@ -199,7 +201,9 @@ class _Builder:
                     actions.append(Run(zero, (arrays[n],)))
         actions.append(Run(kernel, tuple(uses)))
 
-    def body(self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int) -> None:
+    def body(
+        self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int
+    ) -> None:
         """A call that was not inlined, because its body is to be computed again."""
         first = nodes[0]
         inputs: dict[int, Array | Use] = {i: arrays[s] for i, s in enumerate(first.srcs)}
@@ -210,7 +214,9 @@ class _Builder:
         outs = tuple(first.arg.body.outs[n.arg.out] for n in nodes)
         actions.extend(self.graph(outs, inputs, results, depth))
 
-    def scan(self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int) -> None:
+    def scan(
+        self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int
+    ) -> None:
         """A loop over the body's actions; carried values live in arrays of their own."""
         first = nodes[0]
         arg = first.arg

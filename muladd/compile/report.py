@@ -7,6 +7,7 @@
 Operations and bytes are counted from the kernel itself: operations as the language's table counts
 them, bytes as if every argument were read or written once.
 """
+
 from __future__ import annotations
 
 import sys
@@ -82,7 +83,9 @@ class Profile:
         """One aligned line per kernel: name, runs, time, rates, share of the machine's ceiling."""
         rows = self.sorted()
         whole = sum(r.seconds for r in rows) or 1.0
-        lines = [f"{'kernel':36} {'runs':>6} {'ms':>9} {'%':>5} {'GFLOP/s':>8} {'GB/s':>7} {'roof':>5}"]
+        lines = [
+            f"{'kernel':36} {'runs':>6} {'ms':>9} {'%':>5} {'GFLOP/s':>8} {'GB/s':>7} {'roof':>5}"
+        ]
         for r in rows[:most]:
             lines.append(_line(r.name, r.calls, r.seconds, r.flops, r.nbytes, r.seconds / whole))
         rest = rows[most:]

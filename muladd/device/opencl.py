@@ -10,6 +10,7 @@ a group does (`Kernel.chunks`). A kernel with scratch gets a pointer to it befor
 run by fewer items than there are chunks. Commands run in order; copy_out and synchronize wait for
 them, run() does not.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -5,6 +5,7 @@ the last turn overhangs: loops over whole turns come first, without conditions; 
 vector accesses to arguments, clamps the others, and skips stores outside. A kernel's own buffers
 are padded, so they need neither.
 """
+
 from __future__ import annotations
 
 from functools import reduce
@@ -156,7 +157,9 @@ class _Lowering:
     def _touches_arguments(self, s: Stage) -> bool:
         return s.argument is not None or bool(s.loads())
 
-    def _nest(self, s: Stage, loops: list[Node], values: Values, full: frozenset) -> list[Statement]:
+    def _nest(
+        self, s: Stage, loops: list[Node], values: Values, full: frozenset
+    ) -> list[Statement]:
         """Serial loops outside in; then the unrolled and vector ones all at once."""
         plan = self.plan
         serial = [x for x in loops if not plan.unrolls(s, x) and not plan.spreads(s, x)]
@@ -168,7 +171,9 @@ class _Lowering:
         rest = [x for x in loops if x is not loop]
         return self._turns(s, loop, values, full, lambda v, f: self._nest(s, rest, v, f))
 
-    def _turns(self, s: Stage, loop: Node, values: Values, full: frozenset, inside) -> list[Statement]:  # type: ignore[no-untyped-def]
+    def _turns(
+        self, s: Stage, loop: Node, values: Values, full: frozenset, inside
+    ) -> list[Statement]:  # type: ignore[no-untyped-def]
         """A serial loop; whole turns apart from the last where the axis overhangs."""
         plan = self.plan
         axis = plan.owner(loop)
@@ -225,7 +230,9 @@ class _Lowering:
             for k, turn in enumerate(turns):
                 accumulator = make(ops.LOAD, (_at(k),), (name, width), d)
                 if width:
-                    accumulator = make(ops.LOAD, (make(ops.EXPAND, (_at(k),), (width,)),), (name, width), d)
+                    accumulator = make(
+                        ops.LOAD, (make(ops.EXPAND, (_at(k),), (width,)),), (name, width), d
+                    )
                 new = self._accumulate(s, accumulator, {**v, **turn}, f, vector)
                 body.append(Store(name, _at(k), new))
             return body
@@ -245,7 +252,9 @@ class _Lowering:
             out.extend([If(first, put)] if isinstance(first, Node) else put)
         return out
 
-    def _reduced_loops(self, s: Stage, serial: list[Node], values: Values, full: frozenset, update) -> list[Statement]:  # type: ignore[no-untyped-def]
+    def _reduced_loops(
+        self, s: Stage, serial: list[Node], values: Values, full: frozenset, update
+    ) -> list[Statement]:  # type: ignore[no-untyped-def]
         if not serial:
             return update(values, full)
         return self._turns(
@@ -294,7 +303,9 @@ class _Lowering:
                 made += self._stage(self.stages[name], {own: values.get(loop, loop)})
         return [*made, *body, Barrier()] if made and self.plan.group else made + body
 
-    def _accumulate(self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None) -> Node:
+    def _accumulate(
+        self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None
+    ) -> Node:
         d = s.accumulator
         value = self._value(s, values, full, vector)
         width = accumulator.shape[0] if accumulator.shape else 0
@@ -309,7 +320,9 @@ class _Lowering:
         else:
             value = _wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
             op = ops.ADD if s.reduction is ops.SUM else ops.MAX
-            first = op is ops.ADD or self.kernel.exact  # which of equal zeros MAX gives depends on it
+            first = (
+                op is ops.ADD or self.kernel.exact
+            )  # which of equal zeros MAX gives depends on it
             new = make(op, (accumulator, value) if first else (value, accumulator))
         for m in masks:
             if m is not True:
@@ -341,7 +354,9 @@ class _Lowering:
                 clamped[a] = sym.minimum(exact[a], sym.sub(a.arg.extent, 1))
         return at(s.value, exact, clamped, masks, vector, lambda n, i: self._slot(n, i, values))
 
-    def _put(self, s: Stage, value: Node, values: Values, full: frozenset, vector: Node | None) -> list[Statement]:
+    def _put(
+        self, s: Stage, value: Node, values: Values, full: frozenset, vector: Node | None
+    ) -> list[Statement]:
         """Store a value in the stage's buffer, and in its argument if it leaves the kernel."""
         out: list[Statement] = []
         plan = self.plan
@@ -427,7 +442,11 @@ def _match(mask: Node | bool, like: Node) -> Node:
 
 
 def _and(a: Node, b: Node, width: int) -> Node:
-    return make(ops.MUL, (_wide(a, width), _wide(b, width))) if a.shape or b.shape else make(ops.MUL, (a, b))
+    return (
+        make(ops.MUL, (_wide(a, width), _wide(b, width)))
+        if a.shape or b.shape
+        else make(ops.MUL, (a, b))
+    )
 
 
 def _tree(reduction: ops.Op, parts: list[Node]) -> Node:

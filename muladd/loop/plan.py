@@ -5,6 +5,7 @@ leaves of shared axes that stand in `outer` are loops around stages; a stage is 
 first `level` of them, and its own nest runs over whatever leaves it needs that are not fixed yet.
 Schedule primitives are functions from plan to plan; `lower` turns the final plan into loops.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -91,8 +92,12 @@ class Plan:
     def _loop(self, loop: Node, stage: str = "") -> str:
         if loop in (self.threads or {}).get(stage, ()):
             return f"{loop.arg.name}<{loop.arg.extent}*t"
-        mark = "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll else ""
-        return f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
+        mark = (
+            "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll else ""
+        )
+        return (
+            f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
+        )
 
 
 def _size(loops: tuple[Node, ...]) -> int:
@@ -110,7 +115,9 @@ def plain(kernel: Kernel) -> Plan:
             leaves[a] = (Leaf(a, 1),)
     outer = kernel.shared
     nests = {s.name: (*kernel.free_axes(s), *s.reduced) for s in kernel.stages}
-    return Plan(kernel, leaves, outer, len(outer), nests, {s.name: len(outer) for s in kernel.stages})
+    return Plan(
+        kernel, leaves, outer, len(outer), nests, {s.name: len(outer) for s in kernel.stages}
+    )
 
 
 def in_lanes(plan: Plan) -> Plan:
@@ -132,8 +139,10 @@ def in_lanes(plan: Plan) -> Plan:
             lane = plan.leaves[s.reduced[-1]][-1].loop
             plan = replace(plan, unroll=plan.unroll | {(s.name, lane)})
         elif count != s.lanes:
-            raise ScheduleError(f"plan: stage {s.name} runs {count} turns of its innermost reduced "
-                                f"axis side by side; exact arithmetic wants {s.lanes}")
+            raise ScheduleError(
+                f"plan: stage {s.name} runs {count} turns of its innermost reduced "
+                f"axis side by side; exact arithmetic wants {s.lanes}"
+            )
     return plan
 
 

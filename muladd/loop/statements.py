@@ -12,6 +12,7 @@ Expressions are the language's own nodes of shape () or (lanes,), with RANGE for
 LOAD for memory: LOAD(arg=place, srcs=(index,) or (index, guard)). A vector index base + IOTA is
 a contiguous access.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -95,7 +96,9 @@ def _print(body: list[Statement], depth: int, lines: list[str]) -> None:
     pad = "  " * depth
     for s in body:
         if isinstance(s, Grid):
-            lines.append(f"{pad}grid {' '.join(f'{x.arg.name}<{show(x.arg.extent)}' for x in s.loops)}")
+            lines.append(
+                f"{pad}grid {' '.join(f'{x.arg.name}<{show(x.arg.extent)}' for x in s.loops)}"
+            )
             _print(s.body, depth + 1, lines)
         elif isinstance(s, For):
             word = "threads" if isinstance(s, Threads) else "for"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from muladd.errors import FormatError, ShapeError
-from muladd.tensor.handle import changes
 from muladd.tensor import Tensor, no_grad
+from muladd.tensor.handle import changes
 
 Self = TypeVar("Self", bound="Module")
 

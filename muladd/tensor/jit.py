@@ -13,6 +13,7 @@ every handle that it reads or writes is noted. What a call needs is then
 What f changed of captured or given handles becomes outputs, given to the same handles after each
 call. Results are always fresh memory: a later call never changes them.
 """
+
 from __future__ import annotations
 
 import functools
@@ -40,7 +41,9 @@ _MOST_TRACES = 64  # signatures kept per function; the oldest goes first
 _lock = threading.RLock()
 
 
-def jit(function: Callable | None = None, *, symbolic: dict[str, dict[int, tuple]] | None = None) -> Any:
+def jit(
+    function: Callable | None = None, *, symbolic: dict[str, dict[int, tuple]] | None = None
+) -> Any:
     """`function`, compiled at its second call and replayed from then on.
 
     symbolic={"x": {0: ("n", 1, 512)}}: axis 0 of argument x is the symbolic size n, between 1 and
@@ -167,7 +170,9 @@ class _Guard:
     def holds(self) -> bool:
         now = self.holder.cell_contents if self.key is None else self.holder.get(self.key, _MISSING)
         return now is self.value or (
-            type(now) is type(self.value) and isinstance(now, (*_SIMPLE, tuple)) and now == self.value
+            type(now) is type(self.value)
+            and isinstance(now, (*_SIMPLE, tuple))
+            and now == self.value
         )
 
 
@@ -355,7 +360,8 @@ class _Trace:
                 tensors, shape = flatten(result)
                 values = [t.node if not t._stopped else t._value() for t in tensors]
                 changed = [
-                    (h, s, h._value()) for h, s in watch.alive()
+                    (h, s, h._value())
+                    for h, s in watch.alive()
                     if h._raw is not s.raw and _persistent(s.raw)
                 ]
                 grads = [(h, s, h.grad._value()) for h, s in watch.alive()
@@ -478,7 +484,9 @@ class _Trace:
             return self._run_quickly(leaves)
         values: tuple[int, ...] = ()
         if self.names:
-            values = tuple(int(leaves[self.sizes[n][0]].shape[self.sizes[n][1]]) for n in self.names)
+            values = tuple(
+                int(leaves[self.sizes[n][0]].shape[self.sizes[n][1]]) for n in self.names
+            )
             self._check(values, leaves)
         buffers = [self._buffer(x, leaves) for x in self.inputs]
         results = self.program.run(buffers, values)
@@ -494,7 +502,9 @@ class _Trace:
         tensors = [Tensor._of(stored(s), self.device) for s in stores[: self.count]]
         for t, s in zip(tensors, stores):
             t._kept = s
-        return tensors[0] if isinstance(self.structure, Leaf) else unflatten(self.structure, tensors)
+        return (
+            tensors[0] if isinstance(self.structure, Leaf) else unflatten(self.structure, tensors)
+        )
 
     def _check(self, values: tuple[int, ...], leaves: list[Any]) -> None:
         for name, value in zip(self.names, values):

@@ -18,7 +18,7 @@ from muladd.tensor.creation import Creation, storage_node
 from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
 from muladd.tensor.gathering import Gathering
-from muladd.tensor.handle import watcher, _carries_gradient, grad_enabled, leaf_of
+from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of, watcher
 from muladd.tensor.indexing import Indexing
 from muladd.tensor.linear import Linear
 from muladd.tensor.loss import Loss

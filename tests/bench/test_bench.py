@@ -12,8 +12,8 @@ from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, 
 from muladd.bench.cases import all_cases, chosen
 from muladd.bench.measure import Effort, alternate
 from muladd.bench.peers import Peers, installed
-from muladd.compile.roofline import Peaks, peaks
 from muladd.bench.worst import Gap, gaps, worst_text
+from muladd.compile.roofline import Peaks, peaks
 from muladd.errors import FormatError
 
 CEILINGS = Peaks(flops=1e11, bandwidth=1e10)

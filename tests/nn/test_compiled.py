@@ -1,4 +1,5 @@
 """Training steps under jit do what they do without: state, statistics, rates, scaling."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,7 +19,9 @@ def batch(step):
 def trained(compiled, make, steps=6, around=None):
     """(losses, all tensors) after some steps."""
     Tensor.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+    model = nn.Sequential(
+        nn.Linear(3, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1)
+    )
     optimizer = make(model)
 
     def step(x, y):

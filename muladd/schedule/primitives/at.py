@@ -6,6 +6,7 @@ The stage then computes all that the inner loops will read. Where a reduced loop
 for LEVEL (at c0 r0.0), a copy is made in each turn of that loop, of what that turn reads; the copy's
 own axis is split alike (c0.r0.0).
 """
+
 from __future__ import annotations
 
 from dataclasses import replace

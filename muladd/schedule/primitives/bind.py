@@ -7,6 +7,7 @@ the grid is then a group's, the kernel's own buffers are the group's, and barrie
 stages. Where a bound loop is reduced, each thread has a partial result, and they join in a tree; such
 loops come last, and are a power of two together. A stage with nothing bound is one thread's work.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -4,6 +4,7 @@
 
 Must come before all other directives. Raises ScheduleError if some access tells the two apart.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from muladd.errors import ScheduleError
-from muladd.ir import Node, make, ops, sym, toposort
+from muladd.ir import make, ops, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
 from muladd.loop.plan import Leaf, Plan
 from muladd.schedule.primitives import default_nest, stage_named

@@ -5,6 +5,7 @@
 
 The last turn of the outermost loop may overhang; lowering masks, clamps and skips what lies outside.
 """
+
 from __future__ import annotations
 
 from muladd.loop.plan import Plan, split

@@ -4,6 +4,7 @@
 of stages per band of rows, as in attention: the columns are a stage's own axis, and what lies
 between the products stays in the cache.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
