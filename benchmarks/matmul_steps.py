@@ -17,9 +17,9 @@ import numpy as np
 from muladd import Tensor
 from muladd import device as devices
 from muladd.bench.measure import Effort, alternate
-from muladd.bench.roofline import peaks
 from muladd.codegen import llvm, native
 from muladd.compile import compile_graph, parameters
+from muladd.compile.roofline import peaks
 from muladd.device import Arg, Launch, Machine
 from muladd.loop.kernel import Kernel
 from muladd.loop.lower import lower

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from muladd.bench.case import US, Contest, quantity
-from muladd.compile import pipeline
+from muladd.compile import pipeline, report
 from muladd.compile.roofline import Peaks
-from muladd.ir import sym, toposort
-from muladd.schedule.analysis import work
 
 _RUNS = 5
 
@@ -38,15 +36,9 @@ class Gap:
 def compiled_programs() -> Iterator[list[Any]]:
     """The programs that are compiled inside."""
     found: list[Any] = []
-
-    def tell(program: Any, *rest: object) -> None:
-        found.append(program)
-
-    pipeline.observers.append(tell)
-    try:
-        yield found
-    finally:
-        pipeline.observers.remove(tell)
+    before = set(map(id, pipeline.compiled()))
+    yield found
+    found += [p for p in pipeline.compiled() if id(p) not in before]
 
 
 def gaps(case: str, contest: Contest, ceilings: Peaks) -> list[Gap]:
@@ -70,19 +62,10 @@ def gaps(case: str, contest: Contest, ceilings: Peaks) -> list[Gap]:
             executable.timing = False
     least: dict[str, list[float]] = defaultdict(list)
     for kernel in (k for p in contest.programs for k in p.kernels()):
-        least[kernel.name].append(ceilings.seconds(*_work(kernel.kernel)))
+        work, moved = report.flops(kernel.kernel, {}), report.nbytes(kernel.kernel, {})
+        least[kernel.name].append(ceilings.seconds(work, moved))
     return [Gap(case, name, sum(found) / len(found), seconds[name] / calls[name])
             for name, found in least.items() if calls[name]]  # fmt: skip
-
-
-def _work(kernel: Any) -> tuple[float, float]:
-    """(operations, bytes of the arguments)."""
-    flops = 0.0
-    for stage in kernel.stages:
-        scalar = sum(n.op.flops for n in toposort((stage.value,)) if n.dtype.is_float)
-        flops += float(work(stage)) * (scalar + (stage.reduction is not None))
-    nbytes = sum(sym.bounds(a.size)[1] * a.dtype.itemsize for a in kernel.arguments)
-    return flops, float(nbytes)
 
 
 def worst_text(found: Sequence[Gap], most: int = 20) -> str:
