@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from oracle import compare`
 
-DEVICES = os.environ.get("MULADD_TEST_DEVICES", "INTERP").split(",")
+DEVICES = os.environ.get("MULADD_TEST_DEVICES", "CPU").split(",")
 
 
 def pytest_configure(config):

@@ -18,6 +18,7 @@ _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is compute
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
 _CAP = 1 << 16
+_MOST_MAPS = 24  # arrays, and ways of reading them, in one expression
 
 
 class Cut:
@@ -40,10 +41,16 @@ class Cut:
     def _forward(self) -> None:
         """Costs of writing each value out, and cuts in very long chains."""
         depth: dict[Node, int] = {}
+        maps: dict[Node, frozenset[int]] = {}  # the index maps through which arrays are read below
         for n in self.order:
             op = n.op
             if op.group == "reduce":
                 self.chosen.add(n)
+            maps[n] = self._maps(n, maps)
+            if len(maps[n]) > _MOST_MAPS and op.elementwise:
+                self.chosen.add(n)
+            if n in self.chosen:
+                maps[n] = frozenset((hash(n),))
             if is_buffer(n) or op.group == "reduce":
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
             elif not n.srcs:
@@ -63,6 +70,20 @@ class Cut:
                 self.loads[n] = 0 if grows else self.loads[s]
             if n in self.chosen:
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+
+    def _maps(self, n: Node, maps: dict[Node, frozenset[int]]) -> frozenset[int]:
+        """Each array below n with each way its indices are changed on the way up, as hashes.
+
+        Values that combine an array with moved copies of itself, again and again (a sorting
+        network, say), would double the expression at every step.
+        """
+        if is_buffer(n):
+            return frozenset((hash(n),))
+        if n.op.elementwise:
+            return frozenset().union(*[maps[s] for s in n.srcs])
+        if not n.srcs:
+            return frozenset()
+        return frozenset([hash((n, m)) for m in maps[n.srcs[0]]])
 
     def _repeated(self) -> None:
         for n in self.order:
