@@ -162,10 +162,9 @@ class _Renderer:
         self.statements(s.body)
         self.lines.append("}")
         self.scopes.pop()
-        if (
-            not self.scratch
-        ):  # as many items as chunks: no loop, so that drivers may run them as lanes
-            self.lines[at] = f"const long chunk = {first}; if (chunk < {stop}) {{"
+        if not self.scratch:  # no loop, so that drivers may run items as lanes
+            guard = "" if self.group else f"if (chunk < {stop}) "  # barriers stand in no condition
+            self.lines[at] = f"const long chunk = {first}; {guard}{{"
         self.lines = [x.replace("SCRATCH", f"{self.scratch}L") for x in self.lines]
 
     def open(self, head: str, known: dict[Node, str]) -> None:

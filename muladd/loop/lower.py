@@ -148,6 +148,8 @@ class _Lowering:
             turn = values.get(first.loop, first.loop)
             end = sym.add(sym.mul(sym.add(turn, 1), first.stride), -1)
             condition = sym.both(condition, sym.less(end, a.arg.extent))
+        if self._meets(s):
+            return self._nest(s, loops, values, frozenset(full))
         whole = self._nest(s, loops, values, frozenset(full | set(ragged)))
         if condition is True or not self._touches_arguments(s):
             return whole
@@ -264,6 +266,12 @@ class _Lowering:
         )  # fmt: skip
 
     # --- threads of a group ---
+
+    def _meets(self, s: Stage) -> bool:
+        """Whether barriers stand inside of a stage; drivers like them under no condition."""
+        return any(self.plan.owner(x) in s.reduced for x in self.plan.bound(s)) or any(
+            outside in self.plan.nests[s.name] for outside, _ in (self.plan.inside or {}).values()
+        )
 
     def _decoded(self, loops: tuple[Node, ...]) -> tuple[Values, int]:
         """What turn of each bound loop a thread has, and how many threads have one."""
