@@ -41,7 +41,7 @@ from muladd.ir import (
     make,
     ops,
     param,
-    substitute,
+    rebuild,
     sym,
     toposort,
 )
@@ -68,13 +68,18 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
 
 def parameters(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Storage]]:
     """The graph over Params, numbered in order of first use, and the storages they stand for."""
-    found: dict[Node, Node] = {}
+    done: dict[Node, Node] = {}
     storages: list[Storage] = []
     for n in toposort(roots):
-        if n.op is ops.INPUT and isinstance(n.arg, Storage):
-            found[n] = param(len(storages), n.shape, n.dtype)
-            storages.append(n.arg)
-    return substitute(roots, found), storages
+        if n.op is ops.INPUT:
+            done[n] = n
+            if isinstance(n.arg, Storage):
+                done[n] = param(len(storages), n.shape, n.dtype)
+                storages.append(n.arg)
+        else:
+            srcs = tuple([done[s] for s in n.srcs])
+            done[n] = n if srcs == n.srcs else rebuild(n, srcs)
+    return tuple([done[r] for r in roots]), storages
 
 
 def compile_graph(outputs: Sequence[Node], device: str) -> Program:

@@ -368,23 +368,25 @@ def toposort(roots: Iterable[Node], into: Callable[[Node], bool] | None = None) 
     `into(node)` false keeps the walk from entering that node's sources. Bodies are not entered.
     """
     order: list[Node] = []
-    seen: set[Node] = set()
-    stack: list[Node | None] = list(reversed(list(roots)))
-    path: list[Node] = []
+    done: set[Node] = set()
+    stack = list(roots)
+    stack.reverse()
     while stack:
-        node = stack.pop()
-        if node is None:
-            order.append(path.pop())
+        node = stack[-1]
+        if node in done:
+            stack.pop()
             continue
-        if node in seen:
-            continue
-        seen.add(node)
-        if not node.srcs or (into is not None and not into(node)):
-            order.append(node)
-            continue
-        path.append(node)
-        stack.append(None)
-        stack.extend(s for s in reversed(node.srcs) if s not in seen)
+        srcs = node.srcs
+        if srcs and (into is None or into(node)):
+            waiting = [s for s in srcs if s not in done]
+            if waiting:
+                if len(waiting) > 1:
+                    waiting.reverse()
+                stack += waiting
+                continue
+        stack.pop()
+        done.add(node)
+        order.append(node)
     return order
 
 

@@ -219,7 +219,7 @@ def _run(roots: list[Node], device: str) -> list[Storage]:
         arrays = interp.evaluate(rest, inputs)
         results = [Storage(r.shape, r.dtype, device, a) for r, a in zip(rest, arrays)]
     else:
-        from muladd import compile as compiler
+        import muladd.compile as compiler  # a `from` would look for a file in every call
 
         results = compiler.realize(rest, device)
     following = iter(results)
@@ -234,7 +234,7 @@ def write(array: np.ndarray, d: DType, device: str) -> Storage:
     values = np.array(array, dtype=d.numpy, order="C")
     if device == INTERPRETER:
         return Storage(values.shape, d, device, dt.decode(dt.encode(values, d), d))
-    from muladd import device as devices
+    import muladd.device as devices
 
     place = devices.get(device)
     stored = np.ascontiguousarray(dt.encode(values, d))
@@ -248,7 +248,7 @@ def read(storage: Storage) -> np.ndarray:
     """The values of a storage as a new NumPy array (bfloat16 and float8 come as float32)."""
     if storage.device == INTERPRETER:
         return np.array(storage.buffer)
-    from muladd import device as devices
+    import muladd.device as devices
 
     sizes: Any = storage.shape
     stored = np.empty(sizes, storage.dtype.storage)
@@ -259,7 +259,7 @@ def read(storage: Storage) -> np.ndarray:
 
 def synchronize(devices_used: Iterable[str]) -> None:
     """Wait until all work on these devices has finished."""
-    from muladd import device as devices
+    import muladd.device as devices
 
     for name in devices_used:
         if name != INTERPRETER:
