@@ -46,7 +46,8 @@ def _gather_one(stage: Stage, v: Node) -> Stage | None:
         inside = sym.inside(at, v.arg.extent)
         rest = [t for k, t in enumerate(terms) if k != i]
         value = reaxis(_guarded(body, v, inside), {v: at}, {})
-        for a, b in rest:
+        for left, right in rest:
+            a, b = (reaxis(_guarded(x, v, inside), {v: at}, {}) for x in (left, right))
             equal = make(ops.NE, (make(ops.NE, (a, b)), _true()))
             value = make(ops.WHERE, (equal, value, make(ops.CONST, (), 0, value.dtype)))
         if inside is not True:

@@ -216,7 +216,8 @@ def sortable(x: Node) -> Node:
             return make(ops.XOR, (g.bitcast(x, dt.int64), const(-(1 << 63), dt.int64, x.shape)))
         wide = g.cast(x, dt.int64)
         return g.sub(wide, 1 << 31) if x.dtype is dt.uint32 else wide
-    wide = g.add(widened(x), 0.0)  # -0.0 becomes 0.0
+    wide = widened(x)
+    wide = g.where(g.eq(wide, 0.0), 0.0, wide)  # -0.0 and 0.0 are equal
     whole = dt.int32 if wide.dtype is dt.float32 else dt.int64
     wide = g.where(g.ne(wide, wide), float("nan"), wide)
     bits = g.bitcast(wide, whole)
