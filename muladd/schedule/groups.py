@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import Node
+from muladd.ir import Node, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan, plain
 from muladd.schedule.analysis import Product, accesses, extent, product, size, stride
@@ -19,6 +19,8 @@ from muladd.schedule.primitives import step
 
 LANES = 64  # threads for a row: the exact profile's number of partial results
 LONG = 128  # elements from which a row is worth a group
+# PoCL 3.0 takes minutes to compile much code between many barriers; then a work item does it alone
+MOST_JOINED, MOST_NODES = 4, 300
 TILE, STEPS, EACH = 16, 16, 4  # threads along a side of a tile, depth of a panel, results a thread
 
 
@@ -34,7 +36,9 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
             made = tiles(plan, found[0])
             if made is not None:
                 return made
-    return rows(plan) if any(map(_wants_group, kernel.stages)) else plan
+    joined = sum(map(_wants_group, kernel.stages))
+    nodes = sum(len(toposort((s.value,))) for s in kernel.stages)
+    return rows(plan) if 0 < joined <= MOST_JOINED and nodes <= MOST_NODES else plan
 
 
 def _wants_group(s: Stage) -> bool:
@@ -61,7 +65,8 @@ def rows(plan: Plan) -> Plan:
         if s.lanes > 1:
             axis: Node | None = s.reduced[-1]
         else:
-            own = [*kernel.free_axes(s), *(() if kernel.exact else s.reduced)]
+            long = [a for a in s.reduced if extent(a) >= LONG and not kernel.exact]
+            own = [*kernel.free_axes(s), *long]
             axis = max(own, key=extent, default=None)
         if axis is None or extent(axis) == 1:
             plan = step(plan, f"bind {s.name}")
