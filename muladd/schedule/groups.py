@@ -1,8 +1,8 @@
 """The schedule for devices whose work items come in groups with memory of their own.
 
-Three ways. Elementwise work, and short or strided reductions: a work item for each result. Long rows:
+Three ways. Elementwise work, short or strided reductions: a work item for each result. Long rows:
 a group for each row, whose threads take its columns in turns and join their partial results. Matrix
-products: a group for each tile, whose threads bring panels of both sides into the group's memory and
+products: a group for each tile, whose threads bring panels of both sides into its memory and
 keep a few results each in registers.
 """
 
@@ -20,7 +20,7 @@ from muladd.schedule.primitives import step
 LANES = 64  # threads for a row: the exact profile's number of partial results
 LONG = 128  # elements from which a row is worth a group
 # PoCL 3.0 takes minutes to compile much code between many barriers; then a work item does it alone
-MOST_JOINED, MOST_NODES = 4, 300
+MOST_JOINED, MOST_NODES = 3, 200
 TILE, STEPS, EACH = 16, 16, 4  # threads along a side of a tile, depth of a panel, results a thread
 
 
@@ -55,11 +55,11 @@ def _along(s: Stage) -> Node:
     return max(reversed(axes), key=lambda a: near[a])
 
 
-# --- rows ------------------------------------------------------------------------------------------
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def rows(plan: Plan) -> Plan:
-    """A group for each point of the shared axes; in each stage its threads share the longest axis."""
+    """A group for each point of the shared axes; in each stage its threads share an axis."""
     kernel = plan.kernel
     for s in kernel.stages:
         if s.lanes > 1:
@@ -77,7 +77,7 @@ def rows(plan: Plan) -> Plan:
     return plan
 
 
-# --- matrix products -------------------------------------------------------------------------------
+# --- matrix products -----------------------------------------------------------------------------
 
 
 def tiles(plan: Plan, p: Product) -> Plan | None:
