@@ -2,7 +2,7 @@
 
 pack and unpack take a float type's exponent and mantissa widths, which are constants wherever they
 are called. 4 exponent bits mean e4m3, which has no infinity. odd_* round to float32 so that an
-inexact result's last bit is one (Boldo and Melquiond, 2008): rounding that again to a narrower float
+inexact result's last bit is one (Boldo and Melquiond, 2008): rounding that again to a narrow float
 is rounding once. divide_* round down and give zero for a zero divisor; nothing traps or overflows.
 """
 

@@ -1,6 +1,6 @@
 """Loops to C-like source: one work item, or one group of them, for each chunk of the grid.
 
-What differs between OpenCL, CUDA, HIP and Metal is a `Dialect`. Every value is a constant of its own
+What differs between OpenCL, CUDA, HIP and Metal is a `Dialect`. Each value is a constant of its own
 in the innermost block that needs it; the driver's compiler hoists and allocates registers. float16,
 bfloat16 and float8 are float32 values rounded after every operation, packed only in memory.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from muladd.codegen.c_prelude import PRELUDE
 from muladd.errors import DeviceError
-from muladd.ir import DType, Node, Var, dtype, ops, sym, toposort
+from muladd.ir import Dim, DType, Node, Var, dtype, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
 
 PRIVATE_BYTES = 1024  # a work item's own arrays up to this size are the compiler's to place
@@ -36,7 +36,8 @@ class Dialect:
 
 OPENCL = Dialect(
     "#pragma OPENCL FP_CONTRACT OFF\n", "kernel {group}void", "global char *", "local",
-    "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);", "get_global_id(0)", "get_global_size(0)",
+    "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);", "get_global_id(0)",
+    "get_global_size(0)",
     "get_group_id(0)", "get_num_groups(0)", "get_local_id(0)",
 )  # fmt: skip
 _REQUIRED = "__attribute__((reqd_work_group_size({0}, 1, 1))) "
@@ -87,7 +88,7 @@ def literal(value: object, d: DType) -> str:
 
 def render(lowered: Lowered, variables: dict[str, int], dialect: Dialect = OPENCL,
            local_bytes: int = 1 << 15) -> Rendered:  # fmt: skip
-    """Source of a kernel. variables: the index of each symbolic size; local_bytes: a group's memory."""
+    """Source of a kernel. variables: indices of symbolic sizes; local_bytes: a group's memory."""
     return _Renderer(lowered, variables, dialect, local_bytes).run()
 
 
@@ -107,7 +108,7 @@ class _Renderer:
         grid = self.lowered.body[0]
         assert isinstance(grid, Grid)
         if grid.body and isinstance(grid.body[0], Threads):
-            self.group = grid.body[0].stop
+            self.group = int(grid.body[0].stop)  # type: ignore[arg-type]
         for a in arguments:
             kind = self.dialect.pointer.replace("char", memory(a.dtype))
             self.names[a.index] = f"b{a.index}"
@@ -154,7 +155,7 @@ class _Renderer:
         stop = self.value(sym.as_node(self.lowered.grid))
         at = len(self.lines)
         self.open(f"for (long chunk = {first}; chunk < {stop}; chunk += {step})", {chunk: "chunk"})
-        rest = chunk
+        rest: Dim = chunk
         for x in reversed(s.loops):
             here = rest if x is s.loops[0] else sym.mod(rest, x.arg.extent)
             self.scopes[-1][x] = self.value(sym.as_node(here))
@@ -217,7 +218,7 @@ class _Renderer:
             if self.find(n, fresh) is not None:
                 continue
             if n.shape:
-                raise DeviceError(f"codegen: a C-like dialect was given {n.op.name} of shape {n.shape}, "
+                raise DeviceError(f"codegen: a C-like dialect got {n.op.name} of shape {n.shape}, "
                                   "expected a plan without vectors")  # fmt: skip
             text = self.expression(n, [self.find(x, fresh) or "" for x in n.srcs])
             self.count += 1
@@ -262,7 +263,7 @@ def rounded(x: str, d: DType) -> str:
     return f"unpack(pack({x}, {_NARROW[d.name]}), {_NARROW[d.name]})" if d.name in _NARROW else x
 
 
-# --- operations ------------------------------------------------------------------------------------
+# --- operations ----------------------------------------------------------------------------------
 
 _FLOAT = {ops.ADD: "{0} + {1}", ops.MUL: "{0} * {1}", ops.DIV: "{0} / {1}", ops.SQRT: "sqrt({0})",
           ops.FMA: "fma({0}, {1}, {2})", ops.MAX: "{0} > {1} || {0} != {0} ? {0} : {1}",

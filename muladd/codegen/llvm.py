@@ -134,7 +134,8 @@ class _Renderer:
         test = (
             f"br label %head{k}"
             if runs and not decoded
-            else f"%t{k} = icmp slt i64 {start}, {stop}\n  br i1 %t{k}, label %head{k}, label %exit{k}"
+            else f"%t{k} = icmp slt i64 {start}, {stop}\n  "
+            f"br i1 %t{k}, label %head{k}, label %exit{k}"
         )
         self.scopes[-1].lines += [
             f"br label %pre{k}", f"pre{k}:", test, f"head{k}:",
@@ -202,7 +203,8 @@ class _Renderer:
         kind = stored.type()
         f = f"@llvm.masked.store.{_suffix(kind)}.p0"
         self.declare(f, f"declare void {f}({kind}, ptr, i32, <{lanes} x i1>)")
-        self.here(f"call void {f}({kind} {stored.name}, ptr {pointer}, i32 {s.value.dtype.itemsize}, "
+        size = s.value.dtype.itemsize
+        self.here(f"call void {f}({kind} {stored.name}, ptr {pointer}, i32 {size}, "
                   f"<{lanes} x i1> {mask})")  # fmt: skip
 
     def store_lanes(self, s: Store, stored: Typed, lanes: int) -> None:
@@ -264,7 +266,7 @@ class _Renderer:
         return None
 
     def level(self, n: Node, depths: dict[Node, int]) -> tuple[int, bool]:
-        """The outermost scope a node may be emitted in, and whether it depends on a written array."""
+        """The outermost scope a node may be emitted in; whether it depends on a written array."""
         if n.op is ops.RANGE:
             return self.levels[n], False
         level, volatile = 0, False

@@ -268,7 +268,7 @@ def _divide(e: Emitter, d: DType, a: list[Typed], lanes: int) -> tuple[str, str]
     return e.put(f"select {flag} {zero}, {kind} {k(0)}, {kind} {down}"), zero
 
 
-# --- conversions -----------------------------------------------------------------------------------
+# --- conversions ---------------------------------------------------------------------------------
 
 
 def cast(e: Emitter, a: Typed, d: DType, lanes: int) -> str:
@@ -443,7 +443,7 @@ class element:
 
     @staticmethod
     def unpack_float8(v: str, d: DType, lanes: int, lines: Lines, fresh: Fresh) -> str:
-        """Exponent and mantissa moved into place, scaled by a power of two (exact for subnormals)."""
+        """Exponent and mantissa moved into place, scaled by a power of two (subnormals too)."""
         w = _Words(lanes, lines, fresh)
         code = w.widen(v, "i8")
         magnitude = w.op("and", code, 0x7F)
@@ -459,7 +459,7 @@ class element:
 
     @staticmethod
     def pack_float8(v: str, d: DType, lanes: int, lines: Lines, fresh: Fresh) -> str:
-        """Nearest, ties to even: scale so that the type's subnormals are float32's, round as bits."""
+        """Nearest, ties to even, as bits; subnormals by the float unit's own rounding."""
         w = _Words(lanes, lines, fresh)
         bits = w.bits(v)
         sign = w.op("and", w.op("lshr", bits, 24), 0x80)

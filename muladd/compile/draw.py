@@ -15,7 +15,7 @@ _MOST = 600  # nodes drawn; larger graphs are cut, and say so
 
 
 def write(outputs: Sequence[Node], folder: Path | None = None) -> Path:
-    """Write graph-N.dot and graph-N.svg into a folder (the system's temporary one); the SVG's path."""
+    """Write graph-N.dot and graph-N.svg into a folder (a temporary one); gives the SVG's path."""
     folder = folder or Path(tempfile.gettempdir()) / "muladd-graphs"
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob("graph-*.svg")) + 1

@@ -74,7 +74,7 @@ def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     return [_assemble(g, drafts, kept, layouts, exact) for g in groups]
 
 
-# --- stages ----------------------------------------------------------------------------------------
+# --- stages --------------------------------------------------------------------------------------
 
 
 def _draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
@@ -156,7 +156,7 @@ def _of_one(node: Node, value: Node) -> Node:
     return cast(make(ops.ADD, (zero, cast(value, wide))), d)
 
 
-# --- merging ---------------------------------------------------------------------------------------
+# --- merging -------------------------------------------------------------------------------------
 
 
 def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
@@ -258,7 +258,7 @@ def _in_order(groups: set[Group]) -> list[Group]:
     return out
 
 
-# --- when a merge is worth it ----------------------------------------------------------------------
+# --- when a merge is worth it --------------------------------------------------------------------
 
 _SMALL_WORK = 1 << 14  # iterations: below this, saving a launch beats using all cores
 _ROW = 1 << 17  # elements of a row buffer, at most
@@ -305,7 +305,7 @@ def _reuses(d: Draft) -> bool:
     return total > 4 * max(seen, 1)
 
 
-# --- layouts and assembly --------------------------------------------------------------------------
+# --- layouts and assembly ------------------------------------------------------------------------
 
 
 def _layouts(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
@@ -363,7 +363,8 @@ def _assemble(
     stages = []
     named = {d: {s[d]: a for s, a in zip(group.shared, shared)} for d in ordered}
     order = {d.node: sorted((a for a in d.axes if d.scatter is None or a is not d.scatter[0]),
-                            key=lambda a: _rank(named[d].get(a), shared)) for d in ordered}  # fmt: skip
+                            key=lambda a: _rank(named[d].get(a), shared))
+             for d in ordered}  # fmt: skip
     for d in ordered:
         names: dict[Node, Dim] = dict(named[d])
         value = _resolve(d.stage.value, members, order, number, layouts)
@@ -375,7 +376,7 @@ def _assemble(
             dims = tuple(at if x is d.scatter[0] else x for x in dims)
         where = position(d.node, dims, layouts) if d in stored else 0
         stage = Stage(
-            d.stage.name, tuple(names.get(a, a) for a in axes),  # type: ignore[arg-type]
+            d.stage.name, tuple(named[d].get(a, a) for a in axes),
             reaxis(value, names, {}), d.stage.reduction, d.stage.reduced,
             number[d.node] if d in stored else None,
             where if isinstance(where, int) else _dim(reaxis(where, names, {})),

@@ -80,7 +80,7 @@ def _guarded(body: Node, v: Node, inside: object) -> Node:
 
 
 def scatter(stage: Stage) -> tuple[Stage, Node, Dim] | None:
-    """(stage without the compared axis, that axis, the index to use instead), if it is a scatter."""
+    """(stage without the compared axis, that axis, the index instead), if it is a scatter."""
     if stage.reduction is not ops.SUM or not stage.reduced or stage.lanes > 1:
         return None
     found = _selected(stage.value)

@@ -120,8 +120,9 @@ def moved(node: Node, idx: Indices) -> tuple[Indices, Condition]:
         ), True
     condition: Condition = True
     out: list[Dim] = []
-    for i, n, (low, high, interior) in zip(idx, source.shape, arg[0]):
-        at = sym.sub(i, low)
+    at: Dim
+    for index, n, (low, high, interior) in zip(idx, source.shape, arg[0]):
+        at = sym.sub(index, low)
         if interior:
             condition = sym.both(condition, sym.less(-1, at))
             rest = sym.mod(at, interior + 1)

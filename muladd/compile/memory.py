@@ -1,7 +1,7 @@
 """Where temporary arrays lie: one arena, planned from lifetimes before anything runs.
 
 Time is the order of actions. An array lives from its first to its last use; one that a loop reads
-from outside, or that carries a value from turn to turn, lives throughout the loop. Arrays are placed
+from outside, or that carries a value from turn to turn, lives throughout the loop. Arrays lie
 largest first, each in the lowest gap between those that live at the same time.
 """
 
@@ -54,7 +54,8 @@ def _crossing(loop, outside: set) -> set:  # type: ignore[no-untyped-def, type-a
     """Arrays of a loop whose contents outlive a turn: used before, read first, or moving."""
     from muladd.compile.program import Run, walk
 
-    crossing, written = set(), set()
+    crossing: set[Array] = set()
+    written: set[Array] = set()
     for a in walk(loop.body):
         if isinstance(a, Run):
             writes = {u.array.root() for u, w in zip(a.uses, a.kernel.writes) if w}

@@ -116,7 +116,7 @@ def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
             inputs[n.arg.index] = Array(n.dtype, sym.product(n.shape), "input", n.arg.index)
     count = max(inputs, default=-1) + 1
     results = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(outputs)]
-    actions = _Builder(device, exact, names).graph(outputs, inputs, results, 0)
+    actions = _Builder(device, exact, names).graph(outputs, dict(inputs), list(results), 0)
     all_inputs = [inputs.get(i) or Array(outputs[0].dtype, 0, "input", i) for i in range(count)]
     return Program(device, actions, all_inputs, results, names)
 
@@ -171,7 +171,7 @@ class _Builder:
             if n.op in OPAQUE:
                 scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), []).append(n)
         waiting: list[Call | list[Node]] = [*calls, *scans.values()]
-        made = set(n for n in arrays if n.op is ops.INPUT or is_empty(n))
+        made = {n for n in arrays if n.op is ops.INPUT or is_empty(n)}
         while waiting:
             left: list[Call | list[Node]] = []
             for item in waiting:

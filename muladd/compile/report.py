@@ -95,7 +95,8 @@ class Profile:
                                sum(r.nbytes for r in rest),
                                sum(r.seconds for r in rest) / whole))  # fmt: skip
         lines.append(_line("all", sum(r.calls for r in rows), sum(r.seconds for r in rows),
-                           sum(r.flops for r in rows), sum(r.nbytes for r in rows), 1.0))  # fmt: skip
+                           sum(r.flops for r in rows), sum(r.nbytes for r in rows),
+                           1.0))  # fmt: skip
         return "\n".join(lines)
 
 

@@ -5,8 +5,8 @@ A kernel's parameters are, for each Arg, a pointer and a byte offset, then the v
     kernel void f(global char *slot0, long offset0, global char *slot1, long offset1, long n)
 
 The n-th `long` at the end is the program's n-th variable. Launches give `groups` and `group_size`;
-with neither, `grid` is the number of work items, or of chunks where the kernel says how many of them
-a group does (`Kernel.chunks`). A kernel with scratch gets a pointer to it before all else, and may be
+with neither, `grid` is the number of work items, or of chunks where the kernel says how many
+a group does (`Kernel.chunks`). A kernel with scratch gets a pointer to it before all else, maybe
 run by fewer items than there are chunks. Commands run in order; copy_out and synchronize wait for
 them, run() does not.
 """
@@ -253,7 +253,8 @@ class OpenCL(Device):
                 self._programs[key] = source.build(self._options, cache_dir=False)  # type: ignore[arg-type]
             handle = cl.Kernel(self._programs[key], entry)
             query = cl.kernel_work_group_info.COMPILE_WORK_GROUP_SIZE
-            group = handle.get_work_group_info(query, self.driver)[0]
+            sizes: Any = handle.get_work_group_info(query, self.driver)
+            group = sizes[0]
             return Kernel(entry, handle, handle.num_args, group=group)
 
     def program(

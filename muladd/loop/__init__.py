@@ -1,1 +1,1 @@
-"""Kernels as stages, plans of their loops, the loop language, and lowering from one to the other."""
+"""Kernels as stages, plans of their loops, the loop language, and lowering to it."""

@@ -191,7 +191,7 @@ def canonical(kernel: Kernel) -> Kernel:
                 axes=tuple(names[a] for a in s.axes),
                 reduced=tuple(names[a] for a in s.reduced),
                 value=value,
-                position=reindex(s.position, names),
+                position=reindex(s.position, dict(names)),
             )
         )
     shared = tuple(names[a] for a in kernel.shared)

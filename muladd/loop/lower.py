@@ -8,6 +8,7 @@ are padded, so they need neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from itertools import product
 
@@ -19,6 +20,7 @@ from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, State
 from muladd.loop.vector import at, spread
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
+_Inside = Callable[[Values, frozenset], list[Statement]]  # what stands inside a loop
 
 
 def lower(plan: Plan) -> Lowered:
@@ -174,8 +176,8 @@ class _Lowering:
         return self._turns(s, loop, values, full, lambda v, f: self._nest(s, rest, v, f))
 
     def _turns(
-        self, s: Stage, loop: Node, values: Values, full: frozenset, inside
-    ) -> list[Statement]:  # type: ignore[no-untyped-def]
+        self, s: Stage, loop: Node, values: Values, full: frozenset, inside: _Inside
+    ) -> list[Statement]:
         """A serial loop; whole turns apart from the last where the axis overhangs."""
         plan = self.plan
         axis = plan.owner(loop)
@@ -255,8 +257,8 @@ class _Lowering:
         return out
 
     def _reduced_loops(
-        self, s: Stage, serial: list[Node], values: Values, full: frozenset, update
-    ) -> list[Statement]:  # type: ignore[no-untyped-def]
+        self, s: Stage, serial: list[Node], values: Values, full: frozenset, update: _Inside
+    ) -> list[Statement]:
         if not serial:
             return update(values, full)
         return self._turns(
@@ -395,7 +397,7 @@ class _Lowering:
         """Zeros, then one pass over the reduced axes in order: argument[index] += value."""
         assert s.argument is not None
         plan = self.plan
-        loops = [x for x in plan.nests[s.name]]
+        loops = list(plan.nests[s.name])
         place, d = s.argument, s.dtype
         values: Values = {a: plan.value(a) for a in (*s.axes, *s.reduced)}
         value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}))

@@ -109,7 +109,7 @@ def _size(loops: tuple[Node, ...]) -> int:
 
 def plain(kernel: Kernel) -> Plan:
     """The plan without any decision: every axis one loop, all shared loops parallel."""
-    leaves = {}
+    leaves: dict[Node, tuple[Leaf, ...]] = {}
     for s in kernel.stages:
         for a in (*kernel.shared, *s.axes, *s.reduced):
             leaves[a] = (Leaf(a, 1),)

@@ -1,5 +1,6 @@
-"""Expressions at a turn of the loops: axes become loop variables, stages become buffers, and one
-loop may become vector lanes.
+"""Expressions at one turn of the loops, for one lane or for all lanes of a vector.
+
+Axes become loop variables, stages become buffers.
 
 `at` works on scalars; `spread` then turns whatever depends on the vector loop into values of shape
 (lanes,): the loop itself is IOTA, what does not depend on it is EXPANDed where the two meet.

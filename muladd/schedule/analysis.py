@@ -49,8 +49,8 @@ def accesses(kernel: Kernel, stage: Stage) -> list[Access]:
         source = kernel.stage(r.arg[0])
         free = [i for i, a in zip(r.srcs, source.axes) if a not in kernel.shared]
         sizes = [a.arg.extent for a in kernel.free_axes(source)]
-        index = sym.flatten([i.arg if i.op is ops.CONST else i for i in free], sizes)
-        found.append(Access(r.arg[0], index, r.dtype.itemsize))
+        at = sym.flatten([i.arg if i.op is ops.CONST else i for i in free], sizes)
+        found.append(Access(r.arg[0], at, r.dtype.itemsize))
     if stage.argument is not None:
         found.append(Access(stage.argument, stage.position, stage.dtype.itemsize, store=True))
     return found

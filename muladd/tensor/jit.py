@@ -102,7 +102,7 @@ class Jitted:
         return (tuple(sizes), _frozen(structure), grad_enabled(), config.get("PROFILE"))
 
     def _symbolic_leaves(self, leaves: list[Any], structure: Structure) -> dict[int, dict]:
-        """Which argument tensors have symbolic axes: number of the leaf -> axis -> (name, low, high)."""
+        """Which argument tensors have symbolic axes: leaf -> axis -> (name, low, high)."""
         if not self.symbolic:
             return {}
         args, kwargs = unflatten(structure, list(range(len(leaves))))
@@ -180,7 +180,7 @@ _MISSING = object()
 
 
 def guards_of(function: Callable) -> list[_Guard]:
-    """Every Python value reachable from a function's code: cells, globals, attributes of objects."""
+    """Every Python value a function's code can reach: cells, globals, attributes."""
     found: list[_Guard] = []
     seen: set[int] = set()
     todo: list[Any] = [function]
@@ -253,7 +253,7 @@ def _looked_into(value: Any) -> bool:
 def _ours(x: Any) -> bool:
     """Objects whose attributes a function is likely to read: modules, optimisers, plain classes."""
     return is_module(x) or type(x).__module__.startswith("muladd.nn") or not type(
-        x).__module__.startswith(("muladd", "numpy", "builtins", "collections", "torch"))  # fmt: skip
+        x).__module__.startswith(("muladd", "numpy", "builtins", "collections"))  # fmt: skip
 
 
 # --- one trace ------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ class _Trace:
         try:
             with backend.tracing(f"jit of {_name(function)}"):
                 result = function(*args, **kwargs)
-                tensors, shape = flatten(result)
+                tensors, outside = flatten(result)
                 values = [t.node if not t._stopped else t._value() for t in tensors]
                 changed = [
                     (h, s, h._value())
@@ -365,7 +365,8 @@ class _Trace:
                     if h._raw is not s.raw and _persistent(s.raw)
                 ]
                 grads = [(h, s, h.grad._value()) for h, s in watch.alive()
-                         if h.grad is not None and s.grad is not None and h.grad is not s.grad]  # fmt: skip
+                         if h.grad is not None and s.grad is not None
+                         and h.grad is not s.grad]  # fmt: skip
                 roots, _ = self._expanded(values, changed, grads, leaves)
         finally:
             handles.watcher.pop()
@@ -373,7 +374,7 @@ class _Trace:
         del tensors
         lazy = [h for h, s in watch.alive() if backend.is_deferred(s.raw) and h._raw is s.raw]
         lazy = [h for h in lazy if not any(h is t for t in stand_ins)] if not symbolic else lazy
-        self.structure = shape
+        self.structure: Structure = outside
         return watch, (roots, len(values)), (changed, grads), lazy
 
     def _expanded(self, values, changed, grads, leaves):  # type: ignore[no-untyped-def]
@@ -490,7 +491,7 @@ class _Trace:
             self._check(values, leaves)
         buffers = [self._buffer(x, leaves) for x in self.inputs]
         results = self.program.run(buffers, values)
-        number = {n: v for n, v in zip(self.names, values)}
+        number = dict(zip(self.names, values))
         stores = [
             Storage(s if not self.names else tuple(sym.evaluate(d, number) for d in s), d,
                     self.device, b)
@@ -523,7 +524,7 @@ def _variable(name: str, low: int, high: int) -> Node:
 
 
 def _persistent(raw: Node) -> bool:
-    """Whether a handle stood for stored contents before the trace (and so is state if it changed)."""
+    """Whether a handle stood for stored contents before the trace (so it is state)."""
     return raw.op is ops.INPUT and isinstance(raw.arg, Storage)
 
 

@@ -1,4 +1,4 @@
-"""C-like source: what it says, and that every operation means what the op table says, to the bit."""
+"""C-like source: what it says, and that every operation means what the table says, to the bit."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace

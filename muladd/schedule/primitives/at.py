@@ -2,8 +2,8 @@
 
     at c0 1     p1.0 { p0.0 { c0; s0 } }  ->  p1.0 { c0; p0.0 { s0 } }
 
-The stage then computes all that the inner loops will read. Where a reduced loop of its reader stands
-for LEVEL (at c0 r0.0), a copy is made in each turn of that loop, of what that turn reads; the copy's
+The stage then computes all that the inner loops will read. Where a reduced loop of its reader is
+for LEVEL (at c0 r0.0), a copy is made in each turn of that loop, of what it reads; the copy's
 own axis is split alike (c0.r0.0).
 """
 

@@ -4,7 +4,7 @@
 
 For devices whose work items come in groups that share memory (OpenCL, CUDA, HIP, Metal): a point of
 the grid is then a group's, the kernel's own buffers are the group's, and barriers stand between
-stages. Where a bound loop is reduced, each thread has a partial result, and they join in a tree; such
+stages. Where a bound loop is reduced, each thread has a partial result; they join in a tree; such
 loops come last, and are a power of two together. A stage with nothing bound is one thread's work.
 """
 

@@ -1,6 +1,6 @@
 """collapse OUTER INNER: two axes that always occur as OUTER * n + INNER become one.
 
-    collapse p0 p1    out[p0, p1] = b0[p0*50 + p1]  ->  out[p0] = b0[p0]     (p0<40, p1<50 -> p0<2000)
+    collapse p0 p1    out[p0, p1] = b0[p0*50 + p1]  ->  out[p0] = b0[p0]   (p0<40, p1<50 -> p0<2000)
 
 Must come before all other directives. Raises ScheduleError if some access tells the two apart.
 """
@@ -43,7 +43,8 @@ def collapsed(kernel: Kernel, a: Node, b: Node) -> Kernel | None:
         if _splits(value, whole) or (isinstance(position, Node) and _splits(position, whole)):
             return None
         swap = lambda xs: tuple(whole if x is a else x for x in xs if x is not b)  # noqa: E731
-        stages.append(replace(s, axes=swap(s.axes), reduced=swap(s.reduced), value=_fixed(value, whole, a, b, kernel),
+        stages.append(replace(s, axes=swap(s.axes), reduced=swap(s.reduced),
+                              value=_fixed(value, whole, a, b, kernel),
                               position=position))  # fmt: skip
     shared = tuple(whole if x is a else x for x in kernel.shared if x is not b)
     return replace(kernel, stages=tuple(stages), shared=shared, _memo={})

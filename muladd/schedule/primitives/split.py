@@ -3,7 +3,7 @@
     split p0 6        p0<512  ->  p0.0<86  p0.1<6
     split p0 2 8      p0<100  ->  p0.0<7   p0.1<2  p0.2<8
 
-The last turn of the outermost loop may overhang; lowering masks, clamps and skips what lies outside.
+The last turn of the outermost loop may overhang; lowering masks, clamps or skips what is outside.
 """
 
 from __future__ import annotations

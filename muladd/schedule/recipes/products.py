@@ -80,7 +80,7 @@ def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
         return None
 
 
-# --- operands --------------------------------------------------------------------------------------
+# --- operands ------------------------------------------------------------------------------------
 
 
 def moves(kernel: Kernel, value: Node, axis: Node) -> int:
@@ -131,7 +131,7 @@ def _stored_along(kernel: Kernel, stage: Stage, axis: Node) -> bool:
     return all(x.stride(axis) == 1 for x in stores)
 
 
-# --- the product with its epilogue -----------------------------------------------------------------
+# --- the product with its epilogue ---------------------------------------------------------------
 
 
 def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
@@ -159,7 +159,7 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     panels = max(1, min(-(-columns // t.columns), fitting, 16))
     groups = -(-columns // (t.columns * panels)) * size(batch)
     parts = max(1, min(_CHUNKS // max(groups, 1), -(-rows // (t.rows * 4))))
-    tiles = -(-(-(-rows // t.rows)) // parts)
+    tiles = -(-rows // (t.rows * parts))
     I, J = i.arg.name, j.arg.name
     plan = step(plan, f"split {I} {tiles} {t.rows}")
     plan = step(plan, f"split {J} {panels} {t.vectors} {t.lanes}")
@@ -237,7 +237,7 @@ def _panel(plan: Plan, name: str, level: int, outermost: str, innermost: str) ->
     return step(plan, f"nest {name} {order}")
 
 
-# --- bands of rows ---------------------------------------------------------------------------------
+# --- bands of rows -------------------------------------------------------------------------------
 
 
 def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
