@@ -6,6 +6,14 @@ inexact result's last bit is one (Boldo and Melquiond, 2008): rounding that agai
 is rounding once. divide_* round down and give zero for a zero divisor; nothing traps or overflows.
 """
 
+FUSED = """\
+#ifdef FP_FAST_FMAF
+#define multiply_add fma
+#else  // a call of a function that emulates it, on some CPUs; the fast profile need not have it
+#define multiply_add(a, b, c) ((a) * (b) + (c))
+#endif
+"""
+
 PRELUDE = """\
 inline uint pack(float x, int exponent, int mantissa) {
   const uint bits = as_uint(x), magnitude = bits & 0x7fffffffu, drop = 23 - mantissa;

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from muladd.codegen.c_prelude import PRELUDE
+from muladd.codegen.c_prelude import FUSED, PRELUDE
 from muladd.errors import DeviceError
 from muladd.ir import Dim, DType, Node, Var, dtype, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
@@ -35,7 +35,7 @@ class Dialect:
 
 
 OPENCL = Dialect(
-    "#pragma OPENCL FP_CONTRACT OFF\n", "kernel {group}void", "global char *", "local",
+    "#pragma OPENCL FP_CONTRACT OFF\n" + FUSED, "kernel {group}void", "global char *", "local",
     "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);", "get_global_id(0)",
     "get_global_size(0)",
     "get_group_id(0)", "get_num_groups(0)", "get_local_id(0)",
@@ -245,6 +245,8 @@ class _Renderer:
             return f"{a[1]} ? {loaded} : {zero}" if len(a) > 1 else loaded
         if n.op is ops.INPUT and isinstance(n.arg, Var):
             return f"n{self.variables[n.arg.name]}"
+        if n.op is ops.FMA and not self.lowered.kernel.exact:
+            return f"multiply_add({', '.join(a)})"
         return operation(n, a)
 
 

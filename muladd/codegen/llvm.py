@@ -11,11 +11,14 @@ chunks lo <= c < hi of the grid.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
 from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
+
+_Operand = Callable[[Node], str]  # the register that holds a node's value
 
 _STACK_BYTES = (
     2048  # kernel arrays up to this size live on the stack, where registers may take them
@@ -303,7 +306,7 @@ class _Renderer:
             lines.append(f"{p} = getelementptr i64, ptr %vars, i64 {self.variables[n.arg.name]}")
             lines.append(f"{v} = load i64, ptr {p}, align 8")
             return v
-        sources = [Typed(arg(s), s.dtype, s.shape[0] if s.shape else 0) for s in n.srcs]  # type: ignore
+        sources = [Typed(arg(s), s.dtype, _lanes(s)) for s in n.srcs]
         return operation(n, sources, lines, self.fresh, self.declare, not self.exact)
 
     # --- memory ---
@@ -328,7 +331,7 @@ class _Renderer:
         self.here(f"{x} = extractelement <{lanes} x i64> {self.value(index)}, i64 {lane}")
         return x
 
-    def load(self, n: Node, lanes: int, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+    def load(self, n: Node, lanes: int, lines: list[str], arg: _Operand) -> str:
         place = n.arg
         if isinstance(place, tuple):  # a register
             name, width = place
@@ -373,7 +376,9 @@ class _Renderer:
         finally:
             self.scopes = self.scopes + inner
 
-    def load_scalar(self, n: Node, guard: Node | None, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+    def load_scalar(
+        self, n: Node, guard: Node | None, lines: list[str], arg: _Operand
+    ) -> str:
         kind = memory_type(n.dtype)
         i = arg(n.srcs[0])
         if guard is not None:
@@ -389,7 +394,9 @@ class _Renderer:
             v = kept
         return self.from_memory(v, n, 0, lines)
 
-    def load_lanes(self, n: Node, lanes: int, guard: Node | None, lines: list[str], arg) -> str:  # type: ignore[no-untyped-def]
+    def load_lanes(
+        self, n: Node, lanes: int, guard: Node | None, lines: list[str], arg: _Operand
+    ) -> str:
         """Lanes that do not lie side by side are loaded one by one."""
         kind = memory_type(n.dtype)
         base, step = _ramp(n.srcs[0])
@@ -437,6 +444,10 @@ def _writes(body: list[Statement]) -> set[Place]:
         elif isinstance(s, If):
             found |= _writes(s.body) | _writes(s.orelse)
     return found
+
+
+def _lanes(n: Node) -> int:
+    return int(n.shape[0]) if n.shape else 0  # type: ignore[arg-type]
 
 
 def _contiguous(index: Node) -> bool:

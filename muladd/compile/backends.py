@@ -53,8 +53,8 @@ class OpenCL(Backend):
         values = toposort(tuple(s.value for s in lowered.kernel.stages))
         has_float64: bool = self.device.has_float64  # type: ignore[attr-defined]
         if not has_float64 and any(n.dtype is dtype.float64 for n in values):
-            raise DeviceError(f"OPENCL: {self.device.machine.cpu} has no float64; cast to float32, "
-                              "or use another device")  # fmt: skip
+            raise DeviceError(f"OPENCL: {self.device.machine.cpu} has no float64; cast to "
+                              "float32, or use another device")  # fmt: skip
         return cstyle.render(lowered, variables, cstyle.OPENCL, self.device.machine.l1)
 
     def build(self, rendered: Rendered) -> bytes:

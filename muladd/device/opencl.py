@@ -250,7 +250,8 @@ class OpenCL(Device):
             if key not in self._programs:
                 source = cl.Program(self.context, blob.decode())
                 # without pyopencl's own cache on disk, which holds pickles
-                self._programs[key] = source.build(self._options, cache_dir=False)  # type: ignore[arg-type]
+                build: Any = source.build
+                self._programs[key] = build(self._options, cache_dir=False)
             handle = cl.Kernel(self._programs[key], entry)
             query = cl.kernel_work_group_info.COMPILE_WORK_GROUP_SIZE
             sizes: Any = handle.get_work_group_info(query, self.driver)

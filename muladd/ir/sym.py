@@ -162,7 +162,8 @@ def _recombine(p: Poly) -> Poly:
             upper = _next_digit(p, rest, x, d, p[mono])
             if upper is not None:
                 digit, e = upper
-                joined = nodes.make(ops.MOD, (x, _as_node(_number(d) * e)))  # type: ignore[operator]
+                whole_d: int = _number(d)  # type: ignore[assignment]
+                joined = nodes.make(ops.MOD, (x, _as_node(whole_d * e)))
                 return _recombine(_add({m: c for m, c in p.items() if m not in (mono, digit)},
                                        {_sorted((*rest, joined)): p[mono]}))  # fmt: skip
             whole = nodes.make(ops.DIV, (x, d))

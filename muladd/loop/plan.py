@@ -164,7 +164,9 @@ def split(plan: Plan, loop: Node, factors: tuple[int, ...], names: tuple[str, ..
     new.append(Leaf(sym.axis(names[0], outer), stride * inner))
     new.reverse()
     loops = tuple(x.loop for x in new)
-    exchange = lambda seq: tuple(y for x in seq for y in (loops if x is loop else (x,)))  # noqa: E731
+    def exchange(seq: tuple[Node, ...]) -> tuple[Node, ...]:
+        return tuple(y for x in seq for y in (loops if x is loop else (x,)))
+
     grown = lambda n: n + len(factors) * (loop in plan.outer[:n])  # noqa: E731
     return replace(
         plan,
