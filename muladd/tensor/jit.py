@@ -165,7 +165,8 @@ class Jitted:
             )
         self.traces += 1
         kept[:] = [*kept[-_MOST_TRACES + 1 :], trace]
-        if trace.quick and not self.symbolic and leaves and args == (leaves[0],):
+        if trace.quick and not self.symbolic and len(args) == 1 and not kwargs and leaves \
+                and args[0] is leaves[0]:  # fmt: skip
             t = leaves[0]
             self._shape = (t.shape, t.dtype, t.device, t._leaf, grad_enabled())
             self._last = trace
@@ -181,7 +182,7 @@ class Jitted:
             )
 
     def _symbolic_leaves(self, leaves: list[Any], structure: Structure) -> dict[int, dict]:
-        """Which argument tensors have symbolic axes: number of the leaf -> axis -> (name, low, high)."""
+        """Which argument tensors have symbolic axes: leaf -> axis -> (name, low, high)."""
         if not self.symbolic:
             return {}
         args, kwargs = unflatten(structure, list(range(len(leaves))))
@@ -265,7 +266,7 @@ def _frozen(structure: Structure) -> Any:
 
 
 def _seen_by(structure: Structure) -> list[Any]:
-    """The objects in the arguments that may be looked into: their attributes, their classes' code."""
+    """The objects in the arguments that may be looked into: attributes, their classes' code."""
     if isinstance(structure, Leaf):
         return []
     if isinstance(structure, Branch):
