@@ -27,10 +27,16 @@ from muladd.tensor.random import default_generator
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.tree import Leaf, flatten, unflatten
 
+
 class Inline(Exception):
     """The function meets a stand-in of grad, vmap and the like: it has to become part of those."""
 
 
+class _Gone:
+    """Nobody: the owner of a result whose history ended at the jit."""
+
+
+_nobody: weakref.ref = weakref.ref(_Gone())
 RANDOM = object()  # stands for the state of the random numbers, whichever tensor holds it now
 state_lock = threading.RLock()  # tracing, and runs that change state, one at a time
 
@@ -404,7 +410,7 @@ class Trace:
         self.quick = not self.changing and not self.names and self.results == [0] \
             and isinstance(self.structure, Leaf) and self.device == "CPU" \
             and not config.get("DEBUG") and not config.get("CHECK") \
-            and all(type(x) is int or isinstance(x, Handle | Storage) for x in self.inputs)  # fmt: skip
+            and not any(x is RANDOM or type(x) is tuple for x in self.inputs)  # fmt: skip
         del self.roots
 
     # --- guards ---
@@ -468,7 +474,7 @@ class Trace:
         return unflatten(self.structure, tensors)
 
     def _values(self, leaves: Sequence[Any]) -> tuple[int, ...]:
-        found = {}
+        found: dict[str, int] = {}
         for name, uses in self.sizes.items():
             for leaf, axis, low, high in uses:
                 value = int(leaves[leaf].shape[axis])
@@ -495,7 +501,7 @@ class Trace:
         return (x if isinstance(x, Storage) else storage_of(x)).buffer
 
     def _find(self, x: Any, leaves: Sequence[Any]) -> Any:
-        """The tensor that an argument number, the random state or a handle stands for in this call."""
+        """What an argument number, the random state or a handle is in this call."""
         if type(x) is int:
             return leaves[x]
         return default_generator().state(self.device) if x is RANDOM else x
@@ -548,10 +554,6 @@ class Trace:
         self.fixed = ([*addresses, 0, bound.memory.address], given, executable.packed,
                       executable.call, len(addresses), ring, held)  # fmt: skip
         return self.fixed
-
-
-def _nobody() -> None:
-    """The owner of a result whose history ended at the jit."""
 
 
 def _tensor(storage: Storage) -> Tensor:
