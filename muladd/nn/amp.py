@@ -21,11 +21,13 @@ from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
 from muladd.tensor import Tensor, no_grad
 from muladd.tensor.backend import is_tracing
+from muladd.tensor.handle import ambient
 
 if TYPE_CHECKING:
     from muladd.nn.optim import Optimizer
 
 _compute: ContextVar[DType | None] = ContextVar("muladd.nn.amp", default=None)
+ambient.append(_compute.get)  # a compiled function is traced for each dtype
 
 
 @contextmanager

@@ -186,6 +186,7 @@ class Module:
                 moved[id(tensor)] = new.requires_grad_(tensor.requires_grad)
             return moved[id(tensor)]
 
+        changes[0] += 1
         for module in self.modules():
             for name, value in list(vars(module).items()):
                 vars(module)[name] = _exchange(value, change)

@@ -12,7 +12,7 @@ A graph never changes; a handle does, by pointing to another node. Three things 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,8 @@ _Step = tuple[Any, Any]  # (op, arg) of a movement
 watcher: list[Any] = []
 # Counts what gives existing tensors other values; jit looks whether anything happened at all.
 changes = [0]
+# What else decides what an operation gives here and now, for jit to look at: functions of nothing.
+ambient: list[Callable[[], Any]] = []
 
 
 class Handle:

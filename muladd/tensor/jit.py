@@ -33,7 +33,7 @@ from muladd.ir import ops
 from muladd.tensor import backend
 from muladd.tensor import handle as handles
 from muladd.tensor.guards import SIMPLE, Identity, simple_key
-from muladd.tensor.handle import grad_enabled
+from muladd.tensor.handle import ambient, grad_enabled
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.trace import Inline, Trace, Undo, has_stand_in, state_lock
 from muladd.tensor.tree import Branch, Leaf, Structure, flatten, unflatten
@@ -43,9 +43,6 @@ _MOST_TRACES = 16  # kept per signature
 _MANY = 32  # traces after which a warning tells what keeps changing
 _INPUT = ops.INPUT
 _SETTINGS = ("PROFILE", "DEVICE", "CHECK")
-
-# What else decides how tensors compute, as functions of no arguments (nn.amp: the dtype in use).
-ambient: list[Callable[[], Any]] = []
 
 
 def jit(
@@ -103,7 +100,7 @@ class Jitted:
                     raw.shape == then[0] and raw.dtype is then[1] and t.device == then[2]
                     and t._leaf is then[3] and t._origin is None and raw.op is _INPUT
                     and grad_enabled() is then[4] and config._overrides.get() is last.overrides
-                    and not ambient and raw.arg.buffer is not None and last.holds(args)
+                    and _around() == then[5] and raw.arg.buffer is not None and last.holds(args)
                 ):  # fmt: skip
                     return last.run_quickly(args)
         if backend.is_tracing():  # inside another trace: part of it
@@ -168,7 +165,7 @@ class Jitted:
         if trace.quick and not self.symbolic and len(args) == 1 and not kwargs and leaves \
                 and args[0] is leaves[0]:  # fmt: skip
             t = leaves[0]
-            self._shape = (t.shape, t.dtype, t.device, t._leaf, grad_enabled())
+            self._shape = (t.shape, t.dtype, t.device, t._leaf, grad_enabled(), _around())
             self._last = trace
         return trace
 
@@ -243,8 +240,11 @@ def _key(leaves: list[Any], structure: Structure, named: dict[int, dict]) -> Any
         alias = first.setdefault(id(t._root), i)
         sizes.append((shape, t.dtype, t.device, t._leaf, t._stopped, alias))
     settings = tuple(config.get(name) for name in _SETTINGS)
-    around = tuple(f() for f in ambient)
-    return (tuple(sizes), _frozen(structure), grad_enabled(), settings, around)
+    return (tuple(sizes), _frozen(structure), grad_enabled(), settings, tuple(_around()))
+
+
+def _around() -> list[Any]:
+    return [f() for f in ambient]
 
 
 def _frozen(structure: Structure) -> Any:
@@ -277,4 +277,4 @@ def _seen_by(structure: Structure) -> list[Any]:
     return [] if plain else [value]
 
 
-__all__ = ["Jitted", "ambient", "jit"]
+__all__ = ["Jitted", "jit"]
