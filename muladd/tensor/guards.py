@@ -205,7 +205,9 @@ class Guards:
         self._cells = [(e.holder, e.value) for e in loose if e.kind == CELL]
         self._items = [(e.holder, e.key, e.value) for e in loose if e.kind == ITEM]
         self._lists = [(e.holder, e.value) for e in loose if e.kind == LIST]
-        self._others = special + [e for e in loose if e.kind not in (CELL, ITEM, LIST)]
+        self._dicts = [(e.holder, len(e.value), tuple(e.value), tuple(e.value.values()))
+                       for e in loose if e.kind == DICT]  # fmt: skip
+        self._others = special + [e for e in loose if e.kind not in (CELL, ITEM, LIST, DICT)]
 
     def hold(self, anything_changed: bool) -> bool:
         """Whether everything is as it was. Modules count their changes: they are looked at only
@@ -221,6 +223,13 @@ class Guards:
             if len(items) != len(value) or not (
                 all(map(is_, items, value)) or all(map(same, items, value))
             ):
+                return False
+        for holder, count, keys, value in self._dicts:
+            if len(holder) != count or count and not (
+                tuple(holder) == keys and (
+                    all(map(is_, holder.values(), value)) or all(map(same, holder.values(), value))
+                )
+            ):  # fmt: skip
                 return False
         for e in self._others:
             if not e.holds():

@@ -95,12 +95,14 @@ class Jitted:
         if last is not None and len(args) == 1 and not kwargs:
             t = args[0]
             if type(t) is Tensor and backend._tracing.get() is None:
-                raw, then = t._raw, self._shape
+                raw = t._raw
+                shape, dtype, device, leaf, grad, around = self._shape
                 if (
-                    raw.shape == then[0] and raw.dtype is then[1] and t.device == then[2]
-                    and t._leaf is then[3] and t._origin is None and raw.op is _INPUT
-                    and grad_enabled() is then[4] and config._overrides.get() is last.overrides
-                    and _around() == then[5] and raw.arg.buffer is not None and last.holds(args)
+                    raw.shape == shape and raw.dtype is dtype and t.device == device
+                    and t._leaf is leaf and t._origin is None and raw.op is _INPUT
+                    and grad_enabled() is grad and config._overrides.get() is last.overrides
+                    and (not ambient or _around() == around) and raw.arg.buffer is not None
+                    and last.holds(args)
                 ):  # fmt: skip
                     return last.run_quickly(args)
         if backend.is_tracing():  # inside another trace: part of it

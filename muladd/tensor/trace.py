@@ -7,6 +7,7 @@ handles are put back; what `f` changed has become outputs.
 
 from __future__ import annotations
 
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -389,10 +390,12 @@ class Trace:
     def _compile(self) -> None:
         inputs: dict[Node, Node] = {}
         self.inputs: list[Any] = []  # argument number, handle, place, gradient, or storage
-        for n in toposort(self.roots):
-            if n.op is ops.INPUT and isinstance(n.arg, Storage):
-                inputs[n] = param(len(self.inputs), n.shape, n.dtype)
-                self.inputs.append(self.sources.get(n.arg, n.arg))
+        found = [(self.sources.get(n.arg, n.arg), n) for n in toposort(self.roots)
+                 if n.op is ops.INPUT and isinstance(n.arg, Storage)]  # fmt: skip
+        found.sort(key=lambda pair: type(pair[0]) is int)  # arguments last: see _fix
+        for source, n in found:
+            inputs[n] = param(len(self.inputs), n.shape, n.dtype)
+            self.inputs.append(source)
         del self.sources
         graph = substitute(tuple(self.roots), inputs)
         self.names = tuple(sorted(v.arg.name for v in variables(graph)))
@@ -406,6 +409,7 @@ class Trace:
 
             self.program = compile_graph(graph, self.device)
         self.fixed: tuple | None = None
+        self.lock = self.program.lock
         self.changing = bool(self.changed or self.grads or self.effects)
         self.quick = not self.changing and not self.names and self.results == [0] \
             and isinstance(self.structure, Leaf) and self.device == "CPU" \
@@ -426,9 +430,10 @@ class Trace:
                 if h is None or h._raw is not raw:
                     return False
             self.seen_changes, self.fixed = handles.changes[0], None
-        if self.absent and any(self._find(h, leaves).grad is not None for h in self.absent):
-            return False
-        return all(self._find(h, leaves).grad is not None for h in self.present)
+        if self.absent or self.present:
+            return all(self._find(h, leaves).grad is None for h in self.absent) and \
+                all(self._find(h, leaves).grad is not None for h in self.present)  # fmt: skip
+        return True
 
     # --- running ---
 
@@ -508,15 +513,9 @@ class Trace:
 
     def run_quickly(self, leaves: Sequence[Any]) -> Any:
         """One result and unchanged captured tensors, whose addresses are known already."""
-        with self.program.lock:
-            addresses, given, pack, call, out, ring, held = self.fixed or self._fix(leaves)
-            for i, x in given:
-                t = leaves[x]
-                raw = t._raw
-                storage = raw.arg if t._origin is None and raw.op is ops.INPUT else storage_of(t)
-                buffer = storage.buffer or storage_of(t).buffer
-                held[i] = buffer  # alive while the program reads it
-                addresses[i] = buffer.address
+        with self.lock:
+            head, given, pack, call, arena, ring, _ = self.fixed or self._fix(leaves)
+            held = [storage_of(leaves[x]).buffer for x in given]  # alive while they are read
             node = ring.pop(0)
             storage = node.arg
             buffer = storage.buffer
@@ -526,8 +525,7 @@ class Trace:
                 buffer = storage.buffer
             node.memo = None
             ring.append(node)
-            addresses[out] = buffer.address
-            call(pack(*addresses))
+            call(head + pack(*[b.address for b in held], buffer.address, arena))
         new = object.__new__(Tensor)
         new._raw, new.device, new._kept = node, self.device, storage
         new._parent = new._step = new._seen = new._origin = new.grad = None
@@ -546,13 +544,13 @@ class Trace:
         bound = self.program.bind()
         if bound.memory is None:
             bound.memory = self.place.allocate(bound.arena)
-        held = [None if type(x) is int else self._buffer(x, leaves) for x in self.inputs]
-        addresses = [0 if b is None else b.address for b in held]
-        given = [(i, x) for i, x in enumerate(self.inputs) if type(x) is int]
+        held = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
+        given = [x for x in self.inputs if type(x) is int]
         ring = [self._fresh(bound.outputs[0]) for _ in range(4)]
+        head = struct.pack(f"={len(held)}q", *[b.address for b in held])
+        pack = struct.Struct(f"={len(given) + 2}q").pack
         executable: Any = bound.executable
-        self.fixed = ([*addresses, 0, bound.memory.address], given, executable.packed,
-                      executable.call, len(addresses), ring, held)  # fmt: skip
+        self.fixed = (head, given, pack, executable.call, bound.memory.address, ring, held)
         return self.fixed
 
 
