@@ -515,7 +515,10 @@ class Trace:
         """One result and unchanged captured tensors, whose addresses are known already."""
         with self.lock:
             head, given, pack, call, arena, ring, _ = self.fixed or self._fix(leaves)
-            held = [storage_of(leaves[x]).buffer for x in given]  # alive while they are read
+            if len(given) == 1:  # `source` stays alive while it is read
+                source = storage_of(leaves[given[0]]).buffer
+            else:
+                held = [storage_of(leaves[x]).buffer for x in given]
             node = ring.pop(0)
             storage = node.arg
             buffer = storage.buffer
@@ -525,7 +528,10 @@ class Trace:
                 buffer = storage.buffer
             node.memo = None
             ring.append(node)
-            call(head + pack(*[b.address for b in held], buffer.address, arena))
+            if len(given) == 1:
+                call(head + pack(source.address, buffer.address, arena))
+            else:
+                call(head + pack(*[b.address for b in held], buffer.address, arena))
         new = object.__new__(Tensor)
         new._raw, new.device, new._kept = node, self.device, storage
         new._parent = new._step = new._seen = new._origin = new.grad = None
