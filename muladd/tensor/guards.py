@@ -205,8 +205,11 @@ class Guards:
         self._cells = [(e.holder, e.value) for e in loose if e.kind == CELL]
         self._items = [(e.holder, e.key, e.value) for e in loose if e.kind == ITEM]
         self._lists = [(e.holder, e.value) for e in loose if e.kind == LIST]
-        self._dicts = [(e.holder, len(e.value), tuple(e.value), tuple(e.value.values()))
-                       for e in loose if e.kind == DICT]  # fmt: skip
+        dicts = [e for e in loose if e.kind == DICT]
+        self._empty = [e.holder for e in dicts if not e.value]
+        self._dicts = [
+            (e.holder, tuple(e.value), tuple(e.value.values())) for e in dicts if e.value
+        ]
         self._others = special + [e for e in loose if e.kind not in (CELL, ITEM, LIST, DICT)]
 
     def hold(self, anything_changed: bool) -> bool:
@@ -224,12 +227,12 @@ class Guards:
                 all(map(is_, items, value)) or all(map(same, items, value))
             ):
                 return False
-        for holder, count, keys, value in self._dicts:
-            if len(holder) != count or count and not (
-                tuple(holder) == keys and (
-                    all(map(is_, holder.values(), value)) or all(map(same, holder.values(), value))
-                )
-            ):  # fmt: skip
+        if any(self._empty):
+            return False
+        for holder, keys, value in self._dicts:
+            if tuple(holder) != keys or not (
+                all(map(is_, holder.values(), value)) or all(map(same, holder.values(), value))
+            ):
                 return False
         for e in self._others:
             if not e.holds():
