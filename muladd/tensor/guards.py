@@ -320,8 +320,8 @@ class Guards:
         kind = type(x)
         if hasattr(x, "__wrapped__"):
             self._todo.append(x.__wrapped__)
-        if hasattr(kind, "bound") and _is_foreign(kind):  # a jitted method
-            self._todo.append(x.bound())
+        if kind.__module__ == "muladd.tensor.jit":  # a jitted function, a method of an instance
+            self._todo.append(x.bound() if hasattr(x, "bound") else x.function)
         ours = kind.__module__.startswith("muladd.nn")
         if _is_foreign(kind) and not ours and not is_module(x):
             return

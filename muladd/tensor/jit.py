@@ -84,6 +84,7 @@ class Jitted:
             try:
                 forget = functools.partial(_forget, weakref.ref(self), id(instance))
                 reference: Any = weakref.ref(instance, forget)
+                bound.__wrapped__ = self.function  # type: ignore[attr-defined]
                 bound.function = _Method(self.function, weakref.ref(instance), owner)
             except TypeError:  # no weak references: the instance is kept
                 reference = instance
