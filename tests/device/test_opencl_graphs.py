@@ -103,9 +103,8 @@ def test_sizes_known_at_the_call(size):
     holds([total, make(ops.ADD, (x, again))], x, variables={"n": size})
 
 
-# Slow, because PoCL 3.0 was seen to wait for ever in clEnqueueReadBuffer on one of these graphs,
-# without a kernel of ours running and not twice on the same graph; `muladd fuzz --device OPENCL`
-# runs the same comparison by hand.
+# Slow: 16 s, and PoCL may take minutes to compile a large kernel with many barriers (an earlier
+# schedule made such kernels out of these graphs). Run it by hand: pytest -m slow tests/device
 @pytest.mark.slow
 def test_random_graphs():
     report = run(16 / 60, seed=511, devices=["OPENCL"], most_graphs=20)
