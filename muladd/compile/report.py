@@ -10,6 +10,8 @@ them, bytes as if every argument were read or written once.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,8 +45,30 @@ def _is_index(n: Node) -> bool:
 
 
 def nbytes(kernel: Kernel, sizes: dict[str, int]) -> int:
-    """Bytes of all arguments, each once."""
-    return sum(sym.evaluate(a.size, sizes) * a.dtype.itemsize for a in kernel.arguments)
+    """Bytes of all arguments, each element once; of a table only as many as are looked up."""
+    touched = dict.fromkeys(kernel.arguments, 0)
+    for s in kernel.stages:
+        turns = sym.evaluate(sym.product([a.arg.extent for a in (*s.axes, *s.reduced)]), sizes)
+        for load in s.loads():
+            touched[kernel.arguments[load.arg]] += turns
+        if s.argument is not None:
+            touched[kernel.arguments[s.argument]] += turns
+    return sum(min(sym.evaluate(a.size, sizes), n) * a.dtype.itemsize for a, n in touched.items())
+
+
+def shapes(kernel: Kernel, sizes: dict[str, int]) -> str:
+    """The result's sizes and what is reduced for them: `64x10 over 128`."""
+    last = kernel.stages[-1]
+    out = "x".join(str(sym.evaluate(a.arg.extent, sizes)) for a in last.axes) or "1"
+    reduced = [s for s in kernel.stages if s.reduction is not None]
+    if not reduced:
+        return out
+    most = max(reduced, key=lambda s: sym.evaluate(_turns(s.reduced), sizes))
+    return f"{out} over " + "x".join(str(sym.evaluate(a.arg.extent, sizes)) for a in most.reduced)
+
+
+def _turns(axes: Sequence[Node]) -> Any:
+    return sym.product([a.arg.extent for a in axes])
 
 
 @dataclass
@@ -56,6 +80,7 @@ class Row:
     seconds: float = 0.0
     flops: int = 0
     nbytes: int = 0
+    shapes: str = ""
 
     @property
     def name(self) -> str:
@@ -71,6 +96,7 @@ class Profile:
 
     def add(self, kernel: CompiledKernel, taken: LaunchTime, sizes: dict[str, int]) -> None:
         row = self.rows.setdefault(id(kernel), Row(kernel))
+        row.shapes = shapes(kernel.kernel, sizes)
         row.calls += taken.calls
         row.seconds += taken.seconds
         row.flops += taken.calls * flops(kernel.kernel, sizes)
@@ -112,15 +138,26 @@ def _roof(work: int, moved: int, seconds: float) -> float:
 
 
 def ceilings() -> Any:
-    """This machine's measured peaks, for the threads in use (measured once in a process)."""
+    """This machine's measured peaks, for the threads in use: measured once, kept on disk."""
     from muladd import device as devices
-    from muladd.compile.roofline import peaks
+    from muladd.compile import cache, roofline
 
     place: Any = devices.get("CPU")
-    with config.context(DEBUG=0):
-        return peaks(place.pool.threads, 3)
+    threads = place.pool.threads
+    if ("CPU", threads) not in roofline._measured:
+        key = hashlib.blake2b(f"peaks {place.machine.key} {threads}".encode(), digest_size=20)
+        kept = cache.cache().get("tuned", key.digest())
+        if kept is not None and len(kept) == _PEAKS.size:
+            roofline._measured["CPU", threads] = roofline.Peaks(*_PEAKS.unpack(kept))
+        else:
+            with config.context(DEBUG=0):
+                found = roofline.peaks(threads, 9)
+            blob = _PEAKS.pack(found.flops, found.bandwidth)
+            cache.cache().put("tuned", key.digest(), blob)
+    return roofline._measured["CPU", threads]
 
 
+_PEAKS = struct.Struct("<dd")
 _profiles: list[Profile] = []
 
 
@@ -161,16 +198,33 @@ def collect(program: Program, bound: Bound, values: Sequence[int], into: Profile
 
 
 def after_run(program: Program, bound: Bound, values: Sequence[int]) -> None:
-    """What DEBUG asks for, after a program has run."""
-    level = config.get("DEBUG")
-    if level >= 2:
-        if not bound.executable.timing:
-            bound.executable.timing = True
-            return
-        found = Profile()
-        collect(program, bound, values, found)
-        for r in found.rows.values():
-            print(_line(r.name, r.calls, r.seconds, r.flops, r.nbytes, 1.0), file=sys.stderr)
+    """What DEBUG asks for, after a program has run: from level 2 on a line per kernel launched."""
+    if config.get("DEBUG") < 2:
+        return
+    if not bound.executable.timing:
+        bound.executable.timing = True  # from the next run on
+        return
+    sizes = dict(zip(program.variables, values))
+    print(HEADER, file=sys.stderr)
+    for kernel, taken in zip(bound.launched, bound.executable.times()):
+        if kernel is not None and taken.calls:
+            print(launch_line(kernel, taken, sizes), file=sys.stderr)
+
+
+HEADER = (f"{'kernel':28} {'shapes':24} {'runs':>5} {'us':>10} {'predicted':>10} {'MFLOP':>10} "
+          f"{'MB':>9} {'GFLOP/s':>8} {'GB/s':>7} {'roof':>5}")  # fmt: skip
+
+
+def launch_line(kernel: CompiledKernel, taken: LaunchTime, sizes: dict[str, int]) -> str:
+    """One launch: what it is, what it took, what the machine could have done it in."""
+    work, moved = taken.calls * flops(kernel.kernel, sizes), taken.calls * nbytes(
+        kernel.kernel, sizes)  # fmt: skip
+    seconds, least = max(taken.seconds, 1e-12), ceilings().seconds(work, moved)
+    return (
+        f"{kernel.name[:28]:28} {shapes(kernel.kernel, sizes)[:24]:24} {taken.calls:5d} "
+        f"{seconds * 1e6:10.1f} {least * 1e6:10.1f} {work / 1e6:10.3f} {moved / 1e6:9.3f} "
+        f"{work / seconds / 1e9:8.1f} {moved / seconds / 1e9:7.1f} {least / seconds:5.0%}"
+    )
 
 
 def compiled_program(program: Program, outputs: Sequence[Node], seconds: float) -> None:
