@@ -17,6 +17,7 @@ from muladd.tensor.convolution import Convolution
 from muladd.tensor.creation import Creation, storage_node
 from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
+from muladd.tensor.explain import Explaining
 from muladd.tensor.gathering import Gathering
 from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of, watcher
 from muladd.tensor.indexing import Indexing
@@ -36,7 +37,7 @@ from muladd.tensor.sorting import Sorting
 class Tensor(
     Creation, Random, Elementwise, Casting, Mathematics, Reduce, Movement, Indexing, Gathering,
     Linear, Decomposition, Convolution, Pooling, Resample, Normalization, Activation, Loss,
-    Sorting, Operators,
+    Sorting, Operators, Explaining,
 ):  # fmt: skip
     """A multi-dimensional array that is computed when its values are asked for.
 
