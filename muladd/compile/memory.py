@@ -7,6 +7,7 @@ largest first, each in the lowest gap between those that live at the same time.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -69,24 +70,69 @@ def _crossing(loop, outside: set) -> set:  # type: ignore[no-untyped-def, type-a
     return crossing
 
 
-def place(actions: list[Action], number: Callable[[Dim], int]) -> tuple[dict[Array, int], int]:
+def place(
+    actions: list[Action], number: Callable[[Dim], int]
+) -> tuple[dict[Array, int], int]:
     """(offset of each temporary array, size of the arena), in bytes."""
     spans = lifetimes(actions)
     sizes = {a: max(number(a.size) * a.dtype.itemsize, 1) for a in spans}
+    sizes = {a: n + -n % _ALIGN for a, n in sizes.items()}
+    least = _most_alive(spans, sizes)
+    tries = max(4, min(_TRIES, _WORK // max(len(spans), 1) ** 2))
+    best: tuple[dict[Array, int], int] | None = None
+    for key in (_size, _area, _length, _start):
+        order = sorted(spans, key=lambda a: key(sizes[a], *spans[a]))  # equal keys: by first use
+        found = _fit(order, spans, sizes)
+        for _ in range(tries // 4):
+            if best is None or found[1] < best[1]:
+                best = found
+            if best[1] <= least:
+                return best
+            offsets, total = found
+            top = [a for a in order if offsets[a] + sizes[a] == total]
+            order = [*top, *(a for a in order if a not in top)]
+            found = _fit(order, spans, sizes)
+    assert best is not None
+    return best
+
+
+_TRIES = 160  # placements looked at
+_WORK = 8_000_000  # pairs of arrays looked at, roughly: about a second at most
+
+
+def _size(size: int, first: int, last: int) -> tuple:
+    return (-size,)
+
+
+def _area(size: int, first: int, last: int) -> tuple:
+    return (-size * (last - first + 1),)
+
+
+def _length(size: int, first: int, last: int) -> tuple:
+    return (first - last, -size)
+
+
+def _start(size: int, first: int, last: int) -> tuple:
+    return (first, -size)
+
+
+def _fit(
+    order: list[Array], spans: dict[Array, tuple[int, int]], sizes: dict[Array, int]
+) -> tuple[dict[Array, int], int]:
+    """Each array, in this order, into the lowest gap that is free while it lives."""
     offsets: dict[Array, int] = {}
-    done: list[tuple[int, int, int, int]] = []  # first, last, begin, end
+    done: list[tuple[int, int, int, int]] = []  # begin, end, first, last; ascending
     total = 0
-    order = {a: i for i, a in enumerate(spans)}
-    for a in sorted(spans, key=lambda a: (-sizes[a], order[a])):
-        first, last = spans[a]
-        size = sizes[a] + -sizes[a] % _ALIGN
+    for a in order:
+        (first, last), size = spans[a], sizes[a]
         begin = 0
-        for low, high in sorted((b, e) for f, t, b, e in done if f <= last and first <= t):
-            if low - begin >= size:
-                break
-            begin = max(begin, high)
+        for low, high, f, t in done:
+            if f <= last and first <= t:
+                if low - begin >= size:
+                    break
+                begin = max(begin, high)
         offsets[a] = begin
-        done.append((first, last, begin, begin + size))
+        insort(done, (begin, begin + size, first, last))
         total = max(total, begin + size)
     return offsets, total
 
@@ -94,11 +140,14 @@ def place(actions: list[Action], number: Callable[[Dim], int]) -> tuple[dict[Arr
 def lower_bound(actions: list[Action], number: Callable[[Dim], int]) -> int:
     """The most bytes that are alive at one time: no plan can need less."""
     spans = lifetimes(actions)
+    return _most_alive(spans, {a: number(a.size) * a.dtype.itemsize for a in spans})
+
+
+def _most_alive(spans: dict[Array, tuple[int, int]], sizes: dict[Array, int]) -> int:
     change: dict[int, int] = {}
     for a, (first, last) in spans.items():
-        size = number(a.size) * a.dtype.itemsize
-        change[first] = change.get(first, 0) + size
-        change[last + 1] = change.get(last + 1, 0) - size
+        change[first] = change.get(first, 0) + sizes[a]
+        change[last + 1] = change.get(last + 1, 0) - sizes[a]
     now = most = 0
     for t in sorted(change):
         now += change[t]

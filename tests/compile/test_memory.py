@@ -1,0 +1,118 @@
+"""The plan of memory: arrays that live together never overlap, and the arena is near its bound."""
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from muladd import Tensor, config, jit
+from muladd.compile import memory
+from muladd.compile.program import Array, Loop, Move, Program, Use
+from muladd.ir import dtype, sym
+from muladd.tensor.functional import checkpoint, grad
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    with config.context(DEVICE="CPU"):
+        yield
+
+
+def number(x) -> int:
+    return sym.evaluate(x, {})
+
+
+def checked(actions) -> tuple[int, int]:
+    """(size of the arena, its lower bound), after proving that no two living arrays overlap."""
+    offsets, total = memory.place(actions, number)
+    spans = memory.lifetimes(actions)
+    arrays = list(offsets)
+    for i, a in enumerate(arrays):
+        assert offsets[a] % 64 == 0 and offsets[a] + size(a) <= total
+        for b in arrays[:i]:
+            together = spans[a][0] <= spans[b][1] and spans[b][0] <= spans[a][1]
+            apart = (offsets[a] + size(a) <= offsets[b] or offsets[b] + size(b) <= offsets[a])
+            assert apart or not together
+    return total, memory.lower_bound(actions, number)
+
+
+def size(a: Array) -> int:
+    return number(a.size) * a.dtype.itemsize
+
+
+def program_of(f) -> Program:
+    """The program of a jitted function that was called twice."""
+    (trace,) = [t for kept in f._programs.values() for t in kept]
+    return trace.program
+
+
+def chain(rng: random.Random, length: int) -> list:
+    """Moves between arrays of many sizes, each with a few later readers."""
+    arrays = [Array(dtype.float32, 16 * rng.randint(1, 200)) for _ in range(length)]
+    actions: list = []
+    for i, a in enumerate(arrays):
+        source = arrays[max(0, i - rng.randint(1, 12))]
+        actions.append(Move(Use(a), Use(source), 1, 4))
+    return actions
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_lifetimes(seed: int) -> None:
+    total, bound = checked(chain(random.Random(seed), 120))
+    assert bound <= total <= 1.1 * bound
+
+
+def test_what_crosses_turns_of_a_loop_lives_throughout() -> None:
+    carried, inside, outside, late = (Array(dtype.float32, 64) for _ in range(4))
+    loop = Loop(3, [Move(Use(inside), Use(carried), 64, 4), Move(Use(carried), Use(inside), 64, 4)])
+    actions = [Move(Use(carried), Use(outside), 64, 4), loop, Move(Use(late), Use(carried), 64, 4)]
+    spans = memory.lifetimes(actions)
+    assert spans[carried][0] == 0 and spans[carried][1] == spans[late][0]
+    assert checked(actions)[0] == 2 * 256  # outside and late take the place of what is gone
+
+
+def test_a_gpt_training_step_is_near_the_lower_bound() -> None:
+    from muladd.bench.networks import gpt_step
+
+    _, step = gpt_step(2, 32, 2)
+    text = Tensor(np.random.default_rng(0).integers(0, 65, (4, 25), dtype=np.int64)).realize()
+    for _ in range(2):
+        step(text)
+    program = program_of(step)
+    total, bound = checked(program.actions)
+    assert bound <= total <= 1.1 * bound
+    outputs = sum(program.bind().outputs)
+    assert program.peak_bytes() == outputs + max(total, 64)  # known before anything runs
+
+
+def test_checkpoint_lowers_the_peak() -> None:
+    weights = [Tensor(np.eye(64, dtype="float32") * 0.9).realize() for _ in range(12)]
+    x = Tensor(np.ones((512, 64), "float32")).realize()
+
+    def layers(x: Tensor, *some: Tensor) -> Tensor:
+        for w in some:
+            x = (x @ w).tanh().exp().sin()
+        return x
+
+    def loss(parts: bool):
+        def f(weights, x):
+            for i in range(0, 12, 3):
+                some = weights[i : i + 3]
+                x = checkpoint(layers)(x, *some) if parts else layers(x, *some)
+            return x.sum()
+
+        return f
+
+    peaks, values = [], []
+    for parts in (False, True):
+        step = jit(grad(loss(parts)))
+        for _ in range(2):
+            found = step(weights, x)
+        program = program_of(step)
+        checked(program.actions)
+        peaks.append(program.peak_bytes())
+        values.append([g.numpy() for g in found])
+    assert peaks[1] < 0.8 * peaks[0]
+    for a, b in zip(*values):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
