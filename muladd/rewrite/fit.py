@@ -19,7 +19,7 @@ def fit(
 ) -> tuple[list[float], float]:
     """Coefficients (lowest power first) of a polynomial near `target` on [low, high], and the
     greatest weighted error. bits is 32 or 64: the float type the coefficients are rounded to."""
-    from mpmath import cos, mp, mpf, pi  # type: ignore[import-untyped]
+    from mpmath import cos, mp, mpf, pi
 
     points = 6 * degree + 12
     xs = [(low + high) / 2 + (high - low) / 2 * cos(pi * (i + mpf(1) / 2) / points)

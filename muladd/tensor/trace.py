@@ -408,6 +408,7 @@ class Trace:
             from muladd.compile import compile_graph
 
             self.program = compile_graph(graph, self.device)
+        self.donated = self._find_donated()
         self.fixed: tuple | None = None
         self.lock = self.program.lock
         self.changing = bool(self.changed or self.grads or self.effects)
@@ -416,6 +417,23 @@ class Trace:
             and not config.get("DEBUG") and not config.get("CHECK") \
             and not any(x is RANDOM or type(x) is tuple for x in self.inputs)  # fmt: skip
         del self.roots
+
+    def _find_donated(self) -> list[tuple[Any, int, int]]:
+        """(handle, output, input) of state that may be written over in place."""
+        if self.device != "CPU" or not self.changed:
+            return []
+        from muladd.compile.donate import donatable
+
+        allowed = donatable(self.program)
+        known = [(id(x) if isinstance(x, Handle) else x, i) for i, x in enumerate(self.inputs)
+                 if isinstance(x, Handle | int) or x is RANDOM]  # fmt: skip
+        number = dict(known)
+        found = []
+        for who, i in self.changed:
+            given = number.get(id(who) if isinstance(who, Handle) else who)
+            if given is not None and (i, given) in allowed:
+                found.append((who, i, given))
+        return found
 
     # --- guards ---
 
@@ -448,7 +466,10 @@ class Trace:
     def _run(self, leaves: Sequence[Any]) -> Any:
         values = self._values(leaves) if self.names or self.sizes else ()
         buffers = [self._buffer(x, leaves) for x in self.inputs]
-        results = self.program.run(buffers, values)
+        if self.donated and not values:
+            results = self.program.run(buffers, (), self._outputs(buffers, leaves))
+        else:
+            results = self.program.run(buffers, values)
         number = dict(zip(self.names, values))
         stores = [
             Storage(s if not self.names else tuple(sym.evaluate(d, number) for d in s), d,
@@ -477,6 +498,25 @@ class Trace:
                 if not t._leaf and t._raw.op is ops.INPUT:
                     _leaves.setdefault(t._raw.arg, (_nobody, True))
         return unflatten(self.structure, tensors)
+
+    def _outputs(self, buffers: list[Any], leaves: Sequence[Any]) -> list[Any]:
+        """The memory of the outputs: new, or that of the state which each replaces, if nobody else
+        looks at it (views, clones, lazy graphs and other programs hold on to what they read)."""
+        place: Any = devices.get(self.device)
+        sizes = self.program.bind().outputs
+        outputs: list[Any] = [None] * len(sizes)
+        for who, i, given in self.donated:
+            h = self._find(who, leaves)
+            raw = h._raw
+            storage, buffer = raw.arg, buffers[given]
+            known = 4 + (h._kept is storage)  # raw.arg, the interned key, h._kept, two here
+            if (
+                h._origin is None and h._parent is None and buffer.owner is None
+                and getrefcount(raw) <= 3 and getrefcount(storage) <= known
+                and getrefcount(buffer) <= 4
+            ):  # fmt: skip
+                outputs[i] = buffer
+        return [place.allocate(n) if b is None else b for b, n in zip(outputs, sizes)]
 
     def _values(self, leaves: Sequence[Any]) -> tuple[int, ...]:
         found: dict[str, int] = {}

@@ -826,3 +826,77 @@ def test_ten_thousand_steps_leave_memory_flat():
     assert after[0] - before[0] < 4 << 20
     assert after[1] - before[1] < 100
     assert step.traces == 1
+
+
+def stepping(w: Tensor):
+    """A jitted w += x, called often enough to be replayed."""
+
+    @jit
+    def step(x):
+        with no_grad():
+            w.assign(w * 1 + x)
+
+    for _ in range(4):
+        step(T(1, 1))
+    return step
+
+
+def test_state_is_updated_in_place():
+    w = T(0, 0)
+    step = stepping(w)
+    address = w._raw.arg.buffer.address
+    for _ in range(3):
+        step(T(1, 1))
+    assert w._raw.arg.buffer.address == address
+    assert w.tolist() == [7, 7]
+
+
+def test_what_looks_at_old_state_keeps_it():
+    w = T(0, 0)
+    step = stepping(w)
+    lazy, clone, kept = w * 10, w.clone(), w.storage()
+    copy = Tensor(w)
+    step(T(1, 1))
+    step(T(1, 1))
+    assert w.tolist() == [6, 6]
+    assert lazy.tolist() == [40, 40] and clone.tolist() == [4, 4] and copy.tolist() == [4, 4]
+    assert muladd.tensor.backend.read(kept).tolist() == [4, 4]
+    view = w[1:]
+    assert view.item() == 6
+    step(T(1, 1))
+    assert view.item() == 7  # a view shows what its tensor is now
+
+
+def test_state_read_out_of_order_is_not_overwritten_too_soon():
+    w = T(*range(300))
+
+    @jit
+    def step():
+        with no_grad():
+            w.assign(w.flip(0) + w.sum() * 0)
+
+    for i in range(1, 7):
+        step()
+        expected = list(range(300)) if i % 2 == 0 else list(range(299, -1, -1))
+        assert w.tolist() == expected
+
+
+def test_states_that_read_each_other():
+    a, b, c = T(*range(37)), T(*range(37, 74)), T(*[1] * 37)
+
+    def step():
+        with no_grad():
+            x, y, z = a + 0, b + 0, c + 0
+            a.assign(x + y * 0.5)
+            b.assign(y - x * 0.25 + z)
+            c.assign((z + x + y) * 0.125)
+
+    f = jit(step)
+    for _ in range(6):
+        f()
+    got = [t.numpy() for t in (a, b, c)]
+    x, y, z = (np.array(v, "float32") for v in (range(37), range(37, 74), [1] * 37))
+    for _ in range(6):
+        x, y, z = x + y * np.float32(0.5), y - x * np.float32(0.25) + z, (z + x + y) / 8
+    for g, e in zip(got, (x, y, z)):
+        np.testing.assert_allclose(g, e, rtol=1e-5)
