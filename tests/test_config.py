@@ -41,6 +41,7 @@ def test_environment(monkeypatch):
                                         ("CHECK", "maybe"), ("THREADS", "-1"), ("MEMORY", "x"),
                                         ("DEVICE", "")])  # fmt: skip
 def test_values_that_do_not_fit(monkeypatch, name, value):
+    monkeypatch.delenv(f"MULADD_{name}", raising=False)  # which would come first
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name):
         config.get(name)
