@@ -618,8 +618,8 @@ def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
         if n in done:
             continue
         args = [done[s] for s in n.srcs]
-        if n.op is ops.CONST:
-            done[n] = n.arg
+        if n.op is ops.CONST:  # a position may be computed through floats: those stay nodes
+            done[n] = n.arg if n.dtype is dt.int64 else n
         elif all(a is s for a, s in zip(args, n.srcs)):
             done[n] = n
         elif n.op in _SMART and trusted(n):

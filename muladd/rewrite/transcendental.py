@@ -10,6 +10,7 @@ than float32 are computed in float32 and rounded. Coefficients and digits come f
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -200,22 +201,45 @@ def sin(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
     """Sine of x radians, from |x| = n*pi/2 + r with |r| <= pi/4 (or a little more).
 
     n modulo 4 chooses between the polynomials for sin(r) and cos(r), both of which are computed,
-    and the sign. Working on |x| keeps sin(-0.0) = -0.0.
+    and the sign. Working on |x| keeps sin(-0.0) = -0.0. The sine of y + pi/2 is the cosine of y,
+    with n one higher: so the sum is not rounded, which for a great y would lose everything.
     """
     if x.dtype not in _FORMATS:
         return _through_float32(sin, x, fma)
+    turned = _without_quarter_turn(x)
+    return _sine(x, 0, fma) if turned is None else _sine(turned, 1, fma)
+
+
+def _without_quarter_turn(x: Node) -> Node | None:
+    """y where x is y + pi/2, else None."""
+    if x.op is not ops.ADD:
+        return None
+    for y, shift in (x.srcs, x.srcs[::-1]):
+        while shift.op is ops.EXPAND:
+            shift = shift.srcs[0]
+        if shift.op is ops.CONST and shift.arg == x.dtype.numpy.type(math.pi / 2):
+            return y
+    return None
+
+
+def _sine(x: Node, quarters: int, fma: FusedMultiplyAdd | None) -> Node:
+    """sin(x + quarters * pi/2), for 0 or 1 quarter turns."""
     w = _Writer(x, fma)
     f = w.format
     magnitude = w.float_of(w.both_bits(w.bits(x), int(f.integer.max)))
     reduce = _reduce_float32 if x.dtype is dt.float32 else _reduce_float64
     r, quadrant = reduce(magnitude, fma)
+    if quarters:
+        quadrant = w.add(quadrant, w.number(quarters, f.integer))
     z = w.mul(r, r)
     sine = w.mul_add(w.mul(r, z), w.horner(z, f.sin), r)
     cosine = w.mul_add(z, w.horner(z, f.cos), 1.0)
     is_odd = make(ops.NE, (w.both_bits(quadrant, 1), w.number(0, f.integer)))
     value = w.where(is_odd, cosine, sine)
     # Bit 1 of the quadrant, moved to the sign bit, flips the sign that x has.
-    flip = make(ops.XOR, (w.shift_left(quadrant, f.integer.bits - 2), w.bits(x)))
+    flip = w.shift_left(quadrant, f.integer.bits - 2)
+    if not quarters:
+        flip = make(ops.XOR, (flip, w.bits(x)))
     sign = w.both_bits(flip, int(f.integer.min))
     return w.float_of(make(ops.XOR, (w.bits(value), sign)))
 

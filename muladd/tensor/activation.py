@@ -113,17 +113,20 @@ class Activation(Handle):
 
     def hardtanh(self, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
         """clamp; the derivative at the ends is 0."""
+        if not self.dtype.is_float and int(min_val) == min_val and int(max_val) == max_val:
+            return self.clamp(int(min_val), int(max_val))
         inside = (self > min_val) & (self < max_val)
         x = self.detach().clamp(min_val, max_val)
         return (inside | self.isnan()).where(self, x)
 
     def hardshrink(self, lambd: float = 0.5) -> Tensor:
         """x where |x| > lambd, else 0."""
-        return ((self > lambd) | (self < -lambd)).where(self, 0.0)
+        return ((self >= -lambd) & (self <= lambd)).where(0.0, self)
 
     def softshrink(self, lambd: float = 0.5) -> Tensor:
         """x moved towards 0 by lambd, 0 in between."""
-        return (self > lambd).where(self - lambd, (self < -lambd).where(self + lambd, 0.0))
+        inside = (self >= -lambd) & (self <= lambd)
+        return inside.where(0.0, (self > 0).where(self - lambd, self + lambd))
 
     def tanhshrink(self) -> Tensor:
         """x - tanh(x)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from muladd.errors import DTypeError
-from muladd.ir import DType, Node, const
+from muladd.ir import DType, Node, const, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import graph
 from muladd.tensor.handle import Handle
@@ -109,10 +109,10 @@ class Elementwise(Handle):
         result: Any = self
         if min is not None:
             a, b = common("clamp", (result, min))
-            result = self._result(graph.where(graph.lt(a, b), b, a))
+            result = self._result(graph.where(_beyond(a, b), b, a))
         if max is not None:
             a, b = common("clamp", (result, max))
-            result = self._result(graph.where(graph.lt(b, a), b, a))
+            result = self._result(graph.where(_beyond(b, a, b), b, a))
         return result
 
     def clip(self, min: Any = None, max: Any = None) -> Tensor:
@@ -215,7 +215,7 @@ class Elementwise(Handle):
 
     def bitwise_left_shift(self, other: Any) -> Tensor:
         """self * 2**other, wrapping; other >= 0."""
-        a, n = _bits("bitwise_left_shift", self, other)
+        a, n = _numbers(*_bits("bitwise_left_shift", self, other))
         for k in range(7):
             factor = graph.like(a, 1 << (1 << k)) if 1 << k < a.dtype.bits else graph.like(a, 0)
             a = graph.where(_bit(n, k), graph.mul(a, factor), a)
@@ -223,10 +223,11 @@ class Elementwise(Handle):
 
     def bitwise_right_shift(self, other: Any) -> Tensor:
         """self / 2**other rounded down (so the sign is kept); other >= 0."""
-        if isinstance(other, int) and 0 <= other < self.dtype.bits - 1:
+        if self.dtype is not dt.bool_ and isinstance(other, int) \
+                and 0 <= other < self.dtype.bits - 1:  # fmt: skip
             (a,) = _bits("bitwise_right_shift", self)
             return self._result(graph.div(a, 1 << other))
-        a, n = _bits("bitwise_right_shift", self, other)
+        a, n = _numbers(*_bits("bitwise_right_shift", self, other))
         for k in range(7):
             step = min(1 << k, a.dtype.bits - 2)  # a divisor that fits; shifts of more do the rest
             shifted = graph.div(a, 1 << step)
@@ -272,6 +273,22 @@ def as_operand_bool(value: Any, like: Handle, who: str) -> Any:
     return value.bool() if isinstance(value, Handle) else bool(value)
 
 
+def _beyond(a: Node, b: Node, bound: Node | None = None) -> Node:
+    """Whether the bound (b unless given) replaces: a < b, or the bound is NaN."""
+    bound = b if bound is None else bound
+    less = graph.lt(a, b)
+    if not bound.dtype.is_float or is_plain_number(bound):
+        return less
+    return graph.either(less, graph.ne(bound, bound))
+
+
+def is_plain_number(x: Node) -> bool:
+    """Whether x is one constant that is not NaN, repeated."""
+    while x.op is ops.EXPAND:
+        x = x.srcs[0]
+    return x.op is ops.CONST and x.arg == x.arg
+
+
 def _subtract(a: Node, b: Node) -> Node:
     if a.dtype is dt.bool_:
         raise DTypeError("sub: bool minus bool is not defined; use ^ (differ) or cast first")
@@ -287,7 +304,9 @@ def _divide(a: Any, b: Any, rounding: str | None) -> Node:
     if rounding is None:
         return graph.div(x, y)
     if x.dtype.is_float:
-        return floor(graph.div(x, y)) if rounding == "floor" else trunc(graph.div(x, y))
+        quotient = graph.div(x, y)
+        whole = floor(quotient) if rounding == "floor" else trunc(quotient)
+        return graph.level(whole, quotient)
     down = graph.div(x, y)
     if rounding == "floor" or x.dtype.kind == "u":
         return down
@@ -306,7 +325,9 @@ def _remainder(a: Node, b: Node) -> Node:
 
 def _fmod(a: Node, b: Node) -> Node:
     if a.dtype.is_float:
-        return graph.sub(a, graph.mul(b, trunc(graph.div(a, b))))
+        rest = graph.sub(a, graph.mul(b, trunc(graph.div(a, b))))
+        far = graph.both(graph.eq(absolute(b), float("inf")), graph.lt(absolute(a), float("inf")))
+        return graph.where(far, a, rest)
     r = graph.mod(a, b)  # the sign of b
     wrong_sign = graph.both(graph.ne(r, 0), graph.ne(graph.lt(r, 0), graph.lt(a, 0)))
     return graph.where(wrong_sign, graph.sub(r, b), r)
@@ -325,15 +346,16 @@ def _bits(who: str, *values: Any) -> list[Node]:
     return nodes
 
 
-def _and(a: Node, b: Node) -> Node:
-    from muladd.ir import make, ops
+def _numbers(*nodes: Node) -> list[Node]:
+    """Bool as int64."""
+    return [graph.cast(n, dt.int64) if n.dtype is dt.bool_ else n for n in nodes]
 
+
+def _and(a: Node, b: Node) -> Node:
     return make(ops.AND, (a, b))
 
 
 def _xor(a: Node, b: Node) -> Node:
-    from muladd.ir import make, ops
-
     return make(ops.XOR, (a, b))
 
 

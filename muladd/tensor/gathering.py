@@ -280,6 +280,9 @@ def _neutral(reduce: str, d: dt.DType) -> Any:
 def _joined(reduce: str, hit: Node, values: Node, axis: int) -> tuple[Node, Any]:
     """The values that hit each position, joined over the axis of entries; and the neutral value."""
     neutral = _neutral(reduce, values.dtype)
+    if values.dtype is dt.bool_ and reduce == "sum":
+        reduce = "amax"  # bool adds up to `or`
+        neutral = False
     chosen = g.where(hit, values, neutral)
     if reduce in ("sum", "mean"):
         return g.total(chosen, (axis,)), neutral

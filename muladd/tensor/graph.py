@@ -186,6 +186,17 @@ def stop(x: Node) -> Node:
     return bitcast(bitcast(x, bits), x.dtype)
 
 
+def level(value: Node, x: Node) -> Node:
+    """`value`, computed from x by a step function: its derivative with respect to x is zero.
+
+    The step itself leaves no way back to x; this keeps one, on which nothing passes, so that
+    backward() finds the leaf and gives it zeros. The compiler folds it away.
+    """
+    if not x.dtype.is_float or value.dtype is not x.dtype or value is x:
+        return value
+    return where(const(True, dt.bool_, x.shape), value, x)
+
+
 def like(x: Node, value: Any) -> Node:
     """A constant with the shape and dtype of x."""
     return const(value, x.dtype, x.shape)

@@ -248,8 +248,12 @@ class _Rows:
         self.rest_shape = tuple(view.shape[a] for a in self.rest)
         self.lead = g.broadcast_shapes("index", *[tensors[a].shape for a in self.axes])
         self.index = self._joined([tensors[a] for a in self.axes])
-        neighbours = self.axes == list(range(self.axes[0], self.axes[0] + len(self.axes)))
-        self.place = sum(a < self.axes[0] for a in self.rest) if neighbours else 0
+        self.place = self._place([a for a in self.axes if tensors[a].ndim] or self.axes)
+
+    def _place(self, axes: list[int]) -> int:
+        """Before how many other axes the index's stand; scalar tensors count as numbers."""
+        between = [a for a in self.rest if axes[0] < a < axes[-1]]
+        return 0 if between else sum(a < axes[0] for a in self.rest)
 
     def _joined(self, tensors: list[Any]) -> Node:
         """One index into the joined axes; -1 where any is outside."""

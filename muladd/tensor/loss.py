@@ -105,7 +105,7 @@ class Loss(Handle):
     ) -> Tensor:
         """-(t log p + (1 - t) log(1 - p)) of probabilities; logarithms are at least -100."""
         _difference("binary_cross_entropy", self, target)
-        logs, others = self.log().clamp(min=-100), (1 - self).log().clamp(min=-100)
+        logs, others = _bounded_log(self), _bounded_log(1 - self)
         losses = -(target * logs + (1 - target) * others)
         losses = losses if weight is None else losses * weight
         return reduced("binary_cross_entropy", losses, reduction)
@@ -229,6 +229,12 @@ def _difference(who: str, x: Any, target: Any) -> Any:
             f"{who}: prediction {list(x.shape)} and target {list(target.shape)} must have one shape"
         )
     return x - target
+
+
+def _bounded_log(x: Any) -> Any:
+    """log(x), at least -100, and without derivative there."""
+    small = x.abs() < math.exp(-100)
+    return small.where(-100.0, small.where(1.0, x).log())
 
 
 def _channel(weight: Any, rank: int, axis: int) -> Any:

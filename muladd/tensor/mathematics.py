@@ -87,8 +87,8 @@ class Mathematics(Handle):
         return power(self, exponent)
 
     def square(self) -> Tensor:
-        """x * x."""
-        return self * self
+        """x * x (of bool: 0 or 1, int64)."""
+        return self**2
 
     def sqrt(self) -> Tensor:
         """The square root; NaN below 0."""
@@ -118,11 +118,11 @@ class Mathematics(Handle):
 
     def cos(self) -> Tensor:
         """The cosine of x radians."""
-        return self._real(_cos)
+        return self._real(special.cos)
 
     def tan(self) -> Tensor:
         """sin(x) / cos(x)."""
-        return self._real(lambda x: g.div(g.sin(x), _cos(x)))
+        return self._real(lambda x: g.div(g.sin(x), special.cos(x)))
 
     def asin(self) -> Tensor:
         """The angle in -pi/2..pi/2 whose sine is x."""
@@ -205,16 +205,17 @@ class Mathematics(Handle):
 
     def floor(self) -> Tensor:
         """The greatest whole number not above x."""
-        return self._result(floor(self.node))
+        return self._result(g.level(floor(self.node), self.node))
 
     def ceil(self) -> Tensor:
         """The least whole number not below x."""
         x = self.node
-        return self if not x.dtype.is_float else self._result(ceil(x))  # type: ignore[return-value]
+        return self if not x.dtype.is_float else self._result(  # type: ignore[return-value]
+            g.level(ceil(x), x))  # fmt: skip
 
     def trunc(self) -> Tensor:
         """The whole part, towards zero."""
-        return self._result(trunc(self.node))
+        return self._result(g.level(trunc(self.node), self.node))
 
     def fix(self) -> Tensor:
         """The same as trunc."""
@@ -229,7 +230,7 @@ class Mathematics(Handle):
         if decimals:
             scale = 10.0**decimals
             return (self * scale).round() / scale
-        return self._result(round_half_even(self.node))
+        return self._result(g.level(round_half_even(self.node), self.node))
 
     def abs(self) -> Tensor:
         """The magnitude."""
@@ -245,7 +246,9 @@ class Mathematics(Handle):
         if x.dtype is dt.bool_:
             return self._result(x)
         one = g.where(g.gt(x, 0), 1, g.like(x, 0))
-        return self._result(one if x.dtype.kind == "u" else g.where(g.lt(x, 0), -1, one))
+        if x.dtype.kind == "u":
+            return self._result(one)
+        return self._result(g.level(g.where(g.lt(x, 0), -1, one), x))
 
     def sgn(self) -> Tensor:
         """The same as sign."""
@@ -255,9 +258,8 @@ class Mathematics(Handle):
         """Whether the sign bit is set (true for -0.0)."""
         x = self.node
         if x.dtype.is_float:
-            whole = {8: dt.int8, 16: dt.int16, 32: dt.int32, 64: dt.int64}[x.dtype.bits]
-            x = g.bitcast(x, whole)
-        elif x.dtype is dt.bool_:
+            return self._result(_sign_bit(x))
+        if x.dtype is dt.bool_:
             return self._result(const(False, dt.bool_, x.shape))
         return self._result(g.lt(x, 0))
 
@@ -346,10 +348,6 @@ def round_half_even(x: Node) -> Node:
     return g.cast(g.add(down, g.cast(up, wide.dtype)), x.dtype)
 
 
-def _cos(x: Node) -> Node:
-    return g.sin(g.add(x, HALF_PI))
-
-
 def logaddexp(a: Node, b: Node) -> Node:
     top = g.maximum(a, b)
     finite = g.lt(absolute(top), float("inf"))
@@ -361,10 +359,12 @@ def logaddexp(a: Node, b: Node) -> Node:
 def _hypot(a: Node, b: Node) -> Node:
     a, b = absolute(a), absolute(b)
     top, low = g.maximum(a, b), g.minimum(a, b)
-    usual = g.both(g.gt(top, 0.0), g.lt(top, float("inf")))
+    infinity = float("inf")
+    usual = g.both(g.gt(top, 0.0), g.lt(top, infinity))
     safe = g.where(usual, top, 1.0)
     ratio = g.div(low, safe)
-    return g.where(usual, g.mul(safe, g.sqrt(g.add(g.mul(ratio, ratio), 1.0))), top)
+    result = g.where(usual, g.mul(safe, g.sqrt(g.add(g.mul(ratio, ratio), 1.0))), top)
+    return g.where(g.either(g.eq(a, infinity), g.eq(b, infinity)), infinity, result)
 
 
 def _cbrt(x: Node) -> Node:
@@ -385,11 +385,22 @@ def _atan2(y: Node, x: Node) -> Node:
     steep = g.gt(ay, ax)
     top, low = g.where(steep, g.neg(x), y), g.where(steep, y, x)
     origin = g.eq(low, 0.0)
-    angle = special.atan(g.div(top, g.where(origin, 1.0, low)))
-    quarter = g.where(g.lt(y, 0.0), -HALF_PI, g.like(y, HALF_PI))
-    half = g.where(g.lt(y, 0.0), -special.PI, g.like(y, special.PI))
-    flat = g.where(g.lt(x, 0.0), g.add(angle, half), angle)
-    return g.where(steep, g.add(angle, quarter), flat)
+    both_infinite = g.both(g.eq(ax, float("inf")), g.eq(ay, float("inf")))
+    ratio = g.div(top, g.where(g.either(origin, both_infinite), 1.0, low))
+    one = g.where(g.ne(_sign_bit(x), _sign_bit(y)), -1.0, g.like(x, 1.0))
+    angle = special.atan(g.where(both_infinite, one, ratio))
+    below, left = _sign_bit(y), _sign_bit(x)  # the signs of zeros count
+    angle = g.where(g.both(origin, g.invert(steep)), g.where(below, -0.0, g.like(x, 0.0)), angle)
+    quarter = g.where(below, -HALF_PI, g.like(y, HALF_PI))
+    half = g.where(below, -special.PI, g.like(y, special.PI))
+    flat = g.where(left, g.add(angle, half), angle)
+    angle = g.where(steep, g.add(angle, quarter), flat)
+    return g.where(g.ne(x, x), x, g.where(g.ne(y, y), y, angle))
+
+
+def _sign_bit(x: Node) -> Node:
+    whole = {8: dt.int8, 16: dt.int16, 32: dt.int32, 64: dt.int64}[x.dtype.bits]
+    return g.lt(g.bitcast(x, whole), 0)
 
 
 def _sinh(x: Node) -> Node:
@@ -414,7 +425,7 @@ def _acosh(x: Node) -> Node:
     t = g.sub(g.where(big, 2.0, x), 1.0)
     near = special.log1p(g.add(t, g.sqrt(g.add(g.mul(t, 2.0), g.mul(t, t)))))
     far = g.add(g.log(g.where(big, x, 1.0)), g.LN_2)
-    return g.where(big, far, near)
+    return g.where(g.lt(x, 1.0), float("nan"), g.where(big, far, near))
 
 
 # --- powers ---------------------------------------------------------------------------------------
@@ -447,6 +458,8 @@ def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
     if exponent != int(exponent) or abs(exponent) > 64:
         return None
     n = int(exponent)
+    if x.dtype is dt.bool_:  # bool counts as 0 and 1 here
+        return power(x.cast(dt.int64), n)
     if n < 0:
         if not x.dtype.is_float:
             raise DTypeError(
@@ -454,7 +467,7 @@ def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
             )
         return power(x, -n).reciprocal()
     if n == 0:
-        return x._result(g.like(x.node, 1))
+        return x._result(g.level(g.like(x.node, 1), x.node))
     result: Any = None
     square = x
     while n:
@@ -491,8 +504,14 @@ def _general_power(a: Node, b: Node) -> Node:
     half = g.mul(b, 0.5)
     whole, even = g.eq(floor(b), b), g.eq(floor(half), half)
     negative = g.lt(a, 0.0)
-    signed = g.where(g.both(negative, g.invert(even)), g.neg(result), result)
-    signed = g.where(g.both(negative, g.invert(whole)), g.like(a, float("nan")), signed)
+    odd = g.both(whole, g.invert(even))
+    signed = g.where(g.both(negative, odd), g.neg(result), result)
+    undefined = g.both(g.both(negative, g.invert(whole)), g.lt(magnitude, float("inf")))
+    signed = g.where(undefined, g.like(a, float("nan")), signed)
     at_zero = g.where(g.lt(b, 0.0), float("inf"), g.like(b, 0.0))
-    signed = g.where(zero, at_zero, signed)
+    at_zero = g.where(g.both(odd, _sign_bit(a)), g.neg(at_zero), at_zero)
+    signed = g.where(zero, g.where(g.ne(b, b), b, at_zero), signed)
+    # |a| = 1 to the power of an infinity is 1, though 0 * infinity is NaN; 1 to any power is 1
+    infinite = g.both(g.eq(magnitude, 1.0), g.eq(absolute(b), float("inf")))
+    signed = g.where(g.either(infinite, g.eq(a, 1.0)), 1.0, signed)
     return g.where(g.eq(b, 0.0), 1.0, signed)

@@ -251,13 +251,9 @@ class Movement(Handle):
         n = max(min(rows - top, columns - left), 0)
         if n == 0:
             return x[..., 0:0, 0]
-        square = x[..., top : top + n, left : left + n].node
-        lead = square.shape[:-2]
-        # rows of n + 1 put the diagonal into the first column
-        flat = g.reshape(square, (*lead, n * n))
-        wide = g.pad(flat, [(0, 0)] * len(lead) + [(0, n)])
-        return self._result(g.reshape(g.cut(g.reshape(wide, (*lead, n, n + 1)), -1, 0, 1),
-                                      (*lead, n)))  # fmt: skip
+        # in a flat row, the diagonal's neighbours are a row and one element apart: a view
+        flat = x._reshaped((*x.shape[:-2], rows * columns))
+        return flat._cut(x.ndim - 2, top * columns + left, n, columns + 1)
 
     def diag(self, diagonal: int = 0) -> Tensor:
         """A vector as the diagonal of a matrix; the diagonal of a matrix as a vector."""

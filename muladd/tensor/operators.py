@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from muladd.tensor import graph
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import power
+from muladd.tensor.operands import weak_dtype
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -97,6 +98,12 @@ class Operators(Handle):
 
         def __xor__(self, other):
             return self.bitwise_xor(other)
+
+        def __rlshift__(self, other):
+            return self._made(other, weak_dtype(other, self.dtype)).bitwise_left_shift(self)
+
+        def __rrshift__(self, other):
+            return self._made(other, weak_dtype(other, self.dtype)).bitwise_right_shift(self)
 
         __hash__ = Handle.__hash__
 

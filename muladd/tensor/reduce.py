@@ -87,7 +87,7 @@ class Reduce(Handle):
         correction: Any = None, axis: Any = UNSET,
     ) -> Tensor:  # fmt: skip
         """The square root of var."""
-        return self.var(dim, unbiased, keepdim, correction=correction, axis=axis).sqrt()
+        return root(self.var(dim, unbiased, keepdim, correction=correction, axis=axis))
 
     def var_mean(
         self, dim: Any = UNSET, unbiased: bool = True, keepdim: bool = False, *,
@@ -108,7 +108,7 @@ class Reduce(Handle):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(standard deviation, mean)."""
         spread, centre = self.var_mean(dim, unbiased, keepdim, correction=correction, axis=axis)
-        return spread.sqrt(), centre
+        return root(spread), centre
 
     def nansum(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Tensor:
         """The sum, NaN counting as 0."""
@@ -166,7 +166,7 @@ class Reduce(Handle):
             return self.maximum(dim)
         if dim is UNSET or isinstance(dim, tuple | list) or dim is None:
             return self.amax(dim, keepdim, axis=axis)
-        return ValuesIndices(self.amax(dim, keepdim), self.argmax(dim, keepdim))
+        return self._extreme(dim, keepdim, self.argmax(dim, True))
 
     def min(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Any:
         """The least element; see max for what comes back."""
@@ -174,7 +174,16 @@ class Reduce(Handle):
             return self.minimum(dim)
         if dim is UNSET or isinstance(dim, tuple | list) or dim is None:
             return self.amin(dim, keepdim, axis=axis)
-        return ValuesIndices(self.amin(dim, keepdim), self.argmin(dim, keepdim))
+        return self._extreme(dim, keepdim, self.argmin(dim, True))
+
+    def _extreme(self, dim: int, keepdim: bool, indices: Tensor) -> ValuesIndices:
+        """The elements at the indices: the gradient goes to each of them alone."""
+        if not self.ndim:
+            return ValuesIndices(self.clone(), indices)
+        values = self.gather(dim, indices)
+        if keepdim:
+            return ValuesIndices(values, indices)
+        return ValuesIndices(values.squeeze(dim), indices.squeeze(dim))
 
     def argmax(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Tensor:
         """The index (int64) of the first greatest element, along one axis or of all, flattened."""
@@ -226,19 +235,23 @@ class Reduce(Handle):
         check_floating("norm", self)
         x: Any = self
         if p == "fro" or p == 2:
-            squares = (x * x).sum(dim, keepdim, axis=axis)
-            # the square root has no finite derivative at 0; the norm's is taken as 0 there
-            zero = squares == 0
-            return zero.where(0.0, zero.where(1.0, squares).sqrt())
+            return root((x * x).sum(dim, keepdim, axis=axis))
         if p == float("inf"):
             return x.abs().amax(dim, keepdim, axis=axis)
         if p == -float("inf"):
             return x.abs().amin(dim, keepdim, axis=axis)
         if p == 0:
-            return (x != 0).cast(x.dtype).sum(dim, keepdim, axis=axis)
+            counted = self._result(g.level(g.cast(g.ne(self.node, 0), x.dtype), self.node))
+            return counted.sum(dim, keepdim, axis=axis)
         if p == 1:
             return x.abs().sum(dim, keepdim, axis=axis)
         return (x.abs() ** p).sum(dim, keepdim, axis=axis) ** (1.0 / p)
+
+
+def root(squares: Any) -> Any:
+    """The square root of a sum of squares; at 0, where it has no derivative, 0 is taken."""
+    zero = squares == 0
+    return zero.where(squares * 0, zero.where(1.0, squares).sqrt())
 
 
 def _sum_dtype(d: DType, wanted: Any) -> DType:
@@ -318,8 +331,8 @@ def product_along(x: Node, axis: int) -> Node:
     if not isinstance(n, int):
         raise ShapeError("prod: needs an axis of static size")
     if n == 0:
-        shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
-        return g.expand(g.like(g.total(x, tuple(range(x.ndim))), 1), shape)
+        nothing = g.keep(g.total(x, (axis,)), x.shape, (axis,))
+        return g.add(nothing, 1)
     while n > 1:
         half = n // 2
         rest = g.cut(x, axis, 2 * half, 1) if n % 2 else None

@@ -17,7 +17,7 @@ from muladd.tensor import graph as g
 from muladd.tensor.gathering import gather
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import logaddexp
-from muladd.tensor.operands import widened
+from muladd.tensor.operands import check_floating, widened
 from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 
 if TYPE_CHECKING:
@@ -83,9 +83,14 @@ class Sorting(Handle):
         """The middle value (the lower of two); with an axis, (values, indices). NaN if any is."""
         wanted = chosen("median", axis, dim)
         if wanted is None:
-            return self.flatten().median(0).values
+            flat = self.flatten()
+            if flat.shape[0] == 0 and self.dtype.is_float:
+                return self._made(float("nan"), self.dtype)
+            return flat.median(0).values
         a = g.axis_of("median", wanted, self.ndim)
         n: Any = self.shape[a]
+        if n == 0:
+            raise ShapeError(f"median: axis {a} of {list(self.shape)} has no elements")
         found = self.kthvalue((n + 1) // 2, a, keepdim)
         if not self.dtype.is_float:
             return found
@@ -162,8 +167,10 @@ class Sorting(Handle):
         """Products of everything up to each element along an axis."""
         from muladd.tensor.reduce import _sum_dtype
 
-        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), self.ndim)
+        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), max(self.ndim, 1))
         x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
+        if not self.ndim:
+            return self._result(x)
         return self._result(doubling(x, a, g.mul, 1))
 
     def cummax(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
@@ -191,7 +198,10 @@ class Sorting(Handle):
 
     def logcumsumexp(self, dim: Any = UNSET, *, axis: Any = UNSET) -> Tensor:
         """log of the sum of exp of everything up to each element."""
-        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), self.ndim)
+        check_floating("logcumsumexp", self)
+        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), max(self.ndim, 1))
+        if not self.ndim:
+            return self.clone()
         return self._result(doubling(self.node, a, logaddexp, -float("inf")))
 
     def diff(self, n: int = 1, dim: int = -1) -> Tensor:

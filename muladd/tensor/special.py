@@ -232,6 +232,22 @@ def acos(x: Node) -> Node:
     return g.sub(PI / 2, asin(x))
 
 
+# --- the cosine -----------------------------------------------------------------------------------
+
+
+def _cos(x: Node) -> Node:
+    """The compiler knows the sine of a sum with pi/2: it does not round the sum."""
+    return g.sin(g.add(x, PI / 2))
+
+
+def _cos_derivative(x: Node, y: Node, c: Node) -> Node:
+    return g.neg(g.mul(c, g.sin(x)))
+
+
+def cos(x: Node) -> Node:
+    return with_derivative("cos", x, _cos, _cos_derivative)
+
+
 # --- exponential and logarithm near their zeros ---------------------------------------------------
 
 
@@ -293,6 +309,7 @@ def lgamma(x: Node) -> Node:
     sine = g.sin(g.mul(g.where(reflected, fraction, 0.5), PI))
     mirrored = g.sub(g.sub(1.1447298858494002, g.log(absolute(sine))), value)  # log(pi)
     pole = g.both(reflected, g.eq(fraction, 0.0))
+    pole = g.either(pole, g.eq(wide, -float("inf")))
     value = g.where(reflected, mirrored, value)
     return g.cast(g.where(pole, float("inf"), value), x.dtype)
 
@@ -318,7 +335,10 @@ def digamma(x: Node) -> Node:
     angle = g.mul(g.where(reflected, fraction, 0.5), PI)
     cotangent = g.div(g.sin(g.add(angle, PI / 2)), g.sin(angle))
     mirrored = g.sub(value, g.mul(cotangent, PI))
-    return g.cast(g.where(reflected, mirrored, value), x.dtype)
+    pole = g.both(reflected, g.eq(fraction, 0.0))
+    at_pole = g.where(g.eq(wide, 0.0), g.div(-1.0, wide), g.like(wide, float("nan")))
+    value = g.where(pole, at_pole, g.where(reflected, mirrored, value))
+    return g.cast(value, x.dtype)
 
 
 __all__ = [
