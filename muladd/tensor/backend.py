@@ -22,6 +22,7 @@ from muladd.ir import DType, Node, Storage, make, node, ops
 from muladd.ir import dtype as dt
 
 INTERPRETER = "INTERP"  # the device on which graphs are interpreted and storages are NumPy arrays
+HOSTS = (INTERPRETER, "CPU")  # devices whose memory is the host's: looking at it costs little
 
 _deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] = (
     weakref.WeakKeyDictionary()

@@ -10,7 +10,7 @@ from muladd.ir import Node, iota, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
-from muladd.tensor.indexing import add_rows, from_front, put_rows
+from muladd.tensor.indexing import add_rows, check_index, from_front, put_rows
 from muladd.tensor.operands import is_number
 from muladd.tensor.reduce import least, product_along
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Gathering(Handle):
-    """torch's gather and scatter families. Indices outside their axis read 0 and write nothing."""
+    """torch's gather and scatter families. Indices outside their axis are an error where they are
+    known at the call (see `indexing.check_index`); else they read 0 and write nothing."""
 
     __slots__ = ()
 
@@ -45,6 +46,7 @@ class Gathering(Handle):
         """The entries of an axis that a vector of indices names."""
         a = g.axis_of("index_select", dim, self.ndim)
         _vector("index_select", index)
+        check_index("index_select", index, self.shape[a])
         rows = g.permute(self.node, [a, *[i for i in range(self.ndim) if i != a]])
         found = self._result(g.select_rows(rows, from_front(index.node, self.shape[a])))
         return found.reshape((-1, *found.shape[1:])).movedim(0, a)
@@ -52,6 +54,7 @@ class Gathering(Handle):
     def take(self, index: Tensor) -> Tensor:
         """Elements of the flattened tensor, in the shape of the index."""
         flat = self.flatten()
+        check_index("take", index, flat.shape[0])
         return self._result(g.select_rows(flat.node, from_front(index.node, flat.shape[0])))
 
     def masked_select(self, mask: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class Gathering(Handle):
             raise DTypeError(f"embedding: indices are integers, got {self.dtype.name}")
         if weight.ndim != 2:
             raise ShapeError(f"embedding: the weight is (V, E), got {list(weight.shape)}")
+        check_index("embedding", self, weight.shape[0], 0)
         table = weight.node
         if padding_idx is not None:
             v = g.along(iota(weight.shape[0]), 0, weight.shape)
@@ -172,6 +176,7 @@ class Gathering(Handle):
         """A copy with the slices of source, times alpha, added at the entries named."""
         a = g.axis_of("index_add", dim, self.ndim)
         _vector("index_add", index)
+        check_index("index_add", index, self.shape[a])
         value = (source * alpha if alpha != 1 else source).cast(self.dtype).movedim(a, 0)
         added = add_rows(value.node, from_front(index.node, self.shape[a]), self.shape[a])
         return self + self._result(added).movedim(0, a)
@@ -180,6 +185,7 @@ class Gathering(Handle):
         """A copy with the entries named replaced by the slices of source."""
         a = g.axis_of("index_copy", dim, self.ndim)
         _vector("index_copy", index)
+        check_index("index_copy", index, self.shape[a])
         table = self.movedim(a, 0).node
         value = source.cast(self.dtype).movedim(a, 0).node
         new = put_rows(table, value, from_front(index.node, self.shape[a]))
@@ -189,6 +195,8 @@ class Gathering(Handle):
         """A copy with the entries named filled with one number."""
         a = g.axis_of("index_fill", dim, self.ndim)
         n = self.shape[a]
+        _vector("index_fill", index)
+        check_index("index_fill", index, n)
         line = g.along(from_front(index.node, n), 0, (index.shape[0], n))
         hit = g.greatest(g.eq(line, g.along(iota(n), 1, line.shape)), (0,))
         return self._result(g.where(g.along(hit, a, self.shape), value, self.node))
@@ -241,6 +249,7 @@ def _aligned(who: str, x: Any, dim: int, index: Any) -> tuple[int, Node, Node]:
             raise ShapeError(
                 f"{who}: the index {list(index.shape)} exceeds {list(x.shape)} in axis {i}"
             )
+    check_index(who, index, x.shape[a])
     spec = [(0, n if i == a else m, 1)
             for i, (m, n) in enumerate(zip(index.shape, x.shape))]  # fmt: skip
     return a, g.slice_(x.node, spec), index.node

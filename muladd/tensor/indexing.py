@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from muladd import config
 from muladd.errors import DTypeError, IndexingError
-from muladd.ir import Dim, Node, Shape, const, iota, ops, sym
+from muladd.ir import Dim, Node, Shape, Storage, const, iota, ops, sym, toposort
 from muladd.ir import dtype as dt
+from muladd.tensor import backend
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import is_number
@@ -21,9 +24,9 @@ class Indexing(Handle):
     """Indexing as in NumPy and torch. Whole numbers and slices give views.
 
     Index tensors broadcast against each other; their axes stand where the first of them stood if
-    they are neighbours, else in front. An element of an index tensor outside its axis cannot raise
-    (nothing has run yet): reading gives 0, writing is left out. Indices known at the call are
-    checked.
+    they are neighbours, else in front. Negative indices count from the end. An element of an index
+    tensor that is outside its axis raises where it is known at the call (see `check_index`); where
+    it is only computed later, reading gives 0 and writing is left out.
     """
 
     __slots__ = ()
@@ -204,7 +207,7 @@ def _number(item: Any, n: Dim, axis: int) -> Dim:
 def _index_tensors(item: Any, sizes: Shape) -> list[Any]:
     """An integer index as itself, a mask as one index tensor per axis (this runs)."""
     if item.dtype is not dt.bool_:
-        _check_known(item, sizes[0])
+        check_index("index", item, sizes[0])
         return [item]
     if not item.ndim:
         return [None]
@@ -216,15 +219,48 @@ def _index_tensors(item: Any, sizes: Shape) -> list[Any]:
     return [type(item)(part, device=item.device) for part in found]
 
 
-def _check_known(item: Any, n: Dim) -> None:
-    """IndexingError where the index came as numbers and one of them is outside."""
-    buffer = item._raw.arg.buffer if item._raw.op is ops.INPUT and item.device == "INTERP" else None
-    if isinstance(buffer, np.ndarray) and isinstance(n, int) and buffer.size:
-        low, high = int(buffer.min()), int(buffer.max())
-        if low < -n or high >= n:
-            raise IndexingError(
-                f"index: an index tensor holds {low}..{high}, outside an axis of size {n}"
-            )
+MOST_CHECKED = 4096  # elements of an index tensor that are looked at in every call
+
+
+def check_index(
+    who: str, index: Any, n: Dim, least: int | None = None, ignored: int | None = None
+) -> None:
+    """IndexingError where an element of an index tensor is outside least (default -n)..n-1.
+
+    Looked at is what lies in the host's memory already, up to 4096 elements; with CHECK=1 every
+    index is computed and looked at. While a function is traced there is nothing to look at.
+    """
+    if not isinstance(n, int):
+        return
+    values = _known_values(index)
+    if values is not None and ignored is not None:
+        values = values[values != ignored]
+    if values is None or not values.size:
+        return
+    low, high, first = int(values.min()), int(values.max()), -n if least is None else least
+    if low < first or high >= n:
+        raise IndexingError(
+            f"{who}: an index tensor of shape {list(index.shape)} holds "
+            f"{low if low < first else high}, which is outside an axis of size {n}; expected "
+            f"{first}..{n - 1}"
+        )
+
+
+def _known_values(index: Any) -> np.ndarray | None:
+    if backend.is_tracing():
+        return None
+    if config.CHECK:
+        inputs = [x for x in toposort([index._value()]) if x.op is ops.INPUT]
+        return index.numpy() if all(isinstance(x.arg, Storage) for x in inputs) else None
+    node = index._raw
+    storage = index._kept if index._parent is None else None
+    if storage is None and node.op is ops.INPUT and isinstance(node.arg, Storage):
+        storage = node.arg
+    if storage is None or storage.buffer is None or index.device not in backend.HOSTS:
+        return None
+    if any(not isinstance(m, int) for m in index.shape) or prod(index.shape) > MOST_CHECKED:
+        return None
+    return backend.read(storage)
 
 
 # --- gathering and scattering rows ----------------------------------------------------------------

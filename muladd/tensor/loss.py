@@ -10,6 +10,7 @@ from muladd.ir import iota
 from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
+from muladd.tensor.indexing import check_index
 from muladd.tensor.operands import check_floating
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Loss(Handle):
                 f"nll_loss: the target is {g.describe(target._raw)}; expected class numbers of "
                 f"shape {list(expected)} for predictions {list(self.shape)}"
             )
+        check_index("nll_loss", target, self.shape[axis], 0, ignore_index)
         picked = -_pick(self, target, axis)
         weights = _class_weights(self, target, weight, ignore_index)
         losses = (target != ignore_index).where(picked * weights if weight is not None else picked,

@@ -819,12 +819,14 @@ def test_ten_thousand_steps_leave_memory_flat():
 
     for _ in range(500):
         step(x, y)
-    before = used()
-    for _ in range(10_000):
-        step(x, y)
-    after = used()
-    assert after[0] - before[0] < 4 << 20
-    assert after[1] - before[1] < 100
+    grown = []
+    for _ in range(2):  # what other tests left behind may move the memory once
+        before = used()
+        for _ in range(10_000):
+            step(x, y)
+        grown.append([after - start for after, start in zip(used(), before)])
+    assert min(size for size, _ in grown) < 1 << 20
+    assert min(count for _, count in grown) < 100
     assert step.traces == 1
 
 
