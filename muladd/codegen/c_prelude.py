@@ -1,4 +1,4 @@
-"""Functions in the C-like dialects' common ground that every rendered kernel begins with.
+"""What every kernel in a C-like language begins with: OpenCL C's words, and functions over them.
 
 pack and unpack take a float type's exponent and mantissa widths, which are constants wherever they
 are called. 4 exponent bits mean e4m3, which has no infinity. odd_* round to float32 so that an
@@ -6,15 +6,28 @@ inexact result's last bit is one (Boldo and Melquiond, 2008): rounding that agai
 is rounding once. divide_* round down and give zero for a zero divisor; nothing traps or overflows.
 """
 
-FUSED = """\
+OPENCL = """\
+#ifndef MULADD
+#define MULADD
+#pragma OPENCL FP_CONTRACT OFF
+#define GROUP_OF(n) __attribute__((reqd_work_group_size(n, 1, 1)))
+#define MEET barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#ifdef DECLARE_BUILTINS  // where the driver's own header is left out, as it is long
+#define OF __attribute__((overloadable, const))
+#define OF_REALS(t) t OF convert_##t##_sat(float); t OF convert_##t##_sat(double);
+size_t OF get_global_id(uint); size_t OF get_local_id(uint); size_t OF get_group_id(uint);
+size_t OF get_global_size(uint); size_t OF get_num_groups(uint);
+void __attribute__((overloadable, convergent)) barrier(cl_mem_fence_flags);
+float OF sqrt(float); float OF fma(float, float, float); float OF ldexp(float, int);
+double OF sqrt(double); double OF fma(double, double, double); double OF fabs(double);
+ulong OF clz(ulong); OF_REALS(char) OF_REALS(short) OF_REALS(int) OF_REALS(long)
+OF_REALS(uchar) OF_REALS(ushort) OF_REALS(uint) OF_REALS(ulong)
+#endif
 #ifdef FP_FAST_FMAF
 #define multiply_add fma
 #else  // a call of a function that emulates it, on some CPUs; the fast profile need not have it
 #define multiply_add(a, b, c) ((a) * (b) + (c))
 #endif
-"""
-
-PRELUDE = """\
 inline uint pack(float x, int exponent, int mantissa) {
   const uint bits = as_uint(x), magnitude = bits & 0x7fffffffu, drop = 23 - mantissa;
   const uint bias = (1u << (exponent - 1)) - 1, sign = (bits >> 31) << (exponent + mantissa);
@@ -61,4 +74,7 @@ inline long divide_s(long x, long y) {
   const long q = x / y, rest = x - q * y;
   return q - (rest && (rest ^ y) < 0);
 }
+inline ulong modulo_u(ulong x, ulong y) { return x - divide_u(x, y) * y; }
+inline long modulo_s(long x, long y) { return x - (ulong)divide_s(x, y) * (ulong)y; }
+#endif
 """

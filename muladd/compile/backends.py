@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from muladd.codegen import cstyle, llvm, native
@@ -55,7 +55,7 @@ class OpenCL(Backend):
         if not has_float64 and any(n.dtype is dtype.float64 for n in values):
             raise DeviceError(f"OPENCL: {self.device.machine.cpu} has no float64; cast to "
                               "float32, or use another device")  # fmt: skip
-        return cstyle.render(lowered, variables, cstyle.OPENCL, self.device.machine.l1)
+        return cstyle.render(lowered, variables, self.device.machine.l1)
 
     def build(self, rendered: Rendered) -> bytes:
         return rendered.source.encode()
@@ -65,10 +65,10 @@ class OpenCL(Backend):
 
     def load(self, blob: bytes, scratch: int) -> Any:
         handle = self.device.load(blob, "f")
-        return replace(handle, chunks=1 if handle.group else _ITEMS, scratch=scratch)
+        handle.scratch = scratch
+        return handle
 
 
-_ITEMS = 64  # work items of a group that have nothing to do with each other
 _BY_NAME: dict[str, type[Backend]] = {"OPENCL": OpenCL}
 
 

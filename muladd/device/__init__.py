@@ -29,7 +29,7 @@ __all__ = [
 
 _open: dict[str, Device] = {}
 _lock = threading.RLock()
-_NO_DEVICES = ("base", "machine")  # the modules of this room which are no device
+_NO_DEVICES = ("base", "machine", "queue")  # the modules of this room which are no device
 
 
 def names() -> list[str]:

@@ -47,18 +47,12 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel. `grid` is its number of chunks; None asks the kernel's own grid function.
-
-    groups and group_size are for devices with two levels of parallelism (OpenCL: global size is
-    groups * group_size per axis); elsewhere they are ignored.
-    """
+    """One kernel. `grid` is its number of chunks; None asks the kernel's own grid function."""
 
     kernel: Any
     args: tuple[Arg, ...]
     grid: Quantity | None
     name: str
-    groups: tuple[Quantity, ...] = ()
-    group_size: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +90,7 @@ def variables_of(steps: Sequence[Step]) -> int:
         elif isinstance(step, Copy):
             values, args = [step.nbytes], (step.to, step.source)
         elif isinstance(step, Launch):
-            values, args = [step.grid, *step.groups], step.args
+            values, args = [step.grid], step.args
         else:
             raise DeviceError(f"program: given {type(step).__name__}, expected Launch, Copy or "
                               "Repeat")  # fmt: skip

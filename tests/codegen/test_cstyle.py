@@ -125,13 +125,13 @@ def summed(rows: int = 4, columns: int = 1000, lanes: int = 1) -> Kernel:
 def test_one_work_item_for_each_result():
     source = cstyle.render(lower(plain(summed())), {}).source
     assert "if (chunk < 4L)" in source and "get_global_id(0)" in source
-    assert "barrier" not in source and "local" not in source.split("kernel void")[1]
+    assert "MEET;" not in source and "local" not in source.split("kernel void")[1]
 
 
 def test_a_group_for_each_row(opencl):
     rendered = cstyle.render(lower(groups.schedule(summed(), opencl.machine)), {})
-    assert "reqd_work_group_size(64, 1, 1)" in rendered.source
-    assert rendered.source.count("barrier(") == 7 and "local float" in rendered.source
+    assert "GROUP_OF(64) void" in rendered.source
+    assert rendered.source.count("MEET;") == 7 and "local float" in rendered.source
     assert rendered.scratch == 0
 
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from muladd import device
+from muladd.codegen import c_prelude
 from muladd.device import Arg, Copy, Launch, Repeat, Variable
 from muladd.errors import DeviceError, OutOfMemory
 
 pytest.importorskip("pyopencl")
 
-ADD = b"""
+# OpenCL C's own functions are declared by the renderer, as PoCL is slow at reading its header
+ADD = c_prelude.OPENCL.encode() + b"""
 kernel void add(global char *a, long ao, global char *b, long bo, long n) {
   global long *x = (global long *)(a + ao);
   global long *y = (global long *)(b + bo);
@@ -41,10 +43,10 @@ def read(opencl, buffer):
     return array
 
 
-def test_launch_with_groups_and_variables(opencl):
+def test_launch_with_variables(opencl):
     a, b = filled(opencl, range(10)), filled(opencl, range(10))
     kernel = opencl.load(ADD, "add")
-    step = Launch(kernel, (Arg(0), Arg(1)), None, "add", groups=(2,), group_size=(8,))
+    step = Launch(kernel, (Arg(0), Arg(1)), 16, "add")
     program = opencl.program([step], 2)
     program.timing = True
     program.run([a, b], [7])
@@ -72,7 +74,8 @@ def test_repeat_moves_arguments_and_copies(opencl):
 
 def test_errors(opencl):
     with pytest.raises(DeviceError, match="compiling"):
-        opencl.load(b"kernel void broken(", "broken")
+        kernel = opencl.load(b"kernel void broken(", "broken")
+        opencl.program([Launch(kernel, (), 1, "broken")], 0)
     with pytest.raises(OutOfMemory):
         opencl.allocate(1 << 60)
-    assert isinstance(opencl.has_float64, bool) and isinstance(opencl.has_float16, bool)
+    assert isinstance(opencl.has_float64, bool)

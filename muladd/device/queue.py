@@ -1,0 +1,114 @@
+"""Programs for devices that are told each command: the host walks the steps and fills in numbers.
+
+What a device of this kind (OpenCL, Metal, CUDA) must add is how one launch and one copy are put in
+its queue, and how long a finished one took.
+"""
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from muladd.device.base import (
+    Arg,
+    Buffer,
+    Copy,
+    Executable,
+    Launch,
+    LaunchTime,
+    Quantity,
+    Repeat,
+    Step,
+    Variable,
+    leaves,
+)
+from muladd.errors import DeviceError
+
+Place = tuple[Any, int]  # a buffer's handle, and a byte in it
+
+
+@dataclass
+class _Run:
+    """One run's state: buffers by slot, variables, the index of each enclosing loop."""
+
+    handles: list[Any]
+    variables: list[int]
+    loops: list[int]
+
+    def quantity(self, value: Quantity) -> int:
+        return value.scale * self.variables[value.index] if isinstance(value, Variable) else value
+
+    def place(self, arg: Arg) -> Place:
+        moved = sum(self.loops[depth] * self.quantity(stride) for depth, stride in arg.steps)
+        return self.handles[arg.slot], self.quantity(arg.offset) + moved
+
+
+class Queued(Executable):
+    """Enqueues its steps, one after the other."""
+
+    def __init__(self, name: str, steps: Sequence[Step], slots: int) -> None:
+        self.name, self.steps, self.slots = name, tuple(steps), slots
+        self._order = list(leaves(self.steps))
+        self._numbers = {id(step): number for number, step in enumerate(self._order)}
+        self._events: list[tuple[int, Any]] = []
+
+    @abstractmethod
+    def launch(self, kernel: Any, grid: int, places: list[Place], variables: list[int]) -> Any:
+        """Enqueue a kernel; gives what `seconds` takes."""
+
+    @abstractmethod
+    def copy(self, to: Place, source: Place, nbytes: int) -> Any:
+        """Enqueue a copy of bytes that may overlap; gives what `seconds` takes."""
+
+    @abstractmethod
+    def seconds(self, event: Any) -> float:
+        """What a launch or copy took, once it has ended."""
+
+    def run(self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()) -> None:
+        handles = [a.handle for a in addresses if isinstance(a, Buffer)]
+        if len(handles) != self.slots:
+            raise DeviceError(f"{self.name}.run: given {len(handles)} buffers, expected "
+                              f"{self.slots}")  # fmt: skip
+        self._walk(self.steps, _Run(handles, list(variables), []))
+
+    def _walk(self, steps: Sequence[Step], run: _Run) -> None:
+        for step in steps:
+            if isinstance(step, Repeat):
+                self._repeat(step, run)
+                continue
+            event = None
+            if isinstance(step, Copy):
+                to, source, nbytes = run.place(step.to), run.place(step.source), step.nbytes
+                if (count := run.quantity(nbytes)) > 0 and to != source:
+                    event = self.copy(to, source, count)
+            elif grid := run.quantity(_grid(step)):
+                places = [run.place(arg) for arg in step.args]
+                event = self.launch(step.kernel, grid, places, run.variables)
+            if self.timing and event is not None:
+                self._events.append((self._numbers[id(step)], event))
+
+    def _repeat(self, step: Repeat, run: _Run) -> None:
+        count = run.quantity(step.count)
+        run.loops.append(0)
+        for index in reversed(range(count)) if step.reverse else range(count):
+            run.loops[-1] = index
+            if step.index_var is not None:
+                run.variables[step.index_var] = index
+            self._walk(step.body, run)
+        run.loops.pop()
+
+    def times(self) -> list[LaunchTime]:
+        seconds, calls = [0.0] * len(self._order), [0] * len(self._order)
+        for number, event in self._events:
+            seconds[number] += self.seconds(event)
+            calls[number] += 1
+        self._events.clear()
+        names = [getattr(step, "name", "copy") for step in self._order]
+        return [LaunchTime(*row) for row in zip(names, seconds, calls, strict=True)]
+
+
+def _grid(step: Launch) -> Quantity:
+    if step.grid is None:
+        raise DeviceError(f"launch of {step.name!r}: no grid given, expected the number of chunks")
+    return step.grid
