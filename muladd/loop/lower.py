@@ -9,6 +9,7 @@ are padded, so they need neither.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from itertools import product
 
@@ -40,6 +41,7 @@ class _Lowering:
         self.arrays: dict[str, Array] = {}
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
+        self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
         self.strides = {s.name: self._storage(s) for s in self.kernel.stages}
 
     def run(self) -> Lowered:
@@ -150,10 +152,15 @@ class _Lowering:
             turn = values.get(first.loop, first.loop)
             end = sym.add(sym.mul(sym.add(turn, 1), first.stride), -1)
             condition = sym.both(condition, sym.less(end, a.arg.extent))
-        if self._meets(s):
+        if plan.group and self._meets(s):
             return self._nest(s, loops, values, frozenset(full))
+        serial = [x for x in loops if not plan.unrolls(s, x) and not plan.spreads(s, x)]
+        if condition is not True and not self._touches_arguments(s):
+            if any(plan.owner(x) in ragged for x in serial):
+                return self._nest(s, loops, values, frozenset(full))  # only its loops end sooner
+            condition = True
         whole = self._nest(s, loops, values, frozenset(full | set(ragged)))
-        if condition is True or not self._touches_arguments(s):
+        if condition is True:
             return whole
         last = self._nest(s, loops, values, frozenset(full))
         return [If(condition, whole, last)] if isinstance(condition, Node) else last
@@ -170,9 +177,11 @@ class _Lowering:
         if not serial:
             return self._reduce_body(s, loops, values, full, [])
         loop = serial[0]
-        if plan.owner(loop) in s.reduced:
-            return self._reduce_body(s, [x for x in loops if x not in serial], values, full, serial)
         rest = [x for x in loops if x is not loop]
+        if plan.owner(loop) in s.reduced:
+            if any(plan.owner(x) not in s.reduced for x in serial):
+                return self._blocked(s, loop, rest, values, full)
+            return self._reduce_body(s, [x for x in loops if x not in serial], values, full, serial)
         return self._turns(s, loop, values, full, lambda v, f: self._nest(s, rest, v, f))
 
     def _turns(
@@ -196,7 +205,33 @@ class _Lowering:
             sym.mul(values.get(x.loop, x.loop), x.stride) for x in leaves[: leaves.index(leaf)]
         )
         left = sym.div(sym.add(sym.sub(n, before), leaf.stride - 1), leaf.stride)
-        return _loop(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, full))
+        inner = full | {axis} if leaf.stride == 1 else full  # the bound keeps every turn inside
+        return _loop(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, inner))
+
+    def _blocked(
+        self, s: Stage, loop: Node, rest: list[Node], values: Values, full: frozenset
+    ) -> list[Statement]:
+        """A sum done a block at a time: the partial results wait in the stage's own buffer."""
+        plan = self.plan
+        beside = [x for x in rest if plan.spreads(s, x) or plan.unrolls(s, x)]
+        if s.argument is not None or s.accumulator is not s.dtype or s.name not in self.arrays:
+            raise ScheduleError(f"stage {s.name}: an output loop stands inside a reduced loop; "
+                                "`keep` the stage first")  # fmt: skip
+        if any(plan.owner(x) in s.reduced for x in beside):
+            raise ScheduleError(f"stage {s.name}: lanes of a sum that is done block by block")
+        assert s.reduction is not None
+        out: list[Statement] = []
+        if s.name not in self.waiting:
+            empty = replace(s, value=identity(s.reduction, s.dtype), reduction=None, reduced=())
+            outputs = [x for x in rest if plan.owner(x) not in s.reduced]
+            out = self._nest(empty, outputs, values, full)
+        before, self.waiting = self.waiting, self.waiting | {s.name}
+        out += self._turns(
+            s, loop, values, full,
+            lambda v, f: self._with_copies(loop, v, self._nest(s, rest, v, f)),
+        )  # fmt: skip
+        self.waiting = before
+        return out
 
     def _reduce_body(
         self, s: Stage, lanes: list[Node], values: Values, full: frozenset, serial: list[Node]
@@ -227,7 +262,11 @@ class _Lowering:
         name = f"{s.name}.acc{len(self.arrays)}"
         self.arrays[name] = Array(name, d, len(turns), max(width, 1))
         start = _wide(identity(s.reduction, d), width)
-        out: list[Statement] = [Store(name, _at(k), start) for k in range(len(turns))]
+        out: list[Statement] = [
+            Store(name, _at(k), self._partial(s, {**values, **turn}, vector)
+                  if s.name in self.waiting else start)
+            for k, turn in enumerate(turns)
+        ]  # fmt: skip
 
         def update(v: Values, f: frozenset) -> list[Statement]:
             body: list[Statement] = []
@@ -255,6 +294,12 @@ class _Lowering:
             put = self._put(s, total, turn, full, across)
             out.extend([If(first, put)] if isinstance(first, Node) else put)
         return out
+
+    def _partial(self, s: Stage, values: Values, vector: Node | None) -> Node:
+        """What a sum done block by block has come to, at one turn."""
+        at_turn = tuple(sym.replace(self.plan.value(a), values) for a in s.axes)
+        slot = sym.as_node(self._slot(s.name, at_turn, values))
+        return spread(make(ops.LOAD, (slot,), s.name, s.dtype), vector)
 
     def _reduced_loops(
         self, s: Stage, serial: list[Node], values: Values, full: frozenset, update: _Inside

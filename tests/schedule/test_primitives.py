@@ -133,7 +133,7 @@ def loop_of(name: str) -> Callable[[Plan], str]:
 
 def stage_texts(plan: Plan) -> str:
     return " | ".join(line.split(" over")[0].split(" ->")[0]
-                      for line in plan.kernel.text().splitlines() if re.match(r"[cs]\d\[", line))
+                      for line in plan.kernel.text().splitlines() if re.match(r"[cds]\d\[", line))
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,13 @@ EXAMPLES = {
                     "p1.1<8*t"),
     "nontemporal": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
                            "s3 at 2:  nontemporal"),
+    "keep": Example(
+        product, (), stage_texts,
+        "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
+        "b1:float32[(p1 + (r0 * 48))])",
+        "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
+        "b1:float32[(p1 + (r0 * 48))]) | d0[p0<512, p1<48] float32 = s0[p0, p1]",
+    ),
     "copy": Example(
         product, (), stage_texts,
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
@@ -255,6 +262,30 @@ def run(plan: Plan, inputs: list[np.ndarray]) -> np.ndarray:
     out = np.empty_like(inputs[-1])
     place.copy_out(buffers[-1], out)
     return out
+
+
+_BLOCKS = ("copy s0 right c0", "copy s0 left c1", "keep s0 d0", "split p0 5 6", "split p1 2 3 8",
+           "split r0 7", "split c0.r0 7", "split c1.r0 7", "outer p1.0 p0.0",
+           "nest s0 r0.0 p1.1 p0.1 r0.1 p0.2 p1.2 p1.3", "unroll s0 p0.2 p1.2",
+           "layout s0 p1.1 p0.1 p0.2 p1.2 p1.3", "at c0 r0.0", "nest c0 c0.r0.1 p1.1 p1.2 p1.3",
+           "at c1 r0.0", "vector s0 p1.3", "vector c0 p1.3")  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(512, 48, 20), (61, 97, 21), (5, 7, 3), (30, 48, 7)])
+def test_a_sum_in_blocks_is_the_sum(shape):
+    """Partial results wait in the kernel, copies are made for each block, and nothing is whole:
+    the terms are added in the same order, so not a bit differs."""
+    kernel = product(*shape)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    plain = apply(kernel, ())
+    assert (run(plain, inputs) == run(apply(kernel, _BLOCKS), inputs)).all()
+
+
+def test_partial_results_need_a_place():
+    plan = apply(product(), ("split r0 4", "outer", "nest s0 r0.0 p0 p1 r0.1"))
+    with pytest.raises(ScheduleError, match="`keep` the stage first"):
+        lower(plan)
 
 
 # --- misuse --------------------------------------------------------------------------------------

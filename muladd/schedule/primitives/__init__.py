@@ -14,8 +14,8 @@ from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan, plain
 
-NAMES = ("collapse", "split", "outer", "parallel", "copy", "at", "nest", "layout", "vector",
-         "unroll", "bind", "nontemporal")  # fmt: skip
+NAMES = ("collapse", "split", "outer", "parallel", "copy", "keep", "at", "nest", "layout",
+         "vector", "unroll", "bind", "nontemporal")  # fmt: skip
 Schedule = tuple[str, ...]
 
 

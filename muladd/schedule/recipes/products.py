@@ -153,6 +153,11 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     plan, packed_rows = _pack(plan, s, sides.broadcast, "c1") if pack_rows else (plan, False)
     plan = _merge_reduced(plan, s.name)
     itemsize = 4
+    depths = [a for a in plan.kernel.stage(s.name).reduced if extent(a) > 1]
+    if packed and packed_rows and len(depths) == 1:
+        square = tile(machine, rows, columns, False)
+        if depth >= 2 * _deep(machine, square):
+            return deep(plan, machine, s.name, sides, batch, square)
     fitting = machine.l2 // 2 // max(depth * t.columns * itemsize, 1)
     if pack_rows:  # a copied panel of rows must serve several panels of columns
         fitting = max(fitting, 4)
@@ -193,6 +198,76 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         if other.name != "c1":
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan)
+
+
+def _deep(machine: Machine, t: Tile) -> int:
+    """Terms of a sum for which the panels of one tile stay in the nearest cache."""
+    return machine.l1 * 3 // 4 // ((t.columns + t.rows) * 4)
+
+
+def deep(
+    plan: Plan, machine: Machine, name: str, sides: _Sides, batch: list[Node], t: Tile
+) -> Plan:
+    """A long sum, a block of it at a time for a whole area of results, which wait meanwhile.
+
+    Panels of both sides (c0, c1) are copied for each block: a panel of columns stays in the first
+    cache while all rows of the area pass by, the rows in the second.
+    """
+    I, J = sides.row.arg.name, sides.column.arg.name
+    plan = step(plan, f"keep {name} d0")
+    k = max(plan.kernel.stage(name).reduced, key=extent)
+    K, blocks = k.arg.name, -(-extent(k) // _deep(machine, t))
+    terms = -(-extent(k) // blocks)
+    rows, columns = -(-extent(sides.row) // t.rows), -(-extent(sides.column) // t.columns)
+    high, wide = _area(machine, rows, columns, t, terms, size(batch))
+    plan = step(plan, f"split {I} {high} {t.rows}")
+    plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
+    for loop in (K, f"c0.{K}", f"c1.{K}"):
+        plan = step(plan, f"split {loop} {terms}")
+    names = [a.arg.name for a in batch]
+    plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0"]))
+    plan = step(plan, f"parallel {len(names) + 2}")
+    others = [x for x in _reduced_names(plan, name).split() if x not in (f"{K}.0", f"{K}.1")]
+    inner = f"{I}.2 {J}.2 {J}.3"
+    plan = step(plan, f"nest {name} {K}.0 {J}.1 {I}.1 {' '.join(others)} {K}.1 {inner}")
+    plan = step(plan, f"layout {name} {J}.1 {I}.1 {inner}")
+    plan = step(plan, f"unroll {name} {I}.2 {J}.2")
+    for copy, panel, near in (("c0", f"{J}.1", f"{J}.2 {J}.3"), ("c1", f"{I}.1", f"{I}.2")):
+        plan = step(plan, f"at {copy} {K}.0")
+        own = " ".join(x for x in _own(plan, copy).split() if x != f"{copy}.{K}.0")
+        plan = step(plan, f"layout {copy} {panel} {own} {near}")
+        plan = step(plan, f"nest {copy} {own} {panel} {near}")  # as the source lies in memory
+    plan = step(plan, f"unroll c0 {J}.2")
+    plan = step(plan, f"unroll c1 {I}.2")
+    for other in plan.kernel.stages:
+        if other.name not in (name, "c0", "c1"):
+            own = f"{_own(plan, other.name)} {_reduced_names(plan, other.name)}"
+            plan = step(plan, f"nest {other.name} {J}.1 {I}.1 {I}.2 {own} {J}.2 {J}.3")
+            plan = step(plan, f"unroll {other.name} {J}.2")
+        if other.name != "c1":
+            plan = step(plan, f"vector {other.name} {J}.3")
+    return stream(plan)
+
+
+def _area(
+    machine: Machine, rows: int, columns: int, t: Tile, depth: int, others: int
+) -> tuple[int, int]:
+    """Tiles down and across of the results that one thread sums at a time."""
+    least = -(-rows * t.rows * depth * 4 // (machine.l2 // 2))
+    best: tuple[float, int, int] | None = None
+    for down in range(min(least, rows), min(least + 8, rows) + 1):
+        for across in range(1, min(columns, 16) + 1):
+            chunks = down * across * others
+            uneven = -(-chunks // machine.cores) * machine.cores / chunks
+            few = max(1.0, 2 * machine.cores / chunks)
+            high, wide = -(-rows // down), -(-columns // across)
+            copied = 12.0 / (high * t.rows) + 12.0 / (wide * t.columns)  # beside the products
+            score = (1 + copied) * uneven * few
+            if best is None or score < best[0]:
+                best = (score, high, wide)
+    assert best is not None
+    _, high, wide = best
+    return high, wide
 
 
 def _pack(plan: Plan, stage: Stage, operand: Node, name: str) -> tuple[Plan, bool]:
