@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
+from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
 
@@ -111,7 +112,9 @@ class _Renderer:
             elif isinstance(s, Grid):
                 self.grid(s)
             elif isinstance(s, Barrier):
-                pass  # one thread runs a chunk
+                raise ScheduleError("codegen: in this plan threads of a group wait for each other "
+                                    "(`bind`), but on a CPU one thread does a whole chunk; use "
+                                    "`parallel`, or a device with groups")  # fmt: skip
 
     def grid(self, s: Grid) -> None:
         """for c in lo..hi, with the grid's loops decoded from c."""

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("pyopencl")
 
 from muladd import device
-from muladd.codegen import cstyle
+from muladd.codegen import cstyle, llvm
 from muladd.compile import backends
 from muladd.compile.fuzzing import runner
-from muladd.errors import DeviceError
+from muladd.errors import DeviceError, ScheduleError
 from muladd.interp.differential import check
 from muladd.ir import Node, Storage, dtype, make, ops, sym
 from muladd.loop.kernel import Argument, Kernel, Stage
@@ -140,6 +140,12 @@ def test_what_is_too_large_for_the_group_lies_in_scratch(opencl):
     rendered = cstyle.render(lowered, {}, local_bytes=64)
     assert rendered.scratch > 64 and "global char *scratch" in rendered.source
     assert "chunk += get_num_groups(0)" in rendered.source  # fewer groups than chunks share it
+
+
+def test_one_thread_of_a_cpu_cannot_be_a_group(opencl):
+    lowered = lower(groups.schedule(summed(), opencl.machine))
+    with pytest.raises(ScheduleError, match="wait for each other"):
+        llvm.render(lowered, {})
 
 
 def test_vectors_are_refused():
