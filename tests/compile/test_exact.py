@@ -37,13 +37,18 @@ class Plain(backends.Backend):
 
 
 def compiled(outputs, inputs, how="host", threads=2):
-    """The results of a graph by one kind of code, as bits."""
-    device = devices.get("CPU")
-    device.machine = MACHINES[how]
+    """The results of a graph by one kind of code, or on the other device, as bits."""
+    other = how not in MACHINES
+    if other:
+        pytest.importorskip("pyopencl")
+    device = devices.get(how if other else "CPU")
     leaves = list(inputs)
     params = {n: param(i, n.shape, n.dtype) for i, n in enumerate(leaves)}
-    found = (Plain if how == "plain" else backends.Backend)(device)
-    device.set_threads(threads)
+    found = backends.of(device)
+    if not other:
+        device.machine = MACHINES[how]
+        device.set_threads(threads)
+        found = (Plain if how == "plain" else backends.Backend)(device)
     try:
         with config.context(PROFILE="exact"), pytest.MonkeyPatch.context() as patch:
             patch.setattr(backends, "of", lambda _: found)
@@ -53,8 +58,9 @@ def compiled(outputs, inputs, how="host", threads=2):
             results = program.run(buffers)
         return [download(device, b, n, {}) for b, n in zip(results, outputs)]
     finally:
-        device.machine = HOST
-        device.set_threads(2)
+        if not other:
+            device.machine = HOST
+            device.set_threads(2)
 
 
 def bits(x: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ def bits(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(whole).view(f"u{x.dtype.itemsize}")
 
 
-def same(outputs, inputs, kinds=tuple(MACHINES), threads=(2,)) -> None:
+def same(outputs, inputs, kinds=(*MACHINES, "OPENCL"), threads=(2,)) -> None:
     wanted = evaluate(outputs, inputs, profile="exact", expand=expand)
     for how, count in itertools.product(kinds, threads):
         found = compiled(outputs, inputs, how, count)
@@ -95,7 +101,8 @@ def test_forward_and_backward(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_two_hundred_steps_of_adam(name):
     outputs, inputs = training(name)
-    same(outputs, inputs, kinds=("host", "avx512") if name != "perceptron" else tuple(MACHINES))
+    few = {} if name == "perceptron" else {"kinds": ("host", "avx512", "OPENCL")}
+    same(outputs, inputs, **few)
 
 
 # --- reductions ----------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ def test_elementwise_over_all_bit_patterns(d):
     outputs += [make(op, (a, b)) for op in (ops.DIV, ops.ADD, ops.MUL, ops.MAX, ops.LT)]
     outputs += [make(ops.ADD, (scaled, b)), make(ops.CAST, (a,), None, dt.int32),
                 make(ops.CAST, (a,), None, dt.float16), make(ops.CAST, (a,), None, dt.bfloat16)]
-    same(outputs, {a: x, b: y}, kinds=("host", "avx512"))
+    same(outputs, {a: x, b: y}, kinds=("host", "avx512", "OPENCL"))
 
 
 def test_a_product_and_a_sum_are_not_contracted():
