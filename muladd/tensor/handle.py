@@ -83,7 +83,7 @@ class Handle:
 
     __slots__ = (
         "_raw", "device", "_parent", "_origin", "_step", "_seen", "_stopped", "_leaf", "_kept",
-        "grad", "__weakref__",
+        "_beside", "grad", "__weakref__",
     )  # fmt: skip
 
     _raw: Node
@@ -95,6 +95,7 @@ class Handle:
     _stopped: bool
     _leaf: bool
     _kept: Any  # the storage of the value, once computed (a graph that remembers it is no owner)
+    _beside: list[weakref.ref] | None  # what backward() related to this: a loss and its gradients
     grad: Tensor | None
 
     if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Handle:
         """A new root handle on a node."""
         new = object.__new__(cls)
         new._raw, new.device, new.grad = node, device, None
-        new._parent = new._step = new._seen = new._kept = None
+        new._parent = new._step = new._seen = new._kept = new._beside = None
         new._origin, new._stopped, new._leaf = None, stopped, False
         if watcher:
             watcher[-1].made(new)

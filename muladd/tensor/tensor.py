@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ class Tensor(
         self.device, self.grad = name, None
         self._parent = self._step = self._seen = None
         self._origin, self._stopped, self._leaf, self._kept = None, False, False, None
+        self._beside = None
         if watcher:
             watcher[-1].made(self)
         self._raw = _node_of(data, wanted, name)
@@ -91,9 +93,20 @@ class Tensor(
             self._stopped = self._stopped and self._parent is not None
 
     def storage(self) -> Storage:
-        """The realised storage behind this tensor (computes it)."""
-        self.realize()
+        """The realised storage behind this tensor (computes it).
+
+        A loss after backward() is computed together with the gradients, which take the same steps.
+        """
+        if self._kept is None and self._beside and not backend.is_tracing():
+            self.realize(*self._pending_beside())
+        else:
+            self.realize()
         return self._kept
+
+    def _pending_beside(self) -> list[Tensor]:
+        """What backward() related to this tensor, here, and is not computed yet."""
+        found = [reference() for reference in self._beside or ()]
+        return [t for t in found if t is not None and t._kept is None and t.device == self.device]
 
     def numpy(self) -> np.ndarray:
         """The values as a new NumPy array (bfloat16 and float8 as float32)."""
@@ -233,9 +246,13 @@ class Tensor(
         for t, node in zip(leaves, grads):
             if node is None:
                 continue
+            losses = [weakref.ref(self)]
             if t.grad is not None:
                 node = graph.add(t.grad._value(), node)
+                losses += [r for r in t.grad._beside or () if r() is not None]
             t.grad = t._of(node, t.device, stopped=not create_graph)
+            t.grad._beside = losses
+            self._beside = [*(self._beside or ()), weakref.ref(t.grad)]
 
     def _leaves_below(self) -> list[Tensor]:
         found: dict[int, Tensor] = {}

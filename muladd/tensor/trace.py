@@ -574,7 +574,7 @@ class Trace:
                 call(head + pack(*[b.address for b in held], buffer.address, arena))
         new = object.__new__(Tensor)
         new._raw, new.device, new._kept = node, self.device, storage
-        new._parent = new._step = new._seen = new._origin = new.grad = None
+        new._parent = new._step = new._seen = new._origin = new.grad = new._beside = None
         new._stopped = new._leaf = False
         return new
 

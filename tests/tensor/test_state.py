@@ -307,3 +307,47 @@ def test_equal_states_have_memory_of_their_own(device):
     buffers = [id(t.storage().buffer) for t in (source, a, b, c, d)]
     assert len(set(buffers)) == 5
     assert a.tolist() == b.tolist() == [1.0, 2.0] and c.tolist() == d.tolist() == [1.0]
+
+
+# --- a loss and its gradients are computed once ---------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before backward", "before the step", "after the step"])
+def test_the_value_of_a_loss_belongs_to_the_weights_before_the_step(when, device):
+    from muladd import nn
+
+    w = Tensor([3.0, 4.0], requires_grad=True)
+    optimizer = nn.optim.SGD([w], lr=0.5)
+    for expected in (25.0, 0.0):
+        optimizer.zero_grad()
+        loss = (w * w).sum()
+        values = [loss.item()] if when == "before backward" else []
+        loss.backward()
+        if when == "before the step":
+            values.append(loss.item())
+        optimizer.step()
+        values.append(loss.item())
+        assert values == [expected] * len(values)
+    assert w.tolist() == [0, 0]
+
+
+def test_asking_for_a_loss_after_the_step_computes_nothing(device, monkeypatch):
+    from muladd import nn
+    from muladd.tensor import backend
+
+    w = Tensor([3.0, 4.0], requires_grad=True)
+    optimizer = nn.optim.SGD([w], lr=0.5)
+    loss = (w * w).sum()
+    loss.backward()
+    optimizer.step()
+    runs = []
+    run = backend._run
+    monkeypatch.setattr(backend, "_run", lambda roots, where: runs.append(
+        [r for r in roots if r.op.name != "INPUT"]) or run(roots, where))  # fmt: skip
+    assert loss.item() == 25 and not any(runs)
+    loss = ((w - 1) ** 2).sum()
+    optimizer.zero_grad()
+    loss.backward()
+    assert loss.item() == 2  # the gradient was computed with it
+    runs.clear()
+    assert w.grad.tolist() == [-2, -2] and not any(runs)

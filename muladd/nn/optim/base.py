@@ -145,7 +145,14 @@ class Optimizer:
                 old.assign(new if skip is None else skip.where(old.detach(), new))
                 changed.append(old)
         if not is_tracing():
-            self.step_count.realize(*changed[1:])
+            self.step_count.realize(*changed[1:], *self._losses())
+
+    def _losses(self) -> list[Tensor]:
+        """What backward() was called on: computed along with the step, or else it would be
+        computed once more when its value is asked for."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        losses = [t for g in gradients for t in g._pending_beside() if t.ndim == 0]
+        return list({id(t): t for t in losses}.values())
 
     def _changes(
         self, group: Group, states: list[State], shared: State
