@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from oracle import compare`
 
-DEVICES = os.environ.get("MULADD_TEST_DEVICES", "CPU").split(",")
+DEVICES = os.environ.get("MULADD_TEST_DEVICES", "CPU,OPENCL").split(",")
 
 
 def pytest_configure(config):
@@ -16,12 +16,28 @@ def pytest_configure(config):
 
 
 @pytest.fixture(params=DEVICES)
-def device(request):
+def device(request, monkeypatch):
     """The name of a device; tensors made in the test live there unless told otherwise."""
     from muladd import config
 
+    if request.param == "OPENCL":
+        _require_opencl(monkeypatch)
     with config.context(DEVICE=request.param):
         yield request.param
+
+
+def _require_opencl(monkeypatch):
+    """Skips where there is no driver. Programs are built without the driver's optimisation: that is
+    most of the time here, and tests/codegen, tests/device and tests/compile have it on."""
+    pytest.importorskip("pyopencl")
+    from muladd import device as devices
+    from muladd.errors import DeviceError
+
+    try:
+        devices.get("OPENCL")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("PYOPENCL_BUILD_OPTIONS", "-cl-opt-disable")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from muladd import Tensor
+from muladd import Tensor, config
 
 torch.set_num_threads(1)
 
@@ -38,8 +38,16 @@ def compare(function, *arrays, oracle=None, gradient=True, rtol=None, atol=None,
     theirs = [torch.tensor(a, requires_grad=gradient and a.dtype.kind == "f") for a in arrays]
     got, expected = arrays_of(function(*ours)), arrays_of(oracle(*theirs))
     assert len(got) == len(expected)
-    weights = np.random.default_rng(3)
-    mine, other = [], []
+    losses = joined(got, expected)
+    back = losses is not None
+    if losses:
+        losses[1].backward()
+        # constant almost everywhere: there is nothing to go back through
+        back = any(t.grad is not None and t.grad.any() for t in theirs)
+        if back:
+            losses[0].backward()
+    if config.get("DEVICE") != "CPU":  # other devices' compilers are slow to begin: all in one go
+        Tensor.realize(*got, *(t.grad for t in ours if t.grad is not None))
     for a, b in zip(got, expected):
         x, y = numbers(a), numbers(b)
         assert x.shape == y.shape, f"shape {x.shape}, torch has {y.shape}"
@@ -47,21 +55,8 @@ def compare(function, *arrays, oracle=None, gradient=True, rtol=None, atol=None,
             np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
         else:
             np.testing.assert_array_equal(x, y)
-        if isinstance(b, torch.Tensor) and b.requires_grad:
-            w = weights.uniform(0.5, 1.5, y.shape).astype(y.dtype)
-            mine.append((a * Tensor(w)).sum())
-            other.append((b * torch.tensor(w)).sum())
-    if not mine:
-        return
-    loss, oracle_loss = mine[0], other[0]
-    for a, b in zip(mine[1:], other[1:]):
-        loss, oracle_loss = loss + a, oracle_loss + b
-    oracle_loss.backward()
-    if not any(t.grad is not None and t.grad.any() for t in theirs):
-        return  # constant almost everywhere: there is nothing to go back through
-    loss.backward()
     for i, (a, b) in enumerate(zip(ours, theirs)):
-        if b.requires_grad:
+        if back and b.requires_grad:
             if b.grad is None:
                 assert a.grad is None or not a.grad.numpy().any()
                 continue
@@ -70,3 +65,21 @@ def compare(function, *arrays, oracle=None, gradient=True, rtol=None, atol=None,
                 mine_grad, b.grad.numpy(), rtol=max(rtol * 10, 1e-4 if not wide else 0),
                 atol=max(atol * 10, 1e-5 if not wide else 0), err_msg=f"gradient of argument {i}",
             )  # fmt: skip
+
+
+def joined(got, expected):
+    """Both sides' results as one number each, or None where torch has no gradient of any."""
+    weights = np.random.default_rng(3)
+    mine, other = [], []
+    for a, b in zip(got, expected):
+        if isinstance(b, torch.Tensor) and b.requires_grad:
+            assert tuple(a.shape) == tuple(b.shape)
+            w = torch.tensor(weights.uniform(0.5, 1.5, b.shape)).to(b.dtype)
+            mine.append((a * Tensor(numbers(w))).sum())
+            other.append((b * w).sum())
+    if not mine:
+        return None
+    loss, oracle_loss = mine[0], other[0]
+    for a, b in zip(mine[1:], other[1:]):
+        loss, oracle_loss = loss + a, oracle_loss + b
+    return loss, oracle_loss
