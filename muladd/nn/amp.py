@@ -2,7 +2,7 @@
 
     scaler = amp.GradScaler()
     with amp.autocast("float16"):
-        loss = model(x).cross_entropy(y)          # matmul and conv inputs are cast, nothing else
+        loss = model(x).cross_entropy(y)          # products in 16 bits, the loss in 32
     scaler.scale(loss).backward()
     scaler.step(optimizer)                        # skipped, inside the graph, where a gradient
     scaler.update()                               # overflowed; the factor adapts
@@ -14,57 +14,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
-from muladd.tensor import Tensor, no_grad
+from muladd.tensor import Tensor, no_grad, precision
 from muladd.tensor.backend import is_tracing
-from muladd.tensor.handle import ambient
 
 if TYPE_CHECKING:
     from muladd.nn.optim import Optimizer
 
-_compute: ContextVar[DType | None] = ContextVar("muladd.nn.amp", default=None)
-ambient.append(_compute.get)  # a compiled function is traced for each dtype
-
 
 @contextmanager
 def autocast(dtype: str | DType = "bfloat16", enabled: bool = True) -> Iterator[None]:
-    """Inside, the layers of `muladd.nn` feed their matrix products and convolutions this dtype."""
+    """Inside, matrix products and convolutions are fed this dtype, those of layers and bare ones
+    (`x @ w`); softmax, norms and losses are fed float32."""
     kind = dt.dtype(dtype)
     if not kind.is_float:
         raise dt.DTypeError(f"autocast: takes a floating-point dtype, got {kind.name}")
-    token = _compute.set(kind if enabled else None)
+    token = precision.product_dtype.set(kind if enabled else None)
     try:
         yield
     finally:
-        _compute.reset(token)
+        precision.product_dtype.reset(token)
 
 
 def compute_dtype() -> DType | None:
     """The dtype that `autocast` asks for here and now, or None."""
-    return _compute.get()
+    return precision.product_dtype.get()
 
 
 def lower(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The operands of a product as `autocast` wants them; float64 and integers are left alone."""
-    kind = _compute.get()
-    if kind is None:
-        return tensors
-    return tuple(
-        t.cast(kind) if t.dtype.is_float and t.dtype is not dt.float64 else t for t in tensors
-    )
+    return tuple(precision.lowered(t) for t in tensors)
 
 
 def raise_(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The inputs of what needs range (norms, softmax, losses) as float32 under `autocast`."""
-    if _compute.get() is None:
-        return tensors
-    return tuple(
-        t.cast(dt.float32) if t.dtype.is_float and t.dtype.bits < 32 else t for t in tensors
-    )
+    return tuple(precision.raised(t) for t in tensors)
 
 
 class GradScaler:

@@ -8,7 +8,7 @@ from muladd.errors import ShapeError
 from muladd.ir import Node
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
-from muladd.tensor import special
+from muladd.tensor import precision, special
 from muladd.tensor.elementwise import absolute
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import floating, widened
@@ -149,13 +149,15 @@ class Activation(Handle):
     def softmax(self, dim: Any = UNSET, dtype: Any = None, *, axis: Any = UNSET) -> Tensor:
         """exp(x) divided by its sum along an axis (default the last)."""
         a = g.axis_of("softmax", chosen("softmax", axis, dim, -1), self.ndim)
-        x = floating(self) if dtype is None else g.cast(self.node, dt.dtype(dtype))
+        x = floating(precision.raised(self)) if dtype is None \
+            else g.cast(self.node, dt.dtype(dtype))  # fmt: skip
         return self._result(g.cast(softmax(widened(x), a), x.dtype))
 
     def log_softmax(self, dim: Any = UNSET, dtype: Any = None, *, axis: Any = UNSET) -> Tensor:
         """log(softmax(x)) without underflow."""
         a = g.axis_of("log_softmax", chosen("log_softmax", axis, dim, -1), self.ndim)
-        x = floating(self) if dtype is None else g.cast(self.node, dt.dtype(dtype))
+        x = floating(precision.raised(self)) if dtype is None \
+            else g.cast(self.node, dt.dtype(dtype))  # fmt: skip
         return self._result(g.cast(log_softmax(widened(x), a), x.dtype))
 
     def softmin(self, dim: Any = UNSET, *, axis: Any = UNSET) -> Tensor:
@@ -214,6 +216,7 @@ class Activation(Handle):
                 scores = attn_mask.where(scores, -math.inf)
             else:
                 scores = scores + attn_mask
+        scores = precision.raised(scores)
         weights = scores._result(softmax(scores.node, scores.ndim - 1, masked))
         if dropout_p:
             weights = weights.dropout(dropout_p)

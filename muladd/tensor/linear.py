@@ -9,6 +9,7 @@ from muladd.ir import DType, Node, Shape, sym
 from muladd.ir import dtype as dt
 from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
+from muladd.tensor import precision
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import one_device
 
@@ -67,7 +68,7 @@ class Linear(Handle):
                 f"{list(weight.shape)} takes {weight.shape[-1]}"
             )
         result = self.matmul(weight.transpose(-2, -1))
-        return result if bias is None else result + bias
+        return result if bias is None else result + precision.lowered(bias)
 
     def addmm(self, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
         """beta * self + alpha * (a @ b), for matrices."""
@@ -200,7 +201,7 @@ def common_dtype(who: str, a: Handle, b: Handle) -> DType:
     d = dt.promote(a.dtype, b.dtype)
     if d is dt.bool_:
         raise DTypeError(f"{who}: bool has no sum of products; cast to an integer or a float first")
-    return d
+    return precision.of_products(d)
 
 
 def _matmul(who: str, a: Handle, b: Handle) -> Node:

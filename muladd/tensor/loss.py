@@ -9,6 +9,7 @@ from muladd.ir import dtype as dt
 from muladd.ir import iota
 from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
+from muladd.tensor import precision
 from muladd.tensor.handle import Handle
 from muladd.tensor.indexing import check_index
 from muladd.tensor.operands import check_floating
@@ -107,6 +108,7 @@ class Loss(Handle):
     ) -> Tensor:
         """-(t log p + (1 - t) log(1 - p)) of probabilities; logarithms are at least -100."""
         _difference("binary_cross_entropy", self, target)
+        self = precision.raised(self)
         logs, others = _bounded_log(self), _bounded_log(1 - self)
         losses = -(target * logs + (1 - target) * others)
         losses = losses if weight is None else losses * weight
@@ -117,6 +119,7 @@ class Loss(Handle):
     ) -> Tensor:
         """binary_cross_entropy of sigmoid(x), without overflow."""
         _difference("binary_cross_entropy_with_logits", self, target)
+        self = precision.raised(self)
         off = (-self).softplus(threshold=math.inf)  # -log sigmoid(x)
         if pos_weight is None:
             losses = (1 - target) * self + off
@@ -230,7 +233,7 @@ def _difference(who: str, x: Any, target: Any) -> Any:
         raise ShapeError(
             f"{who}: prediction {list(x.shape)} and target {list(target.shape)} must have one shape"
         )
-    return x - target
+    return precision.raised(x) - precision.raised(target)
 
 
 def _bounded_log(x: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from muladd.errors import ShapeError
 from muladd.ir import Node
 from muladd.tensor import graph as g
+from muladd.tensor import precision
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import check_floating, widened
 from muladd.tensor.reduce import mean, moments
@@ -22,8 +23,8 @@ class Normalization(Handle):
     __slots__ = ()
 
     def _normalized(self, axes: tuple[int, ...], eps: float) -> Tensor:
-        x = widened(self.node)
-        return self._result(g.cast(normalized(x, axes, eps), self.dtype))
+        x = precision.raised(self)
+        return self._result(g.cast(normalized(widened(x.node), axes, eps), x.dtype))
 
     def layernorm(
         self, axis: Any = -1, weight: Any = None, bias: Any = None, eps: float = 1e-5

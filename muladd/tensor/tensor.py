@@ -242,6 +242,7 @@ class Tensor(
                 "backward: no tensor with requires_grad=True leads to this one (it may have been "
                 "detached, made under no_grad, or realised since)"
             )
+        gradients = self._beside or []
         grads = reverse([self.node], [t._raw for t in leaves], [cotangent])
         for t, node in zip(leaves, grads):
             if node is None:
@@ -252,7 +253,8 @@ class Tensor(
                 losses += [r for r in t.grad._beside or () if r() is not None]
             t.grad = t._of(node, t.device, stopped=not create_graph)
             t.grad._beside = losses
-            self._beside = [*(self._beside or ()), weakref.ref(t.grad)]
+            gradients.append(weakref.ref(t.grad))
+        self._beside = gradients
 
     def _leaves_below(self) -> list[Tensor]:
         found: dict[int, Tensor] = {}

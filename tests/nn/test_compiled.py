@@ -125,3 +125,26 @@ def test_loss_scaling_in_a_compiled_step():
     step(good).realize()
     assert scaler.get_scale() == 4.0
     assert optimizer.step_count.item() == 3
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_autocast_reaches_bare_products_and_keeps_losses_wide(kind):
+    x, w = Tensor.randn(4, 8), Tensor.randn(8, 3, requires_grad=True)
+    image, kernel = Tensor.randn(1, 2, 5, 5), Tensor.randn(3, 2, 3, 3)
+    double = x.double()
+    with amp.autocast(kind):
+        narrow = [x @ w, x.matmul(w), Tensor.einsum("ij,jk->ik", x, w), x.linear(w.T, x[0, :3]),
+                  image.conv2d(kernel), x.scaled_dot_product_attention(x, x[:, :3])]  # fmt: skip
+        logits = x @ w
+        wide = [logits.softmax(-1), logits.log_softmax(-1), logits.layer_norm((3,)),
+                logits.mse_loss(Tensor.zeros(4, 3)), x + x, x.exp(),
+                logits.cross_entropy(Tensor([0, 1, 2, 0]))]  # fmt: skip
+        assert (double @ w).dtype.name == "float64"
+        integers = Tensor([[1, 2]]) @ Tensor([[3], [4]])
+    assert [t.dtype.name for t in narrow[:-1]] == [kind] * 5
+    assert [t.dtype.name for t in wide] == ["float32"] * 7
+    assert integers.dtype.name == "int64"
+    np.testing.assert_allclose(narrow[0].float().numpy(), (x @ w).numpy(), rtol=3e-2, atol=5e-2)
+    wide[-1].backward()
+    assert w.grad.dtype.name == "float32" and np.isfinite(w.grad.numpy()).all()
+    assert (x @ w).dtype.name == "float32"
