@@ -67,6 +67,20 @@ def residue(shift: int) -> Any:
     return value - 4 * nint(value / 4)
 
 
+def words(count: int, bits: int) -> list[int]:
+    """The binary digits of 1/(2 pi) behind the point, some in each whole number."""
+    from mpmath import floor, mp, pi
+
+    out = []
+    with mp.workprec(count * bits + 100):
+        rest = 1 / (2 * pi)
+        for _ in range(count):
+            rest *= 2**bits
+            out.append(int(floor(rest)))
+            rest -= out[-1]
+    return out
+
+
 def main() -> None:
     from mpmath import cos, log, mp, mpf, pi, sin, sqrt
 
@@ -91,6 +105,7 @@ def main() -> None:
     for k in range(4):
         print(digits(residue(26 * k), (-27, -56)))
     print(digits(pi / 2, (-24, -50, -76, -102, -128)))
+    print(words(50, 24))
 
 
 def show(title: str, fitted: tuple) -> None:

@@ -4,9 +4,9 @@ Each expansion is branch-free and table-free and works on a node of any shape. I
 order of its additions (adding a large constant rounds to a whole number), never on whether a
 product and a sum are rounded once or twice: the bounds below hold with and without contraction.
 
-Greatest error in units in the last place, over every input: exp2 1.1, log2 1.2, sin 1.5; float64
-SIN is NaN for |x| > 2^45 (3.5e13), where neighbouring arguments are 1/128 apart. The types narrower
-than float32 are computed in float32 and rounded. Coefficients and digits come from `fit.py`.
+Greatest error in units in the last place, over every input: exp2 1.1, log2 1.2, sin 1.5. The types
+narrower than float32 are computed in float32 and rounded. Coefficients and digits come from
+`fit.py`.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from muladd.ir import dtype as dt
 from muladd.ir import ops
 from muladd.ir.dtype import DType
 from muladd.ir.node import Node, const, make, toposort
+from muladd.rewrite import great_angles
 from muladd.rewrite.engine import keep_sum_form, through_bodies
 
 FusedMultiplyAdd = Callable[[Node, Node, Node], Node]
@@ -290,7 +291,7 @@ def _reduce_float32(x: Node, fma: FusedMultiplyAdd | None) -> tuple[Node, Node]:
 
 
 def _reduce_float64(x: Node, fma: FusedMultiplyAdd | None) -> tuple[Node, Node]:
-    """r and n (int64, modulo 4) of a float64 node with 0 <= x <= 2^45; r is NaN beyond.
+    """r and n (int64, modulo 4) of a float64 node x >= 0. Beyond 2^45 it takes `great_angles`.
 
     n is split into a multiple of 2^26 and a rest of 26 bits; each times a 26-bit digit of pi/2 is
     exact, and the products are subtracted in falling order of size. All sums down to the digits of
@@ -312,7 +313,10 @@ def _reduce_float64(x: Node, fma: FusedMultiplyAdd | None) -> tuple[Node, Node]:
     lost = w.add(w.subtract(r, total), next_term)
     lost = w.add(lost, w.mul_add(low, p[3], w.mul(high, p[4])))
     r = w.add(w.add(total, lost), w.mul_add(low, p[4], w.mul(n, p[5])))
-    return w.where(w.less(2.0**45, x), float("nan"), r), w.bits(shifted)
+    great = w.less(2.0**45, x)
+    great_r, great_n = great_angles.reduce(w, x)
+    great_r = w.where(w.less(x, float("inf")), great_r, float("nan"))
+    return w.where(great, great_r, r), w.where(great, great_n, w.bits(shifted))
 
 
 def _through_float32(expansion: Callable, x: Node, fma: FusedMultiplyAdd | None) -> Node:

@@ -9,7 +9,7 @@ from muladd.interp import evaluate, meaning
 from muladd.ir import Body, CallArg, ScanArg, const, make, ops, param, toposort
 from muladd.ir import dtype as dt
 from muladd.ir.node import Node
-from muladd.rewrite import exp2, expand, expand_all, log2, sin
+from muladd.rewrite import exp2, expand, expand_all, fit, great_angles, log2, sin
 
 FUNCTIONS = {"exp2": exp2, "log2": log2, "sin": sin}
 INTERESTING = {"exp2": (-152, 130), "log2": (0.3, 3), "sin": (-60, 60)}
@@ -174,8 +174,27 @@ def test_the_ends_of_the_range(dtype, least, lowest):
     assert np.isfinite(run(exp2, np.nextafter(top, 0), dtype)[0])
 
 
-def test_float64_sin_is_nan_beyond_its_range():
-    assert np.isnan(run(sin, np.array([2.0**45 * 1.0001, -1e300]), dt.float64)).all()
+def test_float64_sin_of_every_finite_angle():
+    """Random great angles, both ends of every exponent, and those nearest to quarter turns."""
+    mpmath = pytest.importorskip("mpmath")
+    mpf = mpmath.mpf
+    rng = np.random.default_rng(5)
+    ends = [2.0**k * m for k in range(44, 1024) for m in (1.0, 2 - 2.0**-52)]
+    near = [6381956970095103 * 2.0**797, 5.319372648326541e255, 2.0**45, 2.0**45 * (1 + 2.0**-52)]
+    some = 2.0 ** rng.uniform(44, 1024, 1500)
+    x = np.array([*ends, *near, *some, *(-some[:50])])
+    with mpmath.workdps(400):
+        right = [mpmath.sin(mpf(v)) for v in x.tolist()]
+        for contract in (False, True):
+            got = run(sin, x, dt.float64, contract)
+            worst = max(float(abs((mpf(g) - r) / r)) for g, r in zip(got.tolist(), right))
+            assert worst < 2.0**-52 * 1.6
+    assert np.isnan(run(sin, np.array([np.inf, -np.inf, np.nan]), dt.float64)).all()
+
+
+def test_words_of_the_circle_come_from_fit():
+    pytest.importorskip("mpmath")
+    assert great_angles.WORDS == (0, *fit.words(50, great_angles.BITS))
 
 
 @pytest.mark.parametrize(
