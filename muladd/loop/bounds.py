@@ -14,12 +14,12 @@ from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.sym import Monomial, Poly
 from muladd.loop.kernel import reaxis, show
+from muladd.loop.narrow import Facts, atoms, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
-
-Facts = tuple[Poly, ...]  # each is known to be >= 0
 
 _DEPTH = 5  # facts used in one proof
 _BUDGET = 1500  # attempts for one proof
+_SPLITS = 8  # loops written as whole parts and remainders
 _ALGEBRA = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
             ops.MAX: sym.maximum}  # fmt: skip
 
@@ -210,40 +210,29 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     if sym.lower(goal) >= 0:
         return True
     facts = tuple(dict(f) for f in dict.fromkeys(map(_frozen, facts)) if f)
-    tighter = _tightened(facts)
-    if tighter:
-        goal = sym.poly(sym.replace(sym.build(goal), tighter))
-        changed = (sym.poly(sym.replace(sym.build(f), tighter)) for f in facts)
-        facts = tuple(f for f in changed if sym.lower(f) < 0)  # the others say nothing new
+    if _proven(goal, facts):
+        return True
+    for _ in range(_SPLITS):
+        loops, more = split((goal, *facts))
+        if not loops:
+            break
+        goal, *known = (_replaced(p, loops) for p in (goal, *facts))
+        facts = (*known, *more)
+    return _proven(goal, tuple(map(whole, facts)))
+
+
+def _proven(goal: Poly, facts: Facts) -> bool:
+    for _ in range(2):  # a loop that is now narrower may narrow others
+        narrow = tightened(facts)
+        goal, *known = (_replaced(p, narrow) for p in (goal, *facts))
+        facts = tuple(f for f in known if sym.lower(f) < 0)  # the others say nothing new
     return any(  # short proofs first
         _follows(goal, facts, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
     )
 
 
-def _tightened(facts: Facts) -> dict[Node, Dim]:
-    """Loops that facts bound by themselves, as loops over fewer turns: i >= 2 makes i = 2 + i'."""
-    low: dict[Node, Dim] = {}
-    high: dict[Node, Dim] = {}
-    for f in facts:
-        loops = [a for a in _atoms(f) if a.op is ops.RANGE]
-        if len(loops) != 1 or abs(f.get((loops[0],), 0)) != 1:
-            continue
-        loop = loops[0]
-        rest = {m: c for m, c in f.items() if m != (loop,)}
-        if loop in _atoms(rest):
-            continue
-        if f[loop,] > 0:
-            low[loop] = sym.maximum(low.get(loop, 0), sym.build(sym._scaled(rest, -1)))
-        else:
-            ends = (high.get(loop, sym.sub(loop.arg.extent, 1)), sym.build(rest))
-            high[loop] = ends[0] if sym.is_less(*ends) else ends[1]
-    found: dict[Node, Dim] = {}
-    for loop in dict.fromkeys([*low, *high]):
-        begin = low.get(loop, 0)
-        last = high.get(loop, sym.sub(loop.arg.extent, 1))
-        turns = sym.axis(f"{loop.arg.name}~", sym.add(sym.sub(last, begin), 1))
-        found[loop] = sym.add(begin, turns)
-    return found
+def _replaced(p: Poly, values: dict[Node, Dim]) -> Poly:
+    return sym.poly(sym.replace(sym.build(p), values)) if values else p
 
 
 def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
@@ -254,7 +243,7 @@ def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
         return False
     search.seen.add(key)
     search.left -= 1
-    for atom in _atoms(goal):
+    for atom in atoms(goal):
         if atom.op is ops.MAX:
             return _either(goal, atom, facts, depth, search)
     for fact in (*facts, *_definitions(goal, facts)):
@@ -262,10 +251,6 @@ def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
             if _follows(weaker, facts, depth - 1, search):
                 return True
     return False
-
-
-def _atoms(p: Poly) -> list[Node]:
-    return list(dict.fromkeys(a for mono in p for a in mono))
 
 
 def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -> bool:
@@ -283,7 +268,7 @@ def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -
 def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
     """q = x div d says d*q <= x <= d*q + d - 1; a maximum is at least each of its sides."""
     found: list[Poly] = []
-    for atom in dict.fromkeys([*_atoms(goal), *(a for f in facts for a in _atoms(f))]):
+    for atom in dict.fromkeys([*atoms(goal), *(a for f in facts for a in atoms(f))]):
         if atom.op is ops.DIV and sym.bounds(atom.srcs[1])[0] > 0:
             x, d = (_dim(s) for s in atom.srcs)
             low = sym.mul(atom, d)
@@ -318,7 +303,7 @@ def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:
         return []
     greatest = []
     for bound in (_greatest(sym.poly(x)), *(sym._add(f, sym.poly(x)) for f in facts)):
-        if not any(a.op is ops.RANGE for a in _atoms(bound)):
+        if not any(a.op is ops.RANGE for a in atoms(bound)):
             greatest.append(bound)
     found: list[Dim] = []
     for bound in greatest:
@@ -331,7 +316,7 @@ def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:
 def _greatest(p: Poly) -> Poly:
     """An upper bound of p without loops, where each of them occurs with one sign."""
     for _ in range(16):
-        loop = next((a for a in _atoms(p) if a.op is ops.RANGE and sym._eliminable(a, p)), None)
+        loop = next((a for a in atoms(p) if a.op is ops.RANGE and sym._eliminable(a, p)), None)
         if loop is None:
             return _multiplied(p)
         slope = {sym._without(m, (loop,)): c for m, c in p.items() if loop in m}
@@ -372,10 +357,10 @@ def _quotient(x: Poly, d: int, c: int) -> Poly | None:
     if d > 0 and c % d == 0:
         return sym._scaled(x, c // d)
     most = _greatest(x)
-    if d <= 0 or any(a.op is ops.RANGE or sym.bounds(a)[0] < 0 for a in _atoms(most)):
+    if d <= 0 or any(a.op is ops.RANGE or sym.bounds(a)[0] < 0 for a in atoms(most)):
         return None
     whole = sym.poly(sym.div(sym.build(most), d))
-    if any(a.op is ops.DIV for a in _atoms(whole)):  # each coefficient rounded up instead
+    if any(a.op is ops.DIV for a in atoms(whole)):  # each coefficient rounded up instead
         whole = {m: -(-k // d) for m, k in most.items() if -(-k // d)}
     return sym._scaled(whole, c)
 

@@ -1,0 +1,85 @@
+"""Loops as other loops, by what is known of them: fewer turns, or whole parts and remainders.
+
+A fact is a polynomial which is at least zero. Its variables are whole numbers, so 2i - 1 >= 0 says
+that i >= 1. Both changes give expressions to write in the loops' places.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import gcd
+
+from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.ir.sym import Poly
+
+Facts = tuple[Poly, ...]
+
+
+def atoms(p: Poly) -> list[Node]:
+    return list(dict.fromkeys(a for mono in p for a in mono))
+
+
+def whole(f: Poly) -> Poly:
+    """A fact divided by what all its coefficients have in common."""
+    common = gcd(*(c for mono, c in f.items() if mono))
+    return {m: v for m, c in f.items() if (v := c // common)} if common > 1 else f
+
+
+def tightened(facts: Facts) -> dict[Node, Dim]:
+    """Loops that facts bound by themselves, as loops over fewer turns: i >= 2 makes i = 2 + i'."""
+    low: dict[Node, Dim] = {}
+    high: dict[Node, Dim] = {}
+    for f in facts:
+        loops = [a for a in atoms(f) if a.op is ops.RANGE]
+        for loop in loops:
+            c = f.get((loop,), 0)
+            rest = {m: k for m, k in f.items() if m != (loop,)}
+            if not c or loop in atoms(rest):
+                continue
+            if len(loops) > 1 or abs(c) > 1:  # the others at their best
+                most = sym._interval(rest)[1]
+                if abs(most) > 1 << 61:
+                    continue
+                bound: Dim = -(most // c) if c > 0 else most // -c
+            else:
+                bound = sym.build(sym._scaled(rest, -c) if c > 0 else rest)
+            if c > 0:
+                low[loop] = sym.maximum(low.get(loop, 0), bound)
+            else:
+                last = high.get(loop, sym.sub(loop.arg.extent, 1))
+                high[loop] = last if sym.is_less(last, bound) else bound
+    found: dict[Node, Dim] = {}
+    for loop in dict.fromkeys([*low, *high]):
+        begin, end = low.get(loop, 0), high.get(loop, sym.sub(loop.arg.extent, 1))
+        if begin != 0 or loop in high and end is not sym.sub(loop.arg.extent, 1):
+            turns = sym.axis(f"{loop.arg.name}~", sym.add(sym.sub(end, begin), 1))
+            found[loop] = sym.add(begin, turns)
+    return found
+
+
+def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
+    """Where a remainder or quotient of e by a number d occurs, a loop i of e, such that e is
+    d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known of it."""
+    for atom in dict.fromkeys(a for p in known for a in atoms(p)):
+        if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
+            continue
+        e, d = sym.poly(atom.srcs[0]), atom.srcs[1].arg
+        lowest, highest = sym._interval(e)
+        if d < 2 or lowest < -(1 << 61) or highest > 1 << 61:
+            continue
+        for loop in atoms(e):
+            if loop.op is not ops.RANGE or abs(e.get((loop,), 0)) != 1:
+                continue
+            rest = {m: c for m, c in e.items() if m != (loop,)}
+            if any(x is loop for a in atoms(rest) for x in toposort((a,))):
+                continue
+            first = lowest // d
+            q = sym.axis(f"{loop.arg.name}/{d}", highest // d - first + 1)
+            r = sym.axis(f"{loop.arg.name}%{d}", d)
+            value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(sym._scaled(rest, -1))])
+            value = sym.mul(value, e[loop,])
+            last = sym.sub(sym.sub(loop.arg.extent, 1), value)
+            return {loop: value}, (sym.poly(value), sym.poly(last))
+    return {}, ()
+
+
+__all__ = ["Facts", "atoms", "split", "tightened", "whole"]
