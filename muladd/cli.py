@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from muladd.errors import MuladdError
 
@@ -78,8 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     fuzz = _add(commands, "fuzz", _fuzz, "compare random programs on every device",
                 "muladd fuzz --minutes 5\n  muladd fuzz --seed 7 --devices CPU OPENCL")  # fmt: skip
     fuzz.add_argument("--minutes", type=float, default=1.0, help="how long (default: %(default)s)")
-    fuzz.add_argument("--seed", type=int, default=None, help="where the programs' numbers start")
-    fuzz.add_argument("--devices", nargs="*", default=None, help="devices to compare")
+    fuzz.add_argument("--seed", type=int, default=None,
+                      help="which programs (default: others in every run; printed)")  # fmt: skip
+    fuzz.add_argument("--program", type=int, default=None, help="only this program of the seed")
+    fuzz.add_argument("--devices", nargs="+", default=None,
+                      help="devices to compare (default: all there are)")  # fmt: skip
+    fuzz.add_argument("--profiles", nargs="+", default=("fast", "exact"),
+                      choices=("fast", "exact"), help="profiles of arithmetic")  # fmt: skip
 
     bench = _add(commands, "bench", _bench, "measure, beside PyTorch where it is installed",
                  "muladd bench\n  muladd bench matmul --json")  # fmt: skip
@@ -166,22 +173,51 @@ def _print_wrapped(cells: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def _fuzz(given: argparse.Namespace) -> int:
+    import random
+
     from muladd.compile import fuzzing
 
-    done = [0]
-
-    def progress(device: str, profile: str, report: object) -> None:
-        done[0] += 1
-        if sys.stderr.isatty() and done[0] % 10 == 0:
-            print(f"\r{device} {profile}: {done[0]} programs", end="", file=sys.stderr)
-
-    found = fuzzing.run(given.minutes, given.seed, given.devices, progress)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    print(found, file=sys.stderr if given.json else sys.stdout)
+    seed = random.SystemRandom().randrange(1 << 31) if given.seed is None else given.seed
+    devices = [name.upper() for name in given.devices or fuzzing.available()]
+    out = sys.stderr if given.json else sys.stdout
+    print(f"seed {seed}, {given.minutes:g} minutes, {' '.join(devices)}", file=out, flush=True)
+    bar = _FuzzBar(given.minutes * 60, out)
+    one = {} if given.program is None else {"first": given.program, "most_graphs": 1}
+    found = fuzzing.run(given.minutes, seed, devices, bar.advance, given.profiles, **one)
+    bar.finish()
+    print(found, file=out)
+    for command in found.again():
+        print(f"again: {command}", file=out)
     if given.json:
-        print(json.dumps({"programs": found.graphs, "failures": found.failures}))
+        print(json.dumps({"seed": seed, "programs": found.graphs, "failures": found.failures,
+                          "again": found.again()}))  # fmt: skip
     return 1 if found.failures else 0
+
+
+class _FuzzBar:
+    """How far a run of the fuzzer is: one line that is overwritten, on a terminal only."""
+
+    def __init__(self, seconds: float, out: TextIO) -> None:
+        self.seconds, self.out = max(seconds, 1e-9), out
+        self.start = self.shown = time.monotonic()
+        self.programs = 0
+
+    def advance(self, device: str, profile: str, report: Any) -> None:
+        self.programs += 1
+        now = time.monotonic()
+        if not self.out.isatty() or now - self.shown < 0.1:
+            return
+        self.shown = now
+        part = min((now - self.start) / self.seconds, 1.0)
+        line = (
+            f"{'█' * int(part * 30):░<30} {now - self.start:.0f}/{self.seconds:.0f} s  "
+            f"{self.programs} programs, now {device} {profile}, {len(report.failures)} failures "
+        )
+        print("\r" + line.ljust(99), end="", file=self.out, flush=True)
+
+    def finish(self) -> None:
+        if self.out.isatty():
+            print("\r" + " " * 99 + "\r", end="", file=self.out, flush=True)
 
 
 def _bench(given: argparse.Namespace) -> int:

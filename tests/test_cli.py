@@ -12,7 +12,7 @@ import pytest
 import muladd
 from muladd import cli, doctor
 from muladd.errors import FormatError
-from muladd.ir import ops
+from muladd.ir import ops, toposort
 
 COMMANDS = ["demo", "ops", "fuzz", "bench", "doctor", "version"]
 
@@ -64,6 +64,39 @@ def test_ops_as_json(capsys):
     assert code == 0
     assert [row["name"] for row in rows] == [op.name for op in ops.OPS]
     assert all(row["meaning"] and row["gradient"] for row in rows)
+
+
+def test_fuzz_prints_the_seed_and_what_it_did(capsys):
+    code, out, err = run(capsys, "fuzz", "--minutes", "0.02", "--devices", "cpu")
+    assert code == 0
+    assert out.startswith("seed ") and "CPU fast: " in out and "CPU exact: " in out
+    code, out, err = run(capsys, "fuzz", "--program", "3", "--seed", "5", "--devices", "CPU",
+                         "--profiles", "fast", "--json")  # fmt: skip
+    report = json.loads(out.splitlines()[-1])
+    assert code == 0 and report["seed"] == 5 and report["programs"] == 1
+    assert err.startswith("seed 5")
+
+
+def test_fuzz_makes_a_failure_small_and_tells_how_to_see_it_again(capsys, monkeypatch):
+    from muladd.compile import fuzzing
+
+    right = fuzzing.compute
+
+    def wrong(outputs, inputs, variables, name):
+        """A device whose MUL of int32 is off by one."""
+        spoilt = any(n.op is ops.MUL and n.dtype.name == "int32" for n in toposort(outputs))
+        return [x + 1 if spoilt and x.dtype == "int32" else x
+                for x in right(outputs, inputs, variables, name)]  # fmt: skip
+
+    monkeypatch.setattr(fuzzing, "compute", wrong)
+    given = ["fuzz", "--minutes", "0.2", "--seed", "4", "--devices", "CPU", "--profiles", "fast"]
+    code, out, _ = run(capsys, *given)
+    assert code == 1
+    again = [line for line in out.splitlines() if line.startswith("again: ")]
+    assert again and "--seed 4 --program " in again[0]
+    assert out.count("MUL") >= 1 and "elements differ" in out
+    code, out, _ = run(capsys, *again[0].removeprefix("again: muladd ").split())
+    assert code == 1 and "1 failures" in out
 
 
 def test_version(capsys):

@@ -9,6 +9,7 @@ between the graph and the results is checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,14 @@ class Comparison:
     def failures(self) -> int:
         return sum(len(r.failures) for r in self.reports.values())
 
+    def again(self) -> list[str]:
+        """For each failure, the command that runs that one program once more."""
+        return [
+            f"muladd fuzz --seed {f.seed[0]} --program {f.seed[1]} --devices {name} "
+            f"--profiles {profile}"
+            for (name, profile), report in self.reports.items() for f in report.failures
+        ]  # fmt: skip
+
     @property
     def graphs(self) -> int:
         return sum(r.graphs for r in self.reports.values())
@@ -48,19 +57,20 @@ class Comparison:
 
 def run(
     minutes: float = 1.0, seed: int | None = None, devices: Sequence[str] | None = None,
-    progress: Callable[[str, str, Report], None] | None = None, **options: Any,
+    progress: Callable[[str, str, Report], None] | None = None,
+    profiles: Sequence[str] = PROFILES, **options: Any,
 ) -> Comparison:  # fmt: skip
     """Random graphs for `minutes`, shared out evenly over devices and profiles.
 
     devices: names as in `muladd.device.get` (default: CPU). progress(device, profile, report) is
     called after each graph. Other options go to `interp.differential.fuzz` (size, most_graphs,
-    most_failures, ...). Equal seeds give equal graphs.
+    first, most_failures, ...). Equal seeds give equal graphs.
     """
     names = [n.upper() for n in (devices or ["CPU"])]
     found = Comparison()
-    seconds = minutes * 60 / (len(names) * len(PROFILES))
+    seconds = minutes * 60 / (len(names) * len(profiles))
     for name in names:
-        for profile in PROFILES:
+        for profile in profiles:
             tell = None
             if progress is not None:
                 tell = lambda r, n=name, p=profile: progress(n, p, r)  # noqa: E731
@@ -68,6 +78,16 @@ def run(
                 runner(name, profile), seconds, seed or 0, tell, profile=profile,
                 expand=expand if profile == "exact" else None, **options,
             )  # fmt: skip
+    return found
+
+
+def available() -> list[str]:
+    """The devices of this machine that compute: CPU, and OPENCL where a driver is found."""
+    found = []
+    for name in ("CPU", "OPENCL"):
+        with suppress(MuladdError):
+            devices.get(name)
+            found.append(name)
     return found
 
 
@@ -127,4 +147,4 @@ def download(device: Device, buffer: Any, node: Node, variables: dict[str, int])
     return dtype.decode(stored, node.dtype)
 
 
-__all__ = ["Comparison", "PROFILES", "compute", "run", "runner"]
+__all__ = ["Comparison", "PROFILES", "available", "compute", "run", "runner"]

@@ -194,18 +194,19 @@ def fuzz(
     run: Run, seconds: float, seed: int = 0,
     progress: Callable[[Report], None] | None = None, *,
     profile: str = "fast", expand: Expand | None = None, most_failures: int = 5,
-    most_graphs: int | None = None, size: int = 20,
+    most_graphs: int | None = None, first: int = 0, size: int = 20,
     clock: Callable[[], float] = time.monotonic, **options: Any,
 ) -> Report:  # fmt: skip
     """Checks `run` on random graphs for `seconds`, or until `most_failures` or `most_graphs`.
 
-    progress is called after each graph; options go to `generate`.
+    The graphs of a seed are numbered; they are taken from number `first` on. progress is called
+    after each graph; options go to `generate`.
     """
     report, start = Report(), clock()
     while clock() - start < seconds and len(report.failures) < most_failures:
         if most_graphs is not None and report.graphs >= most_graphs:
             break
-        this = (seed, report.graphs)
+        this = (seed, first + report.graphs)
         outputs, inputs, variables = generate(np.random.default_rng(this), size, **options)
         order = toposort(outputs)
         report.graphs += 1
