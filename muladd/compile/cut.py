@@ -36,21 +36,16 @@ class Cut:
         self._forward()
         self._repeated()
         self._shared()
+        self._mixed()
         self.stages = [n for n in self.order if n in self.chosen]
 
     def _forward(self) -> None:
         """Costs of writing each value out, and cuts in very long chains."""
         depth: dict[Node, int] = {}
-        maps: dict[Node, frozenset[int]] = {}  # the index maps through which arrays are read below
         for n in self.order:
             op = n.op
             if op.group == "reduce":
                 self.chosen.add(n)
-            maps[n] = self._maps(n, maps)
-            if len(maps[n]) > _MOST_MAPS and op.elementwise:
-                self.chosen.add(n)
-            if n in self.chosen:
-                maps[n] = frozenset((hash(n),))
             if is_buffer(n) or op.group == "reduce":
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
             elif not n.srcs:
@@ -70,6 +65,21 @@ class Cut:
                 self.loads[n] = 0 if grows else self.loads[s]
             if n in self.chosen:
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+
+    def _mixed(self) -> None:
+        """Cuts where too many arrays, or ways of reading them, meet in one expression."""
+        maps: dict[Node, frozenset[int]] = {}
+        for n in self.order:
+            maps[n] = self._maps(n, maps)
+            if len(maps[n]) > _MOST_MAPS and n.op.elementwise and n not in self.chosen:
+                # what is repeated along an axis (a side of a product) is cut before it is
+                sides = [b for s in n.srcs if (b := _below_movement(s)) is not s
+                         and b.op.elementwise and elements(b) < elements(n)]  # fmt: skip
+                wide = [b for b in sides if len(maps[b]) > 1 and b not in self.chosen]
+                self.chosen.update(wide or [n])
+                maps[n] = frozenset(hash(b) for b in wide or [n])
+            elif n in self.chosen:
+                maps[n] = frozenset((hash(n),))
 
     def _maps(self, n: Node, maps: dict[Node, frozenset[int]]) -> frozenset[int]:
         """Each array below n with each way its indices are changed on the way up, as hashes.

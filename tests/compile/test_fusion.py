@@ -89,3 +89,15 @@ def test_a_transformer_block_is_at_most_eight_kernels() -> None:
     x = x + (a.permute(0, 2, 1, 3).reshape(batch, time, width) @ w["out"] + b["out"])
     h = (x.layernorm(axis=-1) @ w["up"] + b["up"]).gelu()
     assert len(kernels(x + (h @ w["down"] + b["down"]))) <= 8
+
+
+def test_a_sum_of_many_arrays_is_cut_before_it_is_multiplied():
+    """A residual stream of 30 terms, times a matrix: never a product kept for every pair."""
+    terms = [Tensor(np.random.randn(16, 24).astype("f")) for _ in range(30)]
+    w = Tensor(np.random.randn(24, 40).astype("f"))
+    product = sum(terms[1:], terms[0]) @ w
+    sizes = [a.size for k in product.kernels() for a in k.kernel.arguments if a.written]
+    assert all(size <= 16 * 40 for size in sizes)
+    assert all(len(s.axes) <= 2 for k in product.kernels() for s in k.kernel.stages)
+    expected = sum(t.numpy().astype("d") for t in terms) @ w.numpy()
+    np.testing.assert_allclose(product.numpy(), expected, rtol=1e-4, atol=1e-4)
