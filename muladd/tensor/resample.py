@@ -47,11 +47,13 @@ class Resample(Handle):
     def interpolate(
         self, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
         align_corners: bool | None = None, antialias: bool = False,
+        recompute_scale_factor: bool | None = None,
     ) -> Tensor:  # fmt: skip
         """(N, C, ...) resampled: nearest, nearest-exact, linear, bilinear, trilinear, bicubic,
         or area.
 
-        Every axis is one product with a small matrix of weights.
+        Every axis is one product with a small matrix of weights. With recompute_scale_factor the
+        scale is taken from the whole sizes.
         """
         d = self.ndim - 2
         if d < 1 or (size is None) == (scale_factor is None):
@@ -63,6 +65,8 @@ class Resample(Handle):
                 f"interpolate: mode={mode!r} (antialias={antialias}) is not known for {d} axes"
             )
         sizes, scales = _sizes(self, size, scale_factor, d)
+        if recompute_scale_factor:
+            scales = [None] * d
         if mode == "area":
             return getattr(self, f"adaptive_avg_pool{d}d")(sizes)
         x = widened(self.node)

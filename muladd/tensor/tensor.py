@@ -14,6 +14,7 @@ from muladd.ir import dtype as dt
 from muladd.tensor import backend, graph
 from muladd.tensor.activation import Activation
 from muladd.tensor.casting import Casting
+from muladd.tensor.composed import Composed
 from muladd.tensor.convolution import Convolution
 from muladd.tensor.creation import Creation, storage_node
 from muladd.tensor.decomposition import Decomposition
@@ -38,7 +39,7 @@ from muladd.tensor.sorting import Sorting
 class Tensor(
     Creation, Random, Elementwise, Casting, Mathematics, Reduce, Movement, Indexing, Gathering,
     Linear, Decomposition, Convolution, Pooling, Resample, Normalization, Activation, Loss,
-    Sorting, Operators, Explaining,
+    Sorting, Operators, Composed, Explaining,
 ):  # fmt: skip
     """A multi-dimensional array that is computed when its values are asked for.
 

@@ -163,3 +163,64 @@ def test_the_median_of_nothing():
 def test_bool_minus_bool_is_refused():
     with pytest.raises(DTypeError, match="bool minus bool"):
         Tensor([True]) - Tensor([False], dtype=bool_)
+
+
+# --- names that are compositions ------------------------------------------------------------------
+
+COMPOSED = {
+    "logaddexp2": lambda F, x, y: F.logaddexp2(x, y), "entr": lambda F, x, y: F.entr(x.abs()),
+    "ndtr": lambda F, x, y: F.ndtr(x), "mvlgamma": lambda F, x, y: F.mvlgamma(x.abs() + 3, 2),
+    "dist": lambda F, x, y: F.dist(x, y, 3), "renorm": lambda F, x, y: F.renorm(x, 2, 0, 1.0),
+    "float_power": lambda F, x, y: F.float_power(x.abs(), y),
+    "nanmedian": lambda F, x, y: tuple(F.nanmedian((x / (x > 0.3)).log(), 1)),
+    "isin": lambda F, x, y: F.isin(x.round(), y.round()),
+    "unique_consecutive": lambda F, x, y: F.unique_consecutive(
+        x.detach().round(), return_inverse=True, return_counts=True),
+    "cov": lambda F, x, y: F.cov(x), "corrcoef": lambda F, x, y: F.corrcoef(x),
+    "trapezoid": lambda F, x, y: (F.trapezoid(x), F.trapezoid(x, dx=0.5, dim=0),
+                                  F.cumulative_trapezoid(x), F.trapezoid(x, y[0])),
+    "pdist": lambda F, x, y: F.pdist(x), "atleast": lambda F, x, y: (
+        F.atleast_1d(x[0, 0]), F.atleast_2d(x[0]), F.atleast_3d(x[0]), F.atleast_3d(x)),
+    "stacks": lambda F, x, y: (F.column_stack([x[0], y[0]]), F.dstack([x, y]),
+                               F.row_stack([x, y[:1]])),
+    "splits": lambda F, x, y: (*F.hsplit(x, 2), *F.vsplit(x, 3), *F.dsplit(x[None], [1, 2])),
+    "block_diag": lambda F, x, y: F.block_diag(x, y[0], y[1, 1]),
+    "cartesian_prod": lambda F, x, y: F.cartesian_prod(x[0], y[:, 0]),
+    "products": lambda F, x, y: (F.ger(x[0], y[0]), F.vdot(x[0], y[0]), F.adjoint(x)),
+    "scatters": lambda F, x, y: (
+        F.select_scatter(x, y[0], 0, 1), F.slice_scatter(x, y[:, :2], 1, 0, 4, 2),
+        F.diagonal_scatter(x, y[0, :3], 1)),
+    "bilinear": lambda F, x, y: F.bilinear(x, y, x.reshape(1, 3, 4).mT @ y[None]),
+}  # fmt: skip
+
+
+class Torch:
+    """Looks a name up where torch has it."""
+
+    def __getattr__(self, name):
+        places = (torch, functional, torch.special, torch.linalg)
+        return next(getattr(p, name) for p in places if hasattr(p, name))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_compositions(name):
+    x, y = floats(3, 4), floats(3, 4)
+    compare(lambda a, b: COMPOSED[name](Tensor, a, b), x, y,
+            oracle=lambda a, b: COMPOSED[name](Torch(), a, b), rtol=2e-5, atol=1e-5)  # fmt: skip
+
+
+def test_compositions_without_gradients():
+    for n, periodic in ((1, True), (5, True), (6, False)):
+        for name in ("hann_window", "hamming_window", "blackman_window"):
+            np.testing.assert_allclose(getattr(Tensor, name)(n, periodic).numpy(),
+                                       getattr(torch, name)(n, periodic).numpy(), atol=1e-6)
+    for name in ("tril_indices", "triu_indices"):
+        np.testing.assert_array_equal(getattr(Tensor, name)(3, 4, 1).numpy(),
+                                      getattr(torch, name)(3, 4, 1).numpy())  # fmt: skip
+    x = floats(2, 3, 4)
+    for order in ("fro", "nuc", 1, -1, 2, -2, inf, -inf):
+        compare(lambda t, p=order: t.matrix_norm(p), x, gradient=False,
+                oracle=lambda t, p=order: torch.linalg.matrix_norm(t, p))  # fmt: skip
+    compare(lambda t, i: t.multilabel_margin_loss(i), floats(2, 4),
+            np.array([[3, 0, -1, 1], [2, -1, 0, 0]]),
+            oracle=lambda t, i: functional.multilabel_margin_loss(t, i))  # fmt: skip
