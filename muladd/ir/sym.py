@@ -536,10 +536,14 @@ def trusted(x: Dim) -> bool:
     """
     if isinstance(x, int):
         return True
-    for n in nodes.toposort((x,), into=lambda m: "trusted" not in _memo(m)):
+    memo = x.memo
+    if memo is not None and "trusted" in memo:
+        return bool(memo["trusted"])
+    for n in nodes.toposort((x,), into=lambda m: m.memo is None or "trusted" not in m.memo):
         memo = _memo(n)
         if "trusted" not in memo:
             memo["trusted"] = _trusted(n)
+            memo["closed"] = is_opaque(n) or any(_memo(s)["closed"] for s in n.srcs)
     return bool(_memo(x)["trusted"])
 
 
@@ -555,14 +559,24 @@ def _trusted(n: Node) -> bool:
         return False
     if not all(_memo(s)["trusted"] for s in n.srcs):
         return False
-    a, b = (bounds(s) for s in n.srcs)
     if n.op in (ops.DIV, ops.MOD):
-        return b[0] > 0
-    if n.op is ops.MAX or any(is_opaque(m) for m in nodes.toposort((n,))):
+        return bounds(n.srcs[1])[0] > 0
+    if n.op is ops.MAX or any(_memo(s)["closed"] for s in n.srcs):  # what `opaque` closed is far
         return True
-    if n.op is ops.ADD:
-        return -_FAR < a[0] + b[0] and a[1] + b[1] < _FAR
-    return max(abs(v * w) for v in a for w in b) < _FAR
+    a, b = (_memo(s).get("span") or bounds(s) for s in n.srcs)
+    span = _combined(n.op, a, b)
+    if max(map(abs, span)) >= _FAR:
+        span = _combined(n.op, *(bounds(s) for s in n.srcs))
+    _memo(n)["span"] = span  # wider than `bounds`, and found in no time
+    return max(map(abs, span)) < _FAR
+
+
+def _combined(op: ops.Op, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    """Between which numbers a sum or a product lies, given the same of its operands."""
+    if op is ops.ADD:
+        return a[0] + b[0], a[1] + b[1]
+    corners = [v * w for v in a for w in b]
+    return min(corners), max(corners)
 
 
 def opaque(x: Dim) -> Dim:
@@ -613,6 +627,10 @@ def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
     """x with atoms exchanged, brought to normal form again."""
     if isinstance(x, int):
         return x
+    if x in values:
+        return values[x]
+    if trusted(x) and all(_plain(a, values) for mono in poly(x) for a in mono):
+        return _exchanged(x, values)
     done: dict[Node, Dim] = dict(values)
     for n in nodes.toposort((x,), into=lambda m: m not in done):
         if n in done:
@@ -627,6 +645,27 @@ def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
         else:
             done[n] = nodes.rebuild(n, tuple(map(as_node, args)))
     return done[x]
+
+
+def _plain(atom: Node, values: dict[Node, Dim]) -> bool:
+    """Whether an atom is to be exchanged, or has nothing inside that could be."""
+    return atom in values or atom.op is ops.RANGE or atom.op is ops.INPUT
+
+
+def _exchanged(x: Node, values: dict[Node, Dim]) -> Dim:
+    """x with atoms exchanged, all of which stand in its polynomial: one pass over that."""
+    out: Poly = {}
+    changed = False
+    for mono, c in poly(x).items():
+        term: Poly = {(): c}
+        for atom in mono:
+            if atom in values:
+                changed = True
+                term = _mul(term, poly(values[atom]))
+            else:
+                term = _mul(term, {(atom,): 1})
+        out = _add(out, term)
+    return build(out) if changed else x
 
 
 _SMART = {ops.ADD: add, ops.MUL: mul, ops.DIV: div, ops.MOD: mod, ops.MAX: maximum}
