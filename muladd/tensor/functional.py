@@ -348,13 +348,16 @@ def _where(node: Node) -> str:
 
 
 def scan(
-    function: Callable, init: Any, xs: Any = None, length: Dim | None = None, reverse: bool = False
-) -> tuple[Any, Any]:
+    function: Callable, init: Any, xs: Any = None, length: Dim | None = None, reverse: bool = False,
+    checkpoint: bool | int = False,
+) -> tuple[Any, Any]:  # fmt: skip
     """function(carry, x) -> (carry, y), repeated over the leading axis of xs, as one SCAN.
 
     Returns (the last carry, the ys stacked). The carry keeps its structure, shapes and dtypes.
     `length` is needed only without xs. Random numbers drawn inside are the same in every step:
-    pass keys in as xs instead.
+    pass keys in as xs instead. A gradient keeps what each step computed; with `checkpoint` it keeps
+    the carry of every k-th step alone (k about the square root of the length, or that number) and
+    computes the steps between once more, one segment after the other.
     """
     carries, carry_structure = flatten(init)
     slices, xs_structure = flatten(xs)
@@ -382,8 +385,11 @@ def scan(
     outs = [t.node for t in (*new_carries, *ys)]
     body, captured = transform.lift(outs, stand_ins, getattr(function, "__name__", "step"))
     sources = (*[t.node for t in carries], *[t.node for t in slices], *captured)
-    final = []
-    for i in range(len(outs)):
-        arg = ScanArg(body, length, k, len(slices), reverse, i)
-        final.append(Tensor._of(make(ops.SCAN, sources, arg), device))
+    arg = ScanArg(body, length, k, len(slices), reverse)
+    if checkpoint:
+        segment = None if checkpoint is True else checkpoint
+        nodes = transform.scan_checkpointed(arg, sources, segment)
+    else:
+        nodes = [make(ops.SCAN, sources, replace(arg, out=i)) for i in range(len(outs))]
+    final = [Tensor._of(node, device) for node in nodes]
     return unflatten(new_structure, final[:k]), unflatten(ys_structure, final[k:])
