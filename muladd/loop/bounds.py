@@ -14,7 +14,7 @@ from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.sym import Monomial, Poly
 from muladd.loop.kernel import reaxis, show
-from muladd.loop.narrow import Facts, atoms, split, tightened, whole
+from muladd.loop.narrow import Facts, along, atoms, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
 
 _DEPTH = 5  # facts used in one proof
@@ -216,23 +216,25 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
         loops, more = split((goal, *facts))
         if not loops:
             break
-        goal, *known = (_replaced(p, loops) for p in (goal, *facts))
+        goal, *known = _replaced((goal, *facts), loops)
         facts = (*known, *more)
     return _proven(goal, tuple(map(whole, facts)))
 
 
 def _proven(goal: Poly, facts: Facts) -> bool:
     for _ in range(2):  # a loop that is now narrower may narrow others
-        narrow = tightened(facts)
-        goal, *known = (_replaced(p, narrow) for p in (goal, *facts))
+        goal, *known = _replaced((goal, *facts), tightened(facts))
         facts = tuple(f for f in known if sym.lower(f) < 0)  # the others say nothing new
     return any(  # short proofs first
         _follows(goal, facts, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
     )
 
 
-def _replaced(p: Poly, values: dict[Node, Dim]) -> Poly:
-    return sym.poly(sym.replace(sym.build(p), values)) if values else p
+def _replaced(known: Facts, loops: dict[Node, Dim]) -> Facts:
+    if not loops:
+        return known
+    loops = along(loops, known)
+    return tuple(sym.poly(sym.replace(sym.build(p), loops)) for p in known)
 
 
 def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
@@ -266,7 +268,8 @@ def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -
 
 
 def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
-    """q = x div d says d*q <= x <= d*q + d - 1; a maximum is at least each of its sides."""
+    """q = x div d says d*q <= x <= d*q + d - 1; a maximum is at least each of its sides; a loop
+    stays below its extent."""
     found: list[Poly] = []
     for atom in dict.fromkeys([*atoms(goal), *(a for f in facts for a in atoms(f))]):
         if atom.op is ops.DIV and sym.bounds(atom.srcs[1])[0] > 0:
@@ -282,6 +285,9 @@ def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
             x = _dim(atom.srcs[0])
             if holds(sym.poly(x)) or any(f == sym.poly(x) for f in facts):
                 found.append(_gap(atom, x))
+        elif atom.op is ops.RANGE and not isinstance(atom.arg.extent, int):
+            if any(a.op is ops.MAX for a in atoms(sym.poly(atom.arg.extent))):
+                found.append(_gap(atom, atom.arg.extent, 1))  # as both sides of the maximum
     return found
 
 
@@ -316,7 +322,8 @@ def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:
 def _greatest(p: Poly) -> Poly:
     """An upper bound of p without loops, where each of them occurs with one sign."""
     for _ in range(16):
-        loop = next((a for a in atoms(p) if a.op is ops.RANGE and sym._eliminable(a, p)), None)
+        inner_first = sorted((a for a in atoms(p) if a.op is ops.RANGE), key=_nesting, reverse=True)
+        loop = next((a for a in inner_first if sym._eliminable(a, p)), None)
         if loop is None:
             return _multiplied(p)
         slope = {sym._without(m, (loop,)): c for m, c in p.items() if loop in m}
@@ -325,6 +332,14 @@ def _greatest(p: Poly) -> Poly:
         up = sym._interval(slope)[0] >= 0  # type: ignore[arg-type]
         p = sym._add(rest, sym._mul(slope, high if up else low))  # type: ignore[arg-type]
     return p
+
+
+def _nesting(loop: Node) -> int:
+    """How many loops deep a loop's extent depends on others."""
+    if isinstance(loop.arg.extent, int):
+        return 0
+    inside = (n for n in toposort((loop.arg.extent,)) if n.op is ops.RANGE)
+    return 1 + max(map(_nesting, inside), default=0)
 
 
 def _least(p: Poly) -> Poly:

@@ -56,6 +56,25 @@ def tightened(facts: Facts) -> dict[Node, Dim]:
     return found
 
 
+def along(loops: dict[Node, Dim], known: Iterable[Poly]) -> dict[Node, Dim]:
+    """These changes, and those of loops that run as far as a changed one says."""
+    found = dict(loops)
+    seen: set[Node] = set()
+
+    def visit(p: Poly) -> None:
+        for n in toposort(tuple(atoms(p))):
+            if n.op is ops.RANGE and n not in seen and not isinstance(n.arg.extent, int):
+                seen.add(n)
+                visit(sym.poly(n.arg.extent))
+                extent = sym.replace(n.arg.extent, found)
+                if n not in found and extent is not n.arg.extent:
+                    found[n] = sym.axis(n.arg.name, extent)
+
+    for p in known:
+        visit(p)
+    return found
+
+
 def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
     """Where a remainder or quotient of e by a number d occurs, a loop i of e, such that e is
     d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known of it."""
@@ -82,4 +101,4 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
     return {}, ()
 
 
-__all__ = ["Facts", "atoms", "split", "tightened", "whole"]
+__all__ = ["Facts", "along", "atoms", "split", "tightened", "whole"]
