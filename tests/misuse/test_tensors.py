@@ -89,10 +89,11 @@ def test_misuse(name, device):
 def test_an_index_computed_later_reads_zero_and_writes_nothing(device):
     x = Tensor([1.0, 2.0, 3.0])
     far = Tensor([0, 4, 1]) + 1  # 1, 5, 2: nothing has run yet
-    assert x[far].tolist() == [2, 0, 3]
-    y = x.clone()
-    y[far] = 9.0
-    assert y.tolist() == [1, 9, 9]
+    with config.context(CHECK=0):
+        assert x[far].tolist() == [2, 0, 3]
+        y = x.clone()
+        y[far] = 9.0
+        assert y.tolist() == [1, 9, 9]
 
 
 def test_the_setting_check_computes_every_index_and_looks(device):
