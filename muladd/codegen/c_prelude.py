@@ -1,4 +1,7 @@
-"""What every kernel in a C-like language begins with: OpenCL C's words, and functions over them.
+"""What every kernel in a C-like language begins with: functions, written in OpenCL C's words.
+
+Another language defines the words that it lacks in place of WORDS. Kernels may follow each other in
+one source, of which only the first beginning counts.
 
 pack and unpack take a float type's exponent and mantissa widths, which are constants wherever they
 are called. 4 exponent bits mean e4m3, which has no infinity. odd_* round to float32 so that an
@@ -6,7 +9,7 @@ inexact result's last bit is one (Boldo and Melquiond, 2008): rounding that agai
 is rounding once. divide_* round down and give zero for a zero divisor; nothing traps or overflows.
 """
 
-OPENCL = """\
+WORDS = """\
 #ifndef MULADD
 #define MULADD
 #pragma OPENCL FP_CONTRACT OFF
@@ -23,6 +26,9 @@ double OF sqrt(double); double OF fma(double, double, double); double OF fabs(do
 ulong OF clz(ulong); OF_REALS(char) OF_REALS(short) OF_REALS(int) OF_REALS(long)
 OF_REALS(uchar) OF_REALS(ushort) OF_REALS(uint) OF_REALS(ulong)
 #endif
+"""
+
+FUNCTIONS = """\
 #ifdef FP_FAST_FMAF
 #define multiply_add fma
 #else  // a call of a function that emulates it, on some CPUs; the fast profile need not have it
@@ -78,3 +84,5 @@ inline ulong modulo_u(ulong x, ulong y) { return x - divide_u(x, y) * y; }
 inline long modulo_s(long x, long y) { return x - (ulong)divide_s(x, y) * (ulong)y; }
 #endif
 """
+
+OPENCL = WORDS + FUNCTIONS

@@ -8,10 +8,9 @@ packed only in memory.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from math import isfinite
 
-from muladd.codegen import c_prelude
+from muladd.codegen import Rendered, c_prelude
 from muladd.errors import DeviceError
 from muladd.ir import Dim, DType, Node, Var, dtype, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
@@ -20,13 +19,6 @@ PRIVATE_BYTES = 1024  # a work item's own arrays up to this size are the compile
 _INT = {8: "char", 16: "short", 32: "int", 64: "long"}
 _NARROW = {"float16": "5, 10", "bfloat16": "8, 7", "float8_e4m3": "4, 3", "float8_e5m2": "5, 2"}
 Names = dict[Node, str]
-
-
-@dataclass(slots=True)
-class Rendered:
-    source: str
-    name: str
-    scratch: int  # bytes of device memory for each work item (or group) at work
 
 
 def register(d: DType) -> str:
@@ -83,7 +75,7 @@ class _Renderer:
         self.scopes: list[Names] = [{}]
         self.names: dict[str | int, str] = {}
         self.count = self.scratch = self.group = 0
-        self.written = {a.index for a in lowered.kernel.arguments if a.written}
+        self.fixed = {a.index for a in lowered.kernel.arguments if not a.written}
 
     def run(self, prelude: str) -> Rendered:
         arguments = self.lowered.kernel.arguments
@@ -119,8 +111,7 @@ class _Renderer:
             self.lines.append(f"{register(a.dtype)} {name}[{a.count}];")
         elif size <= self.room[a.group]:
             self.room[a.group] -= size
-            near = "local " if a.group else ""
-            self.lines.append(f"{near}{memory(a.dtype)} {name}[{a.count}];")
+            self.lines.append(f"{'local ' * a.group}{memory(a.dtype)} {name}[{a.count}];")
         elif self.group and not a.group:
             raise DeviceError(f"codegen: {a.name} has {size} bytes, too many for one thread")
         else:
@@ -132,7 +123,7 @@ class _Renderer:
     def grid(self, s: Grid, who: str) -> None:
         """The chunk of this item or group; with scratch, which not all have, one after another."""
         chunk = sym.axis("chunk", self.lowered.grid)
-        stop = self.value(sym.as_node(self.lowered.grid))
+        stop = self.value(self.lowered.grid)
         turns = "num_groups" if self.group else "global_size"
         head = f"for (long chunk = get_{who}_id(0); chunk < {stop}; chunk += get_{turns}(0))"
         if not self.scratch:  # no loop, so that drivers may run items as lanes
@@ -144,7 +135,7 @@ class _Renderer:
         rest: Dim = chunk
         for x in reversed(s.loops):
             here = rest if x is s.loops[0] else sym.mod(rest, x.arg.extent)
-            self.scopes[-1][x] = self.value(sym.as_node(here))
+            self.scopes[-1][x] = self.value(here)
             rest = sym.div(rest, x.arg.extent) if x is not s.loops[0] else rest
         self.statements(s.body)
         self.lines[at:] = [head + " {", *self.lines[at:], "}"]
@@ -160,7 +151,7 @@ class _Renderer:
                 self.statements(s.body)
             elif isinstance(s, For):
                 self.count += 1
-                i, (start, stop) = f"i{self.count}", map(self.size, (s.start, s.stop))
+                i, start, stop = f"i{self.count}", *map(self.value, (s.start, s.stop))
                 self.block(f"for (long {i} = {start}; {i} < {stop}; {i}++)", s.body, {s.loop: i})
             elif isinstance(s, If):
                 self.block(f"if ({self.value(s.condition)})", s.body, {})
@@ -184,13 +175,10 @@ class _Renderer:
 
     # --- expressions ---
 
-    def size(self, d: Dim) -> str:
-        return self.value(sym.as_node(d))
-
-    def value(self, root: Node, fresh: Names | None = None) -> str:
+    def value(self, size: Dim, fresh: Names | None = None) -> str:
         """The name of a node's value. What depends on memory that changes is good for one statement
         (and is kept in `fresh`); all else for as long as its block lasts."""
-        fresh = {} if fresh is None else fresh
+        root, fresh = sym.as_node(size), {} if fresh is None else fresh
         for n in toposort((root,), into=lambda m: self.find(m, fresh) is None):
             if self.find(n, fresh) is not None:
                 continue
@@ -200,8 +188,7 @@ class _Renderer:
             text = self.expression(n, [self.find(x, fresh) or "" for x in n.srcs])
             self.count += 1
             self.lines.append(f"const {register(n.dtype)} v{self.count} = {text};")
-            mutable = n.op is ops.LOAD and not (isinstance(n.arg, int)
-                                                and n.arg not in self.written)  # fmt: skip
+            mutable = n.op is ops.LOAD and n.arg not in self.fixed
             changes = mutable or any(x in fresh for x in n.srcs)
             (fresh if changes else self.scopes[-1])[n] = f"v{self.count}"
         return self.find(root, fresh) or ""
@@ -268,6 +255,3 @@ def cast(x: str, source: DType, d: DType) -> str:
         sign = "u" if source.kind == "u" else ""
         return rounded(f"odd_{'double' if source.is_float else sign + 'long'}({x})", d)
     return rounded(f"(float){x}", d)
-
-
-__all__ = ["Rendered", "render"]

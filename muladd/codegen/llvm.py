@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from muladd.codegen import Rendered
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
@@ -24,13 +25,6 @@ _Operand = Callable[[Node], str]  # the register that holds a node's value
 _STACK_BYTES = (
     2048  # kernel arrays up to this size live on the stack, where registers may take them
 )
-
-
-@dataclass(slots=True)
-class Rendered:
-    source: str
-    name: str
-    scratch: int  # bytes of scratch a thread needs
 
 
 @dataclass(slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from muladd.codegen import cstyle, llvm, native
+from muladd.codegen import Rendered, cstyle, llvm, native
 from muladd.device import Device
 from muladd.errors import DeviceError
 from muladd.ir import dtype, toposort
@@ -13,12 +13,6 @@ from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Lowered
 from muladd.schedule import groups, heuristic
-
-
-class Rendered(Protocol):
-    source: str
-    name: str
-    scratch: int
 
 
 @dataclass(frozen=True)

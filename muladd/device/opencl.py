@@ -8,14 +8,12 @@ The n-th `long` at the end is the program's n-th variable. A chunk of the grid i
 group of them where the source requires a group's size. A kernel with `scratch` gets a pointer to it
 before all else, and may be run by fewer than there are chunks. Commands run in order; copy_out and
 synchronize wait for them, run() does not.
-
-Drivers take long to begin with a source, so all kernels that a program needs first are one source.
 """
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 
 from muladd.device.base import Buffer, Device, Launch, Step, host_bytes, leaves
 from muladd.device.machine import Machine
-from muladd.device.queue import Place, Queued
+from muladd.device.queue import Kernel, Place, Queued, together
 from muladd.errors import DeviceError, OutOfMemory
 
 try:
@@ -34,8 +32,6 @@ except ImportError as error:
     raise DeviceError(f"OPENCL needs pyopencl ({error}); pip install 'pyopencl[pocl]', which "
                       "brings a driver for CPUs") from None  # fmt: skip
 
-_ITEMS = 64  # work items of a group that have nothing to do with each other
-_MOST_WITH_SCRATCH = 1 << 14  # work items at once where each needs memory of its own
 # PoCL reads clang's header of 19,000 lines for each source; who defines its guard is spared that
 _SHORT = "-D_OPENCL_H_ -DDECLARE_BUILTINS"
 
@@ -49,24 +45,6 @@ def _driver(doing: str) -> Any:
         raise OutOfMemory(f"OPENCL: no memory while {doing}: {error}") from error
     except cl.Error as error:
         raise DeviceError(f"OPENCL: the driver failed while {doing}: {error}") from error
-
-
-class Kernel:
-    """Source, and from the first program on that launches it the driver's kernel."""
-
-    def __init__(self, source: str, entry: str) -> None:
-        self.source, self.entry = source, entry
-        self.handle: Any = None
-        self.group = 0  # work items in a group, if the source requires a number
-        self.scratch = 0  # bytes for each group or, without groups, each work item at work
-
-    def sizes(self, grid: int, cores: int) -> tuple[int, int]:
-        """Work items in all, and in a group, for a grid of so many chunks."""
-        group = self.group or max(1, min(_ITEMS, grid // cores))
-        groups = grid if self.group else -(-grid // group)
-        if self.scratch:
-            groups = min(groups, max(cores, _MOST_WITH_SCRATCH // group))
-        return groups * group, group
 
 
 class Program(Queued):
@@ -144,17 +122,15 @@ class OpenCL(Device):
             return Buffer(self, nbytes, handle=self.pool.allocate(max(1, nbytes)))
 
     def copy_in(self, buffer: Buffer, data: np.ndarray | memoryview | bytes) -> None:
-        source = host_bytes(data, buffer.nbytes, "OPENCL.copy_in")
-        self._transfer(buffer.nbytes, lambda: (buffer.handle, source))
+        self._transfer(buffer.handle, host_bytes(data, buffer.nbytes, "OPENCL.copy_in"))
 
     def copy_out(self, buffer: Buffer, into: np.ndarray) -> None:
-        target = host_bytes(into, buffer.nbytes, "OPENCL.copy_out")
-        self._transfer(buffer.nbytes, lambda: (target, buffer.handle))
+        self._transfer(host_bytes(into, buffer.nbytes, "OPENCL.copy_out"), buffer.handle)
 
-    def _transfer(self, nbytes: int, ends: Callable[[], tuple[Any, Any]]) -> None:
-        with self.lock, _driver(f"copying {nbytes:,} bytes"):
-            if nbytes:
-                cl.enqueue_copy(self.queue, *ends(), is_blocking=True)
+    def _transfer(self, to: Any, source: Any) -> None:
+        with self.lock, _driver("copying"):
+            if min(getattr(x, "nbytes", 1) for x in (to, source)):
+                cl.enqueue_copy(self.queue, to, source, is_blocking=True)
 
     def load(self, blob: bytes, entry: str, grid_entry: str | None = None) -> Kernel:
         """A kernel from OpenCL C source, compiled with others when a program needs it."""
@@ -164,26 +140,22 @@ class OpenCL(Device):
     def program(
         self, steps: Sequence[Step], slots: int, scratch: int = 0, variables: int = 0
     ) -> Program:
+        needed = dict.fromkeys(s.kernel for s in leaves(steps) if isinstance(s, Launch))
         with self.lock:
-            needed = dict.fromkeys(s.kernel for s in leaves(steps) if isinstance(s, Launch))
-            self._build([kernel for kernel in needed if kernel.handle is None])
+            if new := [kernel for kernel in needed if kernel.handle is None]:
+                self._build(new)
         return Program(self, steps, slots)
 
     def _build(self, kernels: list[Kernel]) -> None:
-        """Compiles kernels as one source, in which each has a name of its own."""
-        if not kernels:
-            return
-        source = "\n".join(f"#define {k.entry} {k.entry}_{i}\n{k.source}\n#undef {k.entry}"
-                           for i, k in enumerate(kernels))  # fmt: skip
+        source, names = together(kernels)
         with _driver("compiling " + ", ".join(k.entry for k in kernels)):
             made: Any = cl.Program(self.context, source)
             # without pyopencl's own cache on disk, which holds pickles
             made.build(self._options, cache_dir=False)
             query: Any = cl.kernel_work_group_info.COMPILE_WORK_GROUP_SIZE
-            for i, k in enumerate(kernels):
-                handle = cl.Kernel(made, f"{k.entry}_{i}")
-                k.group = handle.get_work_group_info(query, self.driver)[0]
-                k.handle = handle
+            for kernel, name in zip(kernels, names):
+                kernel.handle = cl.Kernel(made, name)
+                kernel.group = kernel.handle.get_work_group_info(query, self.driver)[0]
 
     def synchronize(self) -> None:
         with _driver("waiting"):

@@ -1,7 +1,8 @@
 """Programs for devices that are told each command: the host walks the steps and fills in numbers.
 
 What a device of this kind (OpenCL, Metal, CUDA) must add is how one launch and one copy are put in
-its queue, and how long a finished one took.
+its queue, how long a finished one took, and how source becomes kernels. Drivers take long to begin
+with a source, so all kernels that a program needs first are one source.
 """
 from __future__ import annotations
 
@@ -26,6 +27,34 @@ from muladd.device.base import (
 from muladd.errors import DeviceError
 
 Place = tuple[Any, int]  # a buffer's handle, and a byte in it
+_ITEMS = 64  # work items of a group that have nothing to do with each other
+_MOST_WITH_SCRATCH = 1 << 14  # work items at once where each needs memory of its own
+
+
+class Kernel:
+    """Source, and from the first program on that launches it the driver's kernel."""
+
+    def __init__(self, source: str, entry: str) -> None:
+        self.source, self.entry = source, entry
+        self.handle: Any = None
+        self.group = 0  # work items in a group, if the source requires a number
+        self.scratch = 0  # bytes for each group or, without groups, each work item at work
+
+    def sizes(self, grid: int, cores: int) -> tuple[int, int]:
+        """Work items in all, and in a group, for a grid of so many chunks."""
+        group = self.group or max(1, min(_ITEMS, grid // cores))
+        groups = grid if self.group else -(-grid // group)
+        if self.scratch:
+            groups = min(groups, max(cores, _MOST_WITH_SCRATCH // group))
+        return groups * group, group
+
+
+def together(kernels: Sequence[Kernel]) -> tuple[str, list[str]]:
+    """Kernels as one source, in which each has a name of its own; and these names."""
+    names = [f"{k.entry}_{i}" for i, k in enumerate(kernels)]
+    parts = (f"#define {k.entry} {name}\n{k.source}\n#undef {k.entry}"
+             for k, name in zip(kernels, names))  # fmt: skip
+    return "\n".join(parts), names
 
 
 @dataclass
