@@ -42,6 +42,12 @@ class Composed(Handle):
         exponent = exponent if is_number(exponent) else exponent.double()
         return self.double() ** exponent
 
+    def ldexp(self, other: Any) -> Tensor:
+        """self * 2**other."""
+        if is_number(other):
+            return self * 2.0**other
+        return self * (other if other.dtype.is_float else other.float()).exp2()
+
     def logaddexp2(self, other: Any) -> Tensor:
         """log2(2**a + 2**b) without overflow."""
         return self._real2("logaddexp2", other, lambda a, b: g.mul(

@@ -90,6 +90,7 @@ class Gathering(Handle):
         """1 at the position each index names, along a new last axis (int64)."""
         if num_classes == -1:
             num_classes = int(self.max().item()) + 1
+        check_index("one_hot", self, num_classes, 0)
         shape = (*self.shape, num_classes)
         wide = g.expand(g.unsqueeze(g.cast(self.node, dt.int64), self.ndim), shape)
         same = g.eq(wide, g.along(iota(num_classes), self.ndim, shape))

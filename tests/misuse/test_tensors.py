@@ -66,6 +66,7 @@ MISUSE = {
     "index_add": (lambda: zeros(3).index_add(0, Tensor([4]), zeros(1)), IndexingError, "index_add"),
     "embedding": (lambda: Tensor([7]).embedding(zeros(5, 2)), IndexingError, "embedding.*7.*0..4"),
     "negative token": (lambda: Tensor([-1]).embedding(zeros(5, 2)), IndexingError, "holds -1"),
+    "one_hot": (lambda: Tensor([4]).one_hot(4), IndexingError, "one_hot.*holds 4.*0..3"),
     "class": (lambda: zeros(2, 3).cross_entropy(Tensor([0, 3])), IndexingError, "holds 3.*size 3"),
     "mask": (lambda: zeros(3)[Tensor([True, False])], IndexingError, r"mask.*\[2\].*\[3\]"),
     "step 0": (lambda: zeros(3)[::0], IndexingError, "step"),

@@ -169,6 +169,7 @@ def test_bool_minus_bool_is_refused():
 
 COMPOSED = {
     "logaddexp2": lambda F, x, y: F.logaddexp2(x, y), "entr": lambda F, x, y: F.entr(x.abs()),
+    "ldexp": lambda F, x, y: F.ldexp(x, y),
     "ndtr": lambda F, x, y: F.ndtr(x), "mvlgamma": lambda F, x, y: F.mvlgamma(x.abs() + 3, 2),
     "dist": lambda F, x, y: F.dist(x, y, 3), "renorm": lambda F, x, y: F.renorm(x, 2, 0, 1.0),
     "float_power": lambda F, x, y: F.float_power(x.abs(), y),
