@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from muladd.compile.cut import Cut
+from muladd.compile.cut import Cut, elements
 from muladd.compile.gather import gather, scatter
 from muladd.compile.index import OPAQUE, Indexer, forward, is_buffer
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
@@ -45,7 +45,8 @@ class Group:
     shared: list[dict[Draft, Node]]
     before: set[Group] = field(default_factory=set)  # groups this one reads from
     after: set[Group] = field(default_factory=set)
-    order: int = 0
+    order: int = 0  # the last of its nodes' places in the graph's order
+    first: int = 0  # the first of them
 
     def points(self) -> int:
         """How many points the shared axes have, at most."""
@@ -165,12 +166,13 @@ def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
     for number, n in enumerate(order):
         if n in drafts:
             d = drafts[n]
-            g = Group([d], [{d: a} for a in d.axes], order=number)
+            g = Group([d], [{d: a} for a in d.axes], order=number, first=number)
             if d.scatter is not None:  # the compared axis is no loop
                 g.shared = [s for s in g.shared if s[d] is not d.scatter[0]]
             reads = [producer for producer, _, _ in d.reads]
         elif n.op in OPAQUE:  # runs between kernels, so it takes part in their order
-            g = scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), Group([], [], order=number))
+            g = scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), Group([], [], order=number,
+                                                                          first=number))
             reads = list(n.srcs)
         else:
             continue
@@ -179,10 +181,11 @@ def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
             if producer in home:
                 g.before.add(home[producer])
                 home[producer].after.add(g)
-    for n, d in drafts.items():
-        for producer in dict.fromkeys(p for p, _, _ in d.reads):
-            if producer in drafts and home[producer] is not home[n]:
-                _try(home[producer], home[n], home, drafts)
+    edges = [(p, n) for n, d in drafts.items() for p in dict.fromkeys(p for p, _, _ in d.reads)]
+    # the largest arrays first: what a merge makes of the axes may rule out another
+    for producer, n in sorted(edges, key=lambda e: -elements(e[0])):
+        if producer in drafts and home[producer] is not home[n]:
+            _try(home[producer], home[n], home, drafts)
     return [g for g in _in_order(set(home.values())) if g.drafts]
 
 
@@ -191,7 +194,8 @@ def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft])
     if shared is None or not _worth(p, c, shared) or _between(p, c):
         return
     merged = Group(p.drafts + c.drafts, shared, (p.before | c.before) - {p, c},
-                   (p.after | c.after) - {p, c}, max(p.order, c.order))  # fmt: skip
+                   (p.after | c.after) - {p, c}, max(p.order, c.order),
+                   min(p.first, c.first))  # fmt: skip
     for d in merged.drafts:
         home[d.node] = merged
     for other in merged.before:
@@ -238,7 +242,7 @@ def _between(p: Group, c: Group) -> bool:
         if c in g.after:
             return True
         for n in g.after:
-            if n not in seen and n.order <= c.order:
+            if n not in seen and n.first <= c.order:
                 seen.add(n)
                 todo.append(n)
     return False

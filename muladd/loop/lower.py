@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from itertools import product
+from math import lcm
 
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
+from muladd.loop.limits import limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
 from muladd.loop.vector import at, spread
@@ -41,6 +43,9 @@ class _Lowering:
         self.arrays: dict[str, Array] = {}
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
+        self.limits = limits(self.kernel)
+        strides = [plan.leaves[a][0].stride for a in self.limits]
+        self.grain = lcm(*strides) if strides else 1  # limits are rounded to it, all alike
         self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
         self.strides = {s.name: self._storage(s) for s in self.kernel.stages}
 
@@ -194,19 +199,59 @@ class _Lowering:
         n = axis.arg.extent
         leaf = next(x for x in leaves if x.loop is loop)
         if axis in full:
-            return _loop(loop, 0, loop.arg.extent, inside(values, full))
+            start: Dim = 0
+            stop: Dim = loop.arg.extent
+            if leaf is leaves[0]:
+                start, stop = self._limited(s, axis, leaf, stop)
+            return _loop(loop, start, stop, inside(values, full))
         if leaf is leaves[0]:
             whole = sym.div(n, leaf.stride)
-            out = _loop(loop, 0, whole, inside(values, full | {axis})) if whole != 0 else []
+            start, stop = self._limited(s, axis, leaf, whole)
+            out = _loop(loop, start, stop, inside(values, full | {axis})) if whole != 0 else []
             last = inside({**values, loop: whole}, full)
             rest = sym.less(0, sym.mod(n, leaf.stride))
+            if axis in self.limits:
+                rest = sym.both(rest, self._reached(s, axis, leaf, whole))
             return out + (last if rest is True else [If(rest, last)] if rest is not False else [])
         before = sym.sum_of(
             sym.mul(values.get(x.loop, x.loop), x.stride) for x in leaves[: leaves.index(leaf)]
         )
         left = sym.div(sym.add(sym.sub(n, before), leaf.stride - 1), leaf.stride)
-        inner = full | {axis} if leaf.stride == 1 else full  # the bound keeps every turn inside
+        sums = leaf.stride == 1 and axis in s.reduced
+        inner = full | {axis} if sums else full  # the bound keeps every turn inside
         return _loop(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, inner))
+
+    def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
+        """The turns of an axis' outermost loop that a stage needs at all."""
+        if axis not in self.limits:
+            return 0, stop
+        low, high = self._within(s, axis)
+        per = self.grain // leaf.stride
+        start = sym.mul(sym.div(sym.maximum(low, 0), self.grain), per)
+        end = sym.mul(sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain), per)
+        return sym.minimum(start, stop), sym.minimum(end, stop)
+
+    def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim) -> sym.Condition:
+        """Whether a stage needs the last turn, the one that overhangs."""
+        _, high = self._within(s, axis)
+        parts = sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain)
+        return sym.less(sym.mul(turn, leaf.stride), sym.mul(parts, self.grain))
+
+    def _within(self, s: Stage, axis: Node) -> tuple[Dim, Dim]:
+        """The limits of an axis for all points that the loops around a stage have in common."""
+        fixed = set(self.plan.enclosing(s))
+        least: dict[Node, Dim] = {}
+        most: dict[Node, Dim] = {}
+        for a in self.kernel.shared:
+            leaves = self.plan.leaves[a]
+            least[a] = sym.sum_of(sym.mul(x.loop, x.stride) for x in leaves if x.loop in fixed)
+            inner = sym.sum_of(sym.mul(sym.sub(x.extent, 1), x.stride)
+                               for x in leaves if x.loop not in fixed)  # fmt: skip
+            most[a] = sym.add(least[a], inner)
+        limit = self.limits[axis]
+        low = 0 if limit.low is None else _extreme(limit.low, least, most, False)
+        high = axis.arg.extent if limit.high is None else _extreme(limit.high, least, most, True)
+        return low, high
 
     def _blocked(
         self, s: Stage, loop: Node, rest: list[Node], values: Values, full: frozenset
@@ -458,6 +503,15 @@ class _Lowering:
         for loop in reversed(order):
             body = [For(loop, 0, loop.arg.extent, body)]
         return body
+
+
+def _extreme(limit: Dim, least: Values, most: Values, greatest: bool) -> Dim:
+    """The greatest (or least) value of a limit that grows or falls with each axis."""
+    terms: list[Dim] = []
+    for mono, c in sym.poly(limit).items():
+        values = most if (c > 0) == greatest else least
+        terms.append(sym.replace(sym.build({mono: c}), values))
+    return sym.sum_of(terms)
 
 
 def _scatter_guard(position: Node, size: Dim) -> Node:

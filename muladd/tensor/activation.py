@@ -9,9 +9,10 @@ from muladd.ir import Node
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor import precision, special
+from muladd.tensor.attention import attend
 from muladd.tensor.elementwise import absolute
 from muladd.tensor.handle import Handle
-from muladd.tensor.operands import floating, widened
+from muladd.tensor.operands import floating, one_device, widened
 from muladd.tensor.reduce import UNSET, chosen
 
 if TYPE_CHECKING:
@@ -205,6 +206,9 @@ class Activation(Handle):
             key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
         factor = 1 / math.sqrt(self.shape[-1]) if scale is None else scale  # type: ignore[arg-type]
         d = self.dtype
+        if dropout_p == 0 and not (attn_mask is not None and attn_mask.requires_grad):
+            result = _attended(self, key, value, attn_mask, is_causal, factor)
+            return self._result(g.cast(result, d))
         q, k, v = (self._result(widened(t.node)) for t in (self, key, value))
         scores = (q * factor).matmul(k.transpose(-2, -1))
         masked = attn_mask is not None  # then a row may have nothing to attend to
@@ -224,6 +228,26 @@ class Activation(Handle):
 
 
 # --- on nodes -------------------------------------------------------------------------------------
+
+
+def _attended(
+    q: Handle, k: Handle, v: Handle, mask: Handle | None, causal: bool, factor: float
+) -> Node:
+    """Attention without dropout, batch axes made equal."""
+    who = "scaled_dot_product_attention"
+    one_device(who, (q, k, v) if mask is None else (q, k, v, mask))
+    shapes = [t.shape[:-2] for t in (q, k, v)]
+    if mask is not None:
+        shapes.append(mask.shape[:-2])
+    lead = g.broadcast_shapes(who, *shapes)
+    nodes = [
+        g.expand(widened(precision.lowered(t).node), (*lead, *t.shape[-2:])) for t in (q, k, v)
+    ]
+    extra = None
+    if mask is not None:
+        extra = g.reshape(mask.node, (*[1] * (2 - mask.ndim), *mask.shape))
+        extra = extra if mask.dtype is dt.bool_ else g.cast(extra, nodes[0].dtype)
+    return attend(nodes[0], nodes[1], nodes[2], extra, causal, factor)
 
 
 def relu(x: Node) -> Node:
