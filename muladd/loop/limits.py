@@ -18,6 +18,9 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.rewrite.rules.folding import folded
 
 
+_LEAST = 64  # turns of a loop below which leaving some of them out does not pay
+
+
 @dataclass(frozen=True)
 class Limits:
     """An axis matters from low on and below high; both depend on shared axes, None is no limit."""
@@ -113,6 +116,8 @@ def _comparison(kernel: Kernel, s: Stage, n: Node) -> Iterator[tuple[Node, Limit
     own = [x for x in toposort((sym.as_node(difference),))
            if x.op is ops.RANGE and x not in kernel.shared]  # fmt: skip
     if len(own) != 1 or own[0] not in (*s.axes, *s.reduced):
+        return
+    if sym.bounds(own[0].arg.extent)[1] < _LEAST:
         return
     (axis,) = own
     sign = 1 if axis in toposort((sym.as_node(a),)) else -1

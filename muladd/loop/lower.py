@@ -94,6 +94,8 @@ class _Lowering:
             extent = sym.bounds(x.extent)[1]
             if a not in self.kernel.shared and x is plan.leaves[a][0] and extent > 16:
                 extent += -extent % 16 if x.stride > 1 else -extent % 128
+                if stride * extent * s.dtype.itemsize % 4096 == 0:
+                    extent += max(1, 16 // stride)  # rows of a buffer would share cache lines' sets
             stride *= max(extent, 1)
         if self._kept_inside(s):
             self.arrays[s.name] = Array(s.name, s.dtype, stride + 64, group=plan.group > 0)

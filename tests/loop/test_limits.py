@@ -87,9 +87,9 @@ def test_causal_attention_of_any_length(length, keys):
 @pytest.mark.parametrize("kind", ["band", "window", "suffix"])
 def test_sums_under_a_condition(kind):
     """Sums and maxima over what a comparison of positions lets through."""
-    x = data(50, 70)
+    x = data(90, 170)
     i, j = np.indices(x.shape)
-    rows, columns = Tensor.arange(50).reshape(50, 1), Tensor.arange(70).reshape(1, 70)
+    rows, columns = Tensor.arange(90).reshape(90, 1), Tensor.arange(170).reshape(1, 170)
     inside, near = {
         "band": (j <= i, columns <= rows), "suffix": (j > i + 3, columns > rows + 3),
         "window": ((j <= i) & (j > i - 9), (columns <= rows) & (columns > rows - 9)),

@@ -332,17 +332,21 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
         column = max(free, key=lambda a: (moves(kernel, vector, a) == 1, extent(a)))
         chosen.append((p, column, vector, broadcast))
     t = tile(machine, rows, max(extent(c) for _, c, _, _ in chosen), False)
-    high = max(1, min(4, rows // t.rows))
+    high = max(1, min(2, rows // t.rows))
     others = [a for a in kernel.shared if a is not row]
     bands_in_all = -(-rows // (t.rows * high))
     parts = max(1, min(bands_in_all, -(-_CHUNKS // max(size(others), 1))))
-    packs = {}
-    for k, (p, column, vector, _) in enumerate(chosen):
+    packs, scaled = {}, []
+    for k, (p, column, vector, broadcast) in enumerate(chosen):
         strided = moves(kernel, vector, column) != 1
-        if strided and rows >= _MANY_ROWS:
+        if (strided or _computed(vector)) and rows >= _MANY_ROWS:
             plan, done = _pack(plan, p.stage, vector, f"c{k}")
             if done:
                 packs[f"c{k}"] = column
+        if _computed(broadcast) and row in toposort((broadcast,)):
+            plan, done = _pack(plan, p.stage, broadcast, f"a{k}")
+            if done:
+                scaled.append(f"a{k}")
         plan = _merge_reduced(plan, p.stage.name)
     R = row.arg.name
     plan = step(plan, f"split {R} {-(-bands_in_all // parts)} {high} {t.rows}")
@@ -373,6 +377,11 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
         if s.name not in done_stages:
             plan = along(plan, machine, s)
     return stream(plan)
+
+
+def _computed(operand: Node) -> bool:
+    """Whether an operand is more than a load: work that a copy of it does once."""
+    return operand.op not in (ops.LOAD, ops.READ)
 
 
 def _pack_lanes(plan: Plan, machine: Machine, s: Stage, column: Node) -> Plan:
