@@ -17,7 +17,6 @@ from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.rewrite.rules.folding import folded
 
-
 _LEAST = 64  # turns of a loop below which leaving some of them out does not pay
 
 

@@ -1,0 +1,123 @@
+"""Long sums: a block of the sum at a time for an area of results, which wait meanwhile."""
+from __future__ import annotations
+
+from muladd.device.machine import Machine
+from muladd.loop.kernel import Kernel
+from muladd.loop.plan import Plan
+from muladd.schedule.analysis import Product, extent, size
+from muladd.schedule.primitives import step
+from muladd.schedule.recipes.operands import (
+    Sides,
+    Tile,
+    merge_reduced,
+    moves,
+    own_names,
+    reduced_names,
+    tile,
+)
+from muladd.schedule.recipes.rows import stream
+
+
+def terms_of(machine: Machine, t: Tile) -> int:
+    """Terms of a sum for which the panels of one tile stay in the nearest cache."""
+    return machine.l1 * 3 // 4 // ((t.columns + t.rows) * 4)
+
+
+def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
+    """The sides of a long sum whose operands lie along it and not along the results.
+
+    Such is the derivative of a convolution for its weights: a sum over all pixels of all images,
+    for each pair of channels and each tap. Columns are the channels that stand alone on their side.
+    """
+    lanes = machine.float_lanes
+    if kernel.exact or len(p.rows) + len(p.columns) < 3 or len(p.stage.reduced) < 2:
+        return None
+    best: tuple[int, Sides] | None = None
+    for rows, columns, left, right in (
+        (p.rows, p.columns, p.left, p.right), (p.columns, p.rows, p.right, p.left)
+    ):  # fmt: skip
+        if any(moves(kernel, x, a) == 1 and extent(a) >= 2 * lanes
+               for x, axes in ((left, rows), (right, columns)) for a in axes):  # fmt: skip
+            return None
+        (j, *others), i = sorted(columns, key=extent, reverse=True), max(rows, key=extent)
+        if not others and extent(j) >= lanes and size(rows) >= 16:
+            sides = Sides(i, j, left, right)
+            if best is None or size(rows) > best[0]:
+                best = (size(rows), sides)
+    if best is None or size(p.stage.reduced) < 4 * machine.l1 // 64:
+        return None
+    return best[1]
+
+
+def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Plan:
+    """A long sum, a block of it at a time for a whole area of results, which wait meanwhile.
+
+    Panels of columns (c0), and of rows where they lie so (c1), are copied for each block: a panel
+    of columns stays in the first cache while all rows of the area pass by.
+    """
+    i, j, name = sides.row, sides.column, p.stage.name
+    t = tile(machine, extent(i), extent(j), False)
+    plan = merge_reduced(step(plan, f"keep {name} d0"), name)
+    I, J = i.arg.name, j.arg.name
+    k, *rest = (a for a in plan.kernel.stage(name).reduced if extent(a) > 1)
+    K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t)))
+    terms = max(1, -(-extent(k) // blocks))
+    more = [a for a in (*p.rows, *p.columns) if a is not i and a is not j]  # results of a block too
+    batch = [a for a in plan.kernel.shared if a not in (i, j, *more)]
+    rows, columns = -(-extent(i) // t.rows), -(-extent(j) // t.columns)
+    high, wide = _area(machine, rows, columns, t, terms * size(rest), size(batch), size(more))
+    plan = step(plan, f"split {I} {high} {t.rows}")
+    plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
+    for loop in (K, *(f"{c}.{K}" for c in copies)):
+        plan = step(plan, f"split {loop} {terms}")
+    names = [a.arg.name for a in batch]
+    plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0"]))
+    plan = step(plan, f"parallel {len(names) + 2}")
+    far = sorted(rest, key=lambda a: -moves(plan.kernel, sides.broadcast, a))
+    taps = " ".join(a.arg.name for a in more)
+    inner, under = f"{I}.2 {J}.2 {J}.3", [f"{K}.1", *(a.arg.name for a in far)]
+    empty = [x for x in reduced_names(plan, name).split() if x not in (f"{K}.0", *under)]
+    within = " ".join([*empty, *under])
+    plan = step(plan, f"nest {name} {K}.0 {taps} {J}.1 {I}.1 {within} {inner}")
+    plan = step(plan, f"layout {name} {taps} {J}.1 {I}.1 {inner}")
+    plan = step(plan, f"unroll {name} {I}.2 {J}.2")
+    for copy, panel, near in (("c0", f"{J}.1", f"{J}.2 {J}.3"), ("c1", f"{I}.1", f"{I}.2")):
+        if copy not in copies:
+            continue
+        plan = step(plan, f"at {copy} {K}.0")
+        mine = own_names(plan, copy).split()
+        order = " ".join(x for x in (f"{copy}.{n}" for n in (*empty, *under)) if x in mine)
+        plan = step(plan, f"layout {copy} {panel} {order} {near}")
+        plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
+        plan = step(plan, f"unroll {copy} {near.split()[0]}")
+    for other in plan.kernel.stages:
+        if other.name not in (name, *copies):
+            own = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}"
+            plan = step(plan, f"nest {other.name} {taps} {J}.1 {I}.1 {I}.2 {own} {J}.2 {J}.3")
+            plan = step(plan, f"unroll {other.name} {J}.2")
+        if other.name != "c1":
+            plan = step(plan, f"vector {other.name} {J}.3")
+    return stream(plan)
+
+
+def _area(
+    machine: Machine, rows: int, columns: int, t: Tile, depth: int, others: int, more: int
+) -> tuple[int, int]:
+    """Tiles down and across of the results that one thread sums at a time.
+
+    As few copies as can be, with rows of a block in the second cache, and work for all cores.
+    """
+    least = -(-rows * t.rows * depth * 4 // (machine.l2 // 2))
+    best: tuple[float, int, int] | None = None
+    for down in range(min(least, rows), min(least + 8, rows) + 1):
+        for across in range(1, min(columns, 16) + 1):
+            chunks = down * across * others
+            uneven = -(-chunks // machine.cores) * machine.cores / chunks
+            few = max(1.0, 2 * machine.cores / chunks)
+            high, wide = -(-rows // down), -(-columns // across)
+            copied = 12.0 / (high * t.rows * more) + 12.0 / (wide * t.columns * more)
+            score = (1 + copied) * uneven * few
+            if best is None or score < best[0]:
+                best = (score, high, wide)
+    assert best is not None
+    return best[1:]
