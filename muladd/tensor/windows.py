@@ -52,6 +52,11 @@ def _windows(x: Node, axis: int, place: int, taps: int, step: int, dilation: int
     if taps == 1:
         count = (n - 1) // step + 1  # type: ignore[operator]
         rows = g.reshape(g.cut(line, line.ndim - 1, 0, count, step), (*lead, 1, count))
+    elif step == taps and dilation == 1:  # windows side by side: rows of a matrix
+        count = window_count(n, taps, step, dilation)  # type: ignore[arg-type]
+        whole = g.cut(line, line.ndim - 1, 0, count * taps)
+        rows = g.reshape(whole, (*lead, count, taps))
+        rows = g.permute(rows, (*range(len(lead)), len(lead) + 1, len(lead)))
     else:
         count = window_count(n, taps, step, dilation)  # type: ignore[arg-type]
         copies = g.expand(g.reshape(line, (*lead, 1, n)), (*lead, taps, n))
