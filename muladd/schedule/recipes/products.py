@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
+from muladd.ir import toposort
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size, work
 from muladd.schedule.primitives import step
@@ -24,6 +25,8 @@ from muladd.schedule.recipes.operands import (
     tile,
 )
 from muladd.schedule.recipes.rows import stream
+
+_LIGHT = 48  # operations of an epilogue of which several vectors are computed side by side
 
 
 def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
@@ -74,7 +77,8 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         fitting = max(fitting, 4)
     panels = max(1, min(-(-columns // t.columns), fitting, 16))
     groups = -(-columns // (t.columns * panels)) * size(batch)
-    parts = max(1, min(CHUNKS // max(groups, 1), -(-rows // (t.rows * 4))))
+    most = max(machine.cores, rows // 96) if packed else rows  # each part packs anew
+    parts = max(1, min(CHUNKS // max(groups, 1), -(-rows // (t.rows * 4)), most))
     tiles = -(-rows // (t.rows * parts))
     I, J = i.arg.name, j.arg.name
     plan = step(plan, f"split {I} {tiles} {t.rows}")
@@ -104,7 +108,8 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
             own = [x.arg.name for x in plan.nests[other.name]
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {' '.join(own)} {J}.2 {J}.3")
-            plan = step(plan, f"unroll {other.name} {J}.2")
+            if len(toposort((other.value,))) <= _LIGHT:  # several at once would fill the registers
+                plan = step(plan, f"unroll {other.name} {J}.2")
     for other in plan.kernel.stages:
         if other.name != "c1":
             plan = step(plan, f"vector {other.name} {J}.3")
