@@ -287,6 +287,8 @@ def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
     lost = min(p.points(), c.points()) > points
     if lost and points < _ENOUGH_POINTS:
         return False
+    if points < _ENOUGH_POINTS <= p.points() and _is_sum(p):  # a sum's parts, and their sum
+        return False
     for d in drafts:
         inside = [s[d] for s in shared]
         free = [a for a in d.axes if a not in inside]
@@ -298,6 +300,11 @@ def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
             if depth * row > _PANEL:
                 return False
     return True
+
+
+def _is_sum(p: Group) -> bool:
+    """Whether most of a kernel's work is a reduction, whose results are few."""
+    return max(p.drafts, key=lambda d: d.work()).stage.reduction is not None
 
 
 def _reuses(d: Draft) -> bool:

@@ -139,6 +139,7 @@ class _Builder:
         simple = drop_empty(simple)
         if not self.exact:
             simple = split_reductions(simple)
+        simple = tuple(map(_unshaped, simple))
         arrays: dict[Node, Use] = {}
         for n in toposort(simple):
             if n.op is ops.INPUT and isinstance(n.arg, Param):
@@ -263,6 +264,13 @@ class _Builder:
             outs.append(out)
         inner = self.graph(tuple(outs), inputs, results, depth + 1)
         actions.append(Loop(arg.length, inner + after, arg.reverse))
+
+
+def _unshaped(n: Node) -> Node:
+    """An output before reshapes, which move nothing in memory: its own axes suit a kernel best."""
+    while n.op is ops.RESHAPE and n.srcs[0].op is not ops.INPUT and n.srcs[0].op not in OPAQUE:
+        n = n.srcs[0]
+    return n
 
 
 def _one_nan(n: Node) -> Node:

@@ -152,7 +152,10 @@ def conjuncts(condition: Node) -> Facts | None:
         elif c.op is ops.CONST and not c.arg:
             return None
         elif _compares(c):
-            found.append(_gap(_dim(c.srcs[0]), _dim(c.srcs[1]), 1))
+            gap = _gap(_dim(c.srcs[0]), _dim(c.srcs[1]), 1)
+            if gap and not set(gap) - {()} and gap[()] < 0:
+                return None
+            found.append(gap)
     return tuple(found)
 
 

@@ -81,7 +81,8 @@ def cost_of_lanes(kernel: Kernel, stage: Stage, axis: Node) -> float:
         total += 0.0 if s == 0 else 0.0 if s == 1 else 8.0
         if x.store and s == 0:
             total += 0.5
-    if not any(abs(x.stride(axis)) == 1 for x in accesses(kernel, stage)):
+    kept = stage.argument is None and axis in stage.axes  # in a buffer, where it lies as we like
+    if not kept and not any(abs(x.stride(axis)) == 1 for x in accesses(kernel, stage)):
         total += 4.0
     return total + (4.0 if extent(axis) < 4 else 0.0)
 

@@ -329,14 +329,17 @@ def _exchange(lines: list[Node], width: int, less: Less, mirrored: bool) -> list
 # --- running totals, on nodes ---------------------------------------------------------------------
 
 
+_BLOCK = 32  # terms that are summed for each place anew: n / 2 additions, side by side
+
+
 def running_sum(x: Node, axis: int) -> Node:
-    """Two levels: sums inside blocks of about sqrt(n), plus the running sum of the block totals."""
+    """Sums inside blocks, plus the running sum of the blocks' totals."""
     n: Any = x.shape[axis]
     if not isinstance(n, int):
         raise ShapeError("cumsum: needs an axis of static size")
-    if n <= 32:
+    if n <= _BLOCK:
         return _triangle(x, axis)
-    block = min(1 << ((n - 1).bit_length() + 1) // 2, 256)
+    block = _BLOCK
     count = -(-n // block)
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, count * block - n)
