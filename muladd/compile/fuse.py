@@ -8,153 +8,27 @@ this file. What is left of a kernel's results that nobody else reads never reach
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from muladd.compile.assemble import assemble, layouts_of
 from muladd.compile.cut import Cut, elements
-from muladd.compile.gather import gather, scatter
-from muladd.compile.index import OPAQUE, Indexer, forward, is_buffer
-from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
-from muladd.loop.kernel import Argument, Kernel, Stage, canonical, reaxis
-
-
-@dataclass(eq=False)
-class Draft:
-    """A stage before it belongs to a kernel. dims has a RANGE or 0 for each axis of the node."""
-
-    node: Node
-    dims: tuple[Dim, ...]
-    stage: Stage
-    reads: list[tuple[Node, tuple[Node, ...], bool]]  # node, indices, guarded
-    scatter: tuple[Node, Dim] | None = None  # the axis that is not a loop, and its index
-
-    @property
-    def axes(self) -> tuple[Node, ...]:
-        return self.stage.axes
-
-    def work(self) -> int:
-        """Iterations, at most."""
-        dims = [a.arg.extent for a in (*self.stage.axes, *self.stage.reduced)]
-        return sym.bounds(sym.product(dims))[1]
-
-
-@dataclass(eq=False)
-class Group:
-    """A kernel in the making. shared[i] lists, per draft, the axis that is shared axis number i."""
-
-    drafts: list[Draft]
-    shared: list[dict[Draft, Node]]
-    before: set[Group] = field(default_factory=set)  # groups this one reads from
-    after: set[Group] = field(default_factory=set)
-    order: int = 0  # the last of its nodes' places in the graph's order
-    first: int = 0  # the first of them
-
-    def points(self) -> int:
-        """How many points the shared axes have, at most."""
-        return sym.bounds(sym.product(next(iter(s.values())).arg.extent for s in self.shared))[1]
-
-
-@dataclass(frozen=True)
-class Call:
-    """A kernel and the graph node (array) that each of its arguments is."""
-
-    kernel: Kernel
-    arguments: tuple[Node, ...]
+from muladd.compile.index import OPAQUE
+from muladd.compile.stages import Call, Draft, Group, draft
+from muladd.ir import Node, ops, sym
 
 
 def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     """The kernels of a graph, in an order in which they can run."""
     outputs = list(outputs)
     cut = Cut(outputs)
-    layouts = _layouts(cut, set(outputs))
-    drafts = {n: _draft(n, cut, i, exact) for i, n in enumerate(cut.stages)}
+    layouts = layouts_of(cut, set(outputs))
+    drafts = {n: draft(n, cut, i, exact) for i, n in enumerate(cut.stages)}
     groups = _merge(drafts, cut.order)
     kept = set(outputs)
     for n in cut.order:
         if n.op in OPAQUE:
             kept.update(n.srcs)
-    return [_assemble(g, drafts, kept, layouts, exact) for g in groups]
-
-
-# --- stages --------------------------------------------------------------------------------------
-
-
-def _draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
-    dims = tuple(0 if ops.equal_dims(n, 1) else sym.axis(f"x{number}_{i}", n)
-                 for i, n in enumerate(node.shape))  # fmt: skip
-    axes = tuple(d for d in dims if isinstance(d, Node))
-    # exact: a sum multiplies and adds with one rounding, whoever else wants the product
-    inlined = node.srcs[0] if exact and _contracted(node) else None
-
-    def reader(n: Node, idx: tuple[Dim, ...], guard: object) -> Node | None:
-        if n is node or n is inlined or not (n in cut.chosen or is_buffer(n)):
-            return None
-        srcs = tuple(map(sym.as_node, idx))
-        if guard is not True:
-            srcs += (guard if isinstance(guard, Node) else make(ops.CONST, (), guard, dtype.bool_),)
-        return make(ops.READ, srcs, (n, len(idx)), n.dtype)
-
-    indexer = Indexer(reader)
-    stage = _stage(node, dims, axes, indexer, f"n{number}", exact)
-    scattered = scatter(stage) if stage.reduced else None
-    if scattered is not None:
-        stage = scattered[0]
-    reads = []
-    found = stage.reads()
-    if scattered is not None and isinstance(scattered[2], Node):
-        found += [n for n in toposort((scattered[2],)) if n.op is ops.READ and n not in found]
-    for r in found:
-        producer, rank = r.arg
-        reads.append((producer, r.srcs[:rank], len(r.srcs) > rank))
-    return Draft(node, dims, stage, reads, scattered[1:] if scattered else None)
-
-
-def _stage(node: Node, dims: tuple, axes: tuple, indexer: Indexer, name: str, exact: bool) -> Stage:
-    if node.op.group != "reduce":
-        return Stage(name, axes, indexer.at(node, dims))
-    source = node.srcs[0]
-    full: list[Dim] = []
-    reduced: list[Node] = []
-    it = iter(dims)
-    for i, n in enumerate(source.shape):
-        if i not in node.arg:
-            full.append(next(it))
-        elif ops.equal_dims(n, 1):
-            full.append(0)
-        else:
-            r = sym.axis(f"{name}r{i}", n)
-            reduced.append(r)
-            full.append(r)
-    value = indexer.at(source, tuple(full))
-    contracted = _contracted(node)
-    if not reduced:
-        return Stage(name, axes, _of_one(node, value) if exact else value)
-    lanes = 1
-    if exact and node.dtype.is_float:
-        innermost = max(i for i, n in enumerate(source.shape) if not ops.equal_dims(n, 1))
-        lanes = 64 if innermost in node.arg else 1
-    stage = Stage(name, axes, value, node.op, tuple(reduced), contracted=contracted, lanes=lanes)
-    return gather(stage, exact)
-
-
-def _contracted(node: Node) -> bool:
-    """Whether a reduction is a sum directly over a product of floats."""
-    return node.op is ops.SUM and node.dtype.is_float and node.srcs[0].op is ops.MUL
-
-
-def _of_one(node: Node, value: Node) -> Node:
-    """A reduction over axes of one element, begun as the exact profile says: at +0 or the least."""
-    d = node.dtype
-    if not d.is_float:
-        return value
-    if node.op is ops.AMAX:
-        return make(ops.MAX, (make(ops.CONST, (), d.min, d), value))
-    wide = d if d.bits >= 32 else dtype.float32
-    zero = make(ops.CONST, (), 0.0, wide)
-    cast = lambda x, to: x if x.dtype is to else make(ops.CAST, (x,), None, to)  # noqa: E731
-    if _contracted(node):
-        a, b = (cast(x, wide) for x in value.srcs)
-        return cast(make(ops.FMA, (a, b, zero)), d)
-    return cast(make(ops.ADD, (zero, cast(value, wide))), d)
+    return [assemble(g, drafts, kept, layouts, exact) for g in groups]
 
 
 # --- merging -------------------------------------------------------------------------------------
@@ -316,138 +190,4 @@ def _reuses(d: Draft) -> bool:
     return total > 4 * max(seen, 1)
 
 
-# --- layouts and assembly ------------------------------------------------------------------------
-
-
-def _layouts(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
-    """For arrays that only the compiler sees: the movements that its one user starts with.
-
-    The array is stored as if they had been applied, so that the user reads it in order.
-    """
-    users: dict[Node, list[Node]] = {}
-    for n in cut.order:
-        for s in dict.fromkeys(n.srcs):
-            users.setdefault(s, []).append(n)
-    found = {}
-    for n in cut.stages:
-        chain: list[Node] = []
-        at = n
-        while at not in outputs and len(users.get(at, ())) == 1:
-            nxt = users[at][0]
-            if nxt.op not in (ops.PERMUTE, ops.RESHAPE) or nxt in cut.chosen:
-                break
-            chain.append(nxt)
-            at = nxt
-        while chain and chain[-1].op is ops.RESHAPE:
-            chain.pop()
-        if chain and n not in outputs and not any(u.op in OPAQUE for u in users.get(n, ())):
-            found[n] = chain
-    return found
-
-
-def position(node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]]) -> Dim:
-    """Where element `indices` of an array lies in memory."""
-    shape = node.shape
-    for step in layouts.get(node, ()):
-        indices, shape = forward(step, indices), step.shape
-    return sym.flatten(indices, shape)
-
-
-def _assemble(
-    group: Group, drafts: dict[Node, Draft], kept: set[Node], layouts: dict, exact: bool
-) -> Call:
-    members = {d.node: d for d in group.drafts}
-    ordered = [drafts[n] for n in drafts if n in members]
-    stored = [d for d in ordered if d.node in kept or _read_outside(d, group, members)]
-    arrays: list[Node] = []
-    written: set[Node] = set()
-    for d in ordered:
-        for producer, _, _ in d.reads:
-            if producer not in members and producer not in arrays:
-                arrays.append(producer)
-    for d in stored:
-        arrays.append(d.node)
-        written.add(d.node)
-    number = {n: i for i, n in enumerate(arrays)}
-    shared = tuple(sym.axis(f"p{i}", next(iter(s.values())).arg.extent)
-                   for i, s in enumerate(group.shared))  # fmt: skip
-    stages = []
-    named = {d: {s[d]: a for s, a in zip(group.shared, shared)} for d in ordered}
-    order = {d.node: sorted((a for a in d.axes if d.scatter is None or a is not d.scatter[0]),
-                            key=lambda a: _rank(named[d].get(a), shared))
-             for d in ordered}  # fmt: skip
-    for d in ordered:
-        names: dict[Node, Dim] = dict(named[d])
-        value = _resolve(d.stage.value, members, order, number, layouts)
-        dims: tuple[Dim, ...] = d.dims
-        axes = tuple(order[d.node])
-        if d.scatter is not None:
-            at = d.scatter[1]
-            at = _resolve(at, members, order, number, layouts) if isinstance(at, Node) else at
-            dims = tuple(at if x is d.scatter[0] else x for x in dims)
-        where = position(d.node, dims, layouts) if d in stored else 0
-        stage = Stage(
-            d.stage.name, tuple(named[d].get(a, a) for a in axes),
-            reaxis(value, names, {}), d.stage.reduction, d.stage.reduced,
-            number[d.node] if d in stored else None,
-            where if isinstance(where, int) else _dim(reaxis(where, names, {})),
-            d.scatter is not None, d.stage.contracted, d.stage.lanes,
-        )  # fmt: skip
-        stages.append(stage)
-    arguments = tuple(
-        Argument(i, n.dtype, sym.product(n.shape), n in written) for n, i in number.items()
-    )
-    stages = [s if s.argument is not None or not s.scatter else s for s in stages]
-    return Call(canonical(Kernel(tuple(stages), shared, arguments, exact)), tuple(arrays))
-
-
-def _rank(name: Dim | None, shared: tuple[Node, ...]) -> int:
-    return shared.index(name) if isinstance(name, Node) and name in shared else len(shared)
-
-
-def _read_outside(d: Draft, group: Group, members: dict[Node, Draft]) -> bool:
-    return any(
-        producer is d.node and other not in group.drafts
-        for g in group.after
-        for other in g.drafts
-        for producer, _, _ in other.reads
-    )
-
-
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
-
-
-def _resolve(
-    value: Node,
-    members: dict,
-    order: dict[Node, list[Node]],
-    number: dict[Node, int],
-    layouts: dict,
-) -> Node:
-    """READs of nodes become READs of stages in this kernel, or LOADs of its arguments."""
-    done: dict[Node, Node] = {}
-    for n in toposort((value,)):
-        srcs = tuple(done[s] for s in n.srcs)
-        if n.op is ops.READ:
-            producer, rank = n.arg
-            if producer in members:
-                name = members[producer].stage.name
-                index = dict(zip(members[producer].dims, srcs))
-                at = [index[a] for a in order[producer]]
-                done[n] = make(ops.READ, tuple(at), (name, len(at)), n.dtype)
-            else:
-                flat = position(producer, tuple(map(_dim, srcs[:rank])), layouts)
-                done[n] = make(
-                    ops.LOAD, (sym.as_node(flat), *srcs[rank:]), number[producer], n.dtype
-                )
-        elif n.op in (ops.ADD, ops.MUL, ops.DIV, ops.MOD) and sym.trusted(n) \
-                and any(a is not b for a, b in zip(srcs, n.srcs)):  # fmt: skip
-            f = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod}[n.op]
-            done[n] = sym.as_node(f(*map(_dim, srcs)))
-        elif any(a is not b for a, b in zip(srcs, n.srcs)):
-            needs = n.op in (ops.CAST, ops.BITCAST)
-            done[n] = make(n.op, srcs, n.arg, n.dtype if needs else None)
-        else:
-            done[n] = n
-    return done[value]
+__all__ = ["Call", "fuse"]

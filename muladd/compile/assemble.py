@@ -1,0 +1,161 @@
+"""From groups of stages to kernels: names by position, arrays as arguments, and where each lies."""
+from __future__ import annotations
+
+from muladd.compile.cut import Cut
+from muladd.compile.index import OPAQUE, forward
+from muladd.compile.stages import Call, Draft, Group
+from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
+from muladd.loop.kernel import INDEX_FUNCTIONS, Argument, Kernel, Stage
+
+
+def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
+    """For arrays that only the compiler sees: the movements that its one user starts with.
+
+    The array is stored as if they had been applied, so that the user reads it in order.
+    """
+    users: dict[Node, list[Node]] = {}
+    for n in cut.order:
+        for s in dict.fromkeys(n.srcs):
+            users.setdefault(s, []).append(n)
+    found = {}
+    for n in cut.stages:
+        chain: list[Node] = []
+        at = n
+        while at not in outputs and len(users.get(at, ())) == 1:
+            nxt = users[at][0]
+            if nxt.op not in (ops.PERMUTE, ops.RESHAPE) or nxt in cut.chosen:
+                break
+            chain.append(nxt)
+            at = nxt
+        while chain and chain[-1].op is ops.RESHAPE:
+            chain.pop()
+        if chain and n not in outputs and not any(u.op in OPAQUE for u in users.get(n, ())):
+            found[n] = chain
+    return found
+
+
+def position(node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]]) -> Dim:
+    """Where element `indices` of an array lies in memory."""
+    shape = node.shape
+    for step in layouts.get(node, ()):
+        indices, shape = forward(step, indices), step.shape
+    return sym.flatten(indices, shape)
+
+
+def assemble(
+    group: Group, drafts: dict[Node, Draft], kept: set[Node], layouts: dict, exact: bool
+) -> Call:
+    members = {d.node: d for d in group.drafts}
+    ordered = [drafts[n] for n in drafts if n in members]
+    stored = [d for d in ordered if d.node in kept or _read_outside(d, group, members)]
+    arrays: list[Node] = []
+    written: set[Node] = set()
+    for d in ordered:
+        for producer, _, _ in d.reads:
+            if producer not in members and producer not in arrays:
+                arrays.append(producer)
+    for d in stored:
+        arrays.append(d.node)
+        written.add(d.node)
+    number = {n: i for i, n in enumerate(arrays)}
+    shared, order, axes = _axes(group, ordered)
+    home = {d.node: (f"s{i}", d.dims, order[d.node]) for i, d in enumerate(ordered)}
+    resolve = _Resolver(home, number, layouts, axes)
+    stages = []
+    for d in ordered:
+        old, dims = d.stage, d.dims
+        if d.scatter is not None:
+            dims = tuple(d.scatter[1] if x is d.scatter[0] else x for x in dims)
+        where: Dim = 0
+        if d in stored:
+            where = position(d.node, tuple(map(resolve.index, dims)), layouts)
+        stages.append(Stage(
+            home[d.node][0], tuple(axes[a] for a in order[d.node]), resolve(old.value),
+            old.reduction, tuple(axes[a] for a in old.reduced),
+            number[d.node] if d in stored else None, where,
+            d.scatter is not None, old.contracted, old.lanes,
+        ))  # fmt: skip
+    arguments = tuple(
+        Argument(i, n.dtype, sym.product(n.shape), n in written) for n, i in number.items()
+    )
+    return Call(Kernel(tuple(stages), shared, arguments, exact), tuple(arrays))
+
+
+def _axes(
+    group: Group, ordered: list[Draft]
+) -> tuple[tuple[Node, ...], dict[Node, list[Node]], dict[Node, Node]]:
+    """The shared axes of a kernel, the order of each draft's axes, shared ones first, and what
+    every axis of a draft is called there: by position, so that equal work has one name."""
+    shared = tuple(sym.axis(f"p{i}", next(iter(s.values())).arg.extent)
+                   for i, s in enumerate(group.shared))  # fmt: skip
+    axes = {s[d]: a for s, a in zip(group.shared, shared) for d in ordered}
+    order: dict[Node, list[Node]] = {}
+    count = 0
+    for d in ordered:
+        own = [a for a in d.axes if d.scatter is None or a is not d.scatter[0]]
+        own.sort(key=lambda a: _rank(axes.get(a), shared))
+        order[d.node] = own
+        for a in (*own, *d.stage.reduced):
+            if a not in axes:
+                letter = "r" if a in d.stage.reduced else "f"
+                axes[a] = sym.axis(f"{letter}{count}", a.arg.extent)
+                count += 1
+    return shared, order, axes
+
+
+def _rank(name: Dim | None, shared: tuple[Node, ...]) -> int:
+    return shared.index(name) if isinstance(name, Node) and name in shared else len(shared)
+
+
+def _read_outside(d: Draft, group: Group, members: dict[Node, Draft]) -> bool:
+    return any(
+        producer is d.node and other not in group.drafts
+        for g in group.after
+        for other in g.drafts
+        for producer, _, _ in other.reads
+    )
+
+
+def _dim(n: Node) -> Dim:
+    return n.arg if n.op is ops.CONST else n
+
+
+class _Resolver:
+    """Values in terms of one kernel: its names for axes, and READs of nodes as READs of its stages
+    (home tells each one's name, dims and order of axes) or as LOADs of its arguments."""
+
+    def __init__(
+        self, home: dict[Node, tuple[str, tuple[Dim, ...], list[Node]]],
+        number: dict[Node, int], layouts: dict, axes: dict[Node, Node],
+    ) -> None:  # fmt: skip
+        self.home, self.number, self.layouts = home, number, layouts
+        self.done: dict[Node, Node] = dict(axes)
+
+    def index(self, x: Dim) -> Dim:
+        return x if isinstance(x, int) else _dim(self(x))
+
+    def __call__(self, value: Node) -> Node:
+        done = self.done
+        for n in toposort((value,), into=lambda m: m not in done):
+            if n in done:
+                continue
+            srcs = tuple([done[s] for s in n.srcs])
+            if n.op is ops.READ:
+                done[n] = self._read(n, srcs)
+            elif srcs == n.srcs:
+                done[n] = n
+            elif n.op in INDEX_FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
+                done[n] = sym.as_node(INDEX_FUNCTIONS[n.op](*map(_dim, srcs)))
+            else:
+                done[n] = rebuild(n, srcs)
+        return done[value]
+
+    def _read(self, n: Node, srcs: tuple[Node, ...]) -> Node:
+        producer, rank = n.arg
+        if producer in self.home:
+            name, dims, order = self.home[producer]
+            index = dict(zip(dims, srcs))
+            at = tuple(index[a] for a in order)
+            return make(ops.READ, at, (name, len(at)), n.dtype)
+        flat = position(producer, tuple(map(_dim, srcs[:rank])), self.layouts)
+        return make(ops.LOAD, (sym.as_node(flat), *srcs[rank:]), self.number[producer], n.dtype)
