@@ -145,7 +145,7 @@ def _forget(entry: _Entry, table: dict = _table) -> None:
         del table[entry.key]
 
 
-def _const_bits(value: Any, dtype: DType) -> Any:
+def const_bits(value: Any, dtype: DType) -> Any:
     """What tells constants apart: 0.0 from -0.0, and one NaN from another."""
     return struct.pack("<d", value) if dtype.is_float else value
 
@@ -158,9 +158,9 @@ def make(op: Op, srcs: tuple[Node, ...] = (), arg: Any = None, dtype: DType | No
     """
     key_arg = arg
     if op is ops.CONST and dtype is not None:
-        key_arg = _const_bits(arg, dtype)
+        key_arg = const_bits(arg, dtype)
     elif op is ops.PAD:
-        key_arg = (arg[0], _const_bits(arg[1], srcs[0].dtype))
+        key_arg = (arg[0], const_bits(arg[1], srcs[0].dtype))
     key = (op, dtype, key_arg, *map(id, srcs))
     entry = _table.get(key)
     if entry is not None:

@@ -20,6 +20,7 @@ from muladd import config
 from muladd.errors import DeviceError, TraceError
 from muladd.ir import DType, Node, Storage, make, node, ops
 from muladd.ir import dtype as dt
+from muladd.tensor import known
 
 INTERPRETER = "INTERP"  # the device on which graphs are interpreted and storages are NumPy arrays
 HOSTS = (INTERPRETER, "CPU")  # devices whose memory is the host's: looking at it costs little
@@ -167,6 +168,9 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
             f"{who}: a value was asked for while tracing; use it as a tensor (for example with "
             "where) instead of .item(), .numpy() or `if`, or compute it outside the function"
         )
+    again = _again(roots, device)
+    if again is not None:
+        return again
     plain, met = expand(roots, device)
     waiting = [s for s in list(_assigned) if s.device == device and s in _deferred]
     candidates = dict.fromkeys([*met, *waiting])
@@ -188,6 +192,18 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
     kept = mine.intersection(wanted)
     return [r.arg if r.op is ops.INPUT and r.arg in kept else values[p]
             for r, p in zip(roots, plain)]  # fmt: skip
+
+
+def _again(roots: Sequence[Node], device: str) -> list[Storage] | None:
+    """The values where no state waits to be computed, by a program that is found in one walk."""
+    if device == INTERPRETER or _assigned or len(set(roots)) < len(roots):
+        return None
+    if any(r.op is ops.INPUT or _at_hand(r, device) is not None for r in roots):
+        return None
+    reading = known.read(roots, _at_hand, device)
+    if reading is None:
+        return None
+    return known.run(roots, reading, device, lambda: expand(roots, device)[0])
 
 
 def _still_owned(storage: Storage) -> bool:

@@ -288,11 +288,7 @@ class Handle:
             return True
         if self._stopped or not self.dtype.is_float:
             return False
-        from muladd.ir import toposort
-
-        seen = toposort([self._value()], into=_carries_gradient)
-        return any(n.arg in _leaves for n in seen
-                   if n.op is ops.INPUT and isinstance(n.arg, Storage))  # fmt: skip
+        return bool(_leaves) and _reaches_leaf(self._value())
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
@@ -328,6 +324,22 @@ class Handle:
         else:
             self._enter_leaves(node)
         return self
+
+
+def _reaches_leaf(root: Node) -> bool:
+    """Whether a leaf's input stands below, along values that have derivatives."""
+    seen, stack = {root}, [root]
+    while stack:
+        n = stack.pop()
+        if n.op is ops.INPUT:
+            if isinstance(n.arg, Storage) and n.arg in _leaves:
+                return True
+        elif n is root or _carries_gradient(n):
+            for s in n.srcs:
+                if s not in seen:
+                    seen.add(s)
+                    stack.append(s)
+    return False
 
 
 def _carries_gradient(node: Node) -> bool:
