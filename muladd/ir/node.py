@@ -192,12 +192,19 @@ def interned() -> int:
 
 def const(value: Any, dtype: DType, shape: Shape = ()) -> Node:
     """The number `value` as a dtype, repeated to a shape. Integers wrap, floats round, to it."""
+    return _constant(struct.pack("<d", value) if dtype.is_float else int(value), dtype, shape)
+
+
+@lru_cache(maxsize=512)  # few numbers occur again and again
+def _constant(number: Any, dtype: DType, shape: Shape) -> Node:
+    """A constant by its bits (0.0 is not -0.0) or its whole number."""
+    value: Any = number
     if dtype.is_float:
-        value = _rounded(struct.pack("<d", value), dtype)
+        value = _rounded(number, dtype)
     elif dtype is dt.bool_:
-        value = bool(value)
+        value = bool(number)
     else:
-        value = int(value) & ((1 << dtype.bits) - 1)
+        value &= (1 << dtype.bits) - 1
         if dtype.kind == "i" and value >> (dtype.bits - 1):
             value -= 1 << dtype.bits
     node = make(ops.CONST, (), value, dtype)

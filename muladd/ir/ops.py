@@ -167,8 +167,10 @@ def _dtype_input(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
 
 def _dtype_same(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
     first = srcs[0].dtype
-    if any(s.dtype is not first for s in srcs):
-        raise DTypeError(f"operands need one dtype, got {[s.dtype.name for s in srcs]}; CAST first")
+    for s in srcs:
+        if s.dtype is not first:
+            names = [s.dtype.name for s in srcs]
+            raise DTypeError(f"operands need one dtype, got {names}; CAST first")
     return first
 
 
