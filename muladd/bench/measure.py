@@ -21,7 +21,7 @@ Call = Callable[[], object]
 GAP = 0.005  # seconds: until the threads of whoever ran last sleep
 WARM_UPS = 2
 _LONG = 0.2  # seconds of a call beyond which one warm-up call is enough
-_SAMPLE = 0.002  # seconds that a sample lasts at least, so that short calls are timed in batches
+_SAMPLE = 0.01  # seconds that a sample lasts at least, so that short calls are timed in batches
 
 
 @dataclass(frozen=True)
