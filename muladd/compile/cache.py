@@ -25,8 +25,8 @@ from typing import TypeVar
 from muladd import config
 from muladd.errors import MuladdError
 
-KINDS = ("objects", "schedules", "tuned")
-SCHEMA = 1  # raise when a table changes; an older file's content is then forgotten
+KINDS = ("objects", "programs", "schedules", "tuned")
+SCHEMA = 2  # raise when a table changes; an older file's content is then forgotten
 TRIM_EVERY = 64  # writes between looks at the file's size
 BUSY_MILLISECONDS = 5000
 _AT_ONCE = 500  # keys in one question: SQLite takes 999 parameters in old versions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from muladd.ir import Dim, sym
+from muladd.ir import Dim, Node, sym
 from muladd.loop.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 def donatable(program: Program) -> set[tuple[int, int]]:
     """(output, input) pairs which may share their memory, each input for itself."""
+    if program.donatable is None:
+        program.donatable = _proven(program)
+    return program.donatable
+
+
+def _proven(program: Program) -> set[tuple[int, int]]:
     from muladd.compile.program import Loop, Run, walk
 
     looped: set[Array] = set()
@@ -73,7 +79,14 @@ def _in_order(kernel: Kernel, reads: list[int], store: int) -> bool:
     position = sym.as_node(stage.position)
     return all(
         i <= stored[0] and load.srcs[0] is position
-        for i, s in enumerate(kernel.stages)
-        for load in s.loads()
+        for i, loads in enumerate(_loads(kernel))
+        for load in loads
         if load.arg in reads
     )
+
+
+def _loads(kernel: Kernel) -> list[list[Node]]:
+    """What each stage loads: asked for every array that a kernel might write over."""
+    if "loads" not in kernel._memo:
+        kernel._memo["loads"] = [s.loads() for s in kernel.stages]
+    return kernel._memo["loads"]

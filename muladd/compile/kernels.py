@@ -10,7 +10,7 @@ import functools
 import hashlib
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,13 @@ from muladd.rewrite.transcendental import expand_all
 
 @dataclass(eq=False)
 class CompiledKernel:
-    """A kernel ready to launch, with everything about it that can be printed."""
+    """A kernel ready to launch, with everything about it that can be printed.
 
-    kernel: Kernel
+    made_of is the algorithm, or what finds it, if a whole program came from the disk (kept.py).
+    """
+
+    key: str
+    made_of: Kernel | Callable[[str], Kernel]
     backend: backends.Backend
     variables: tuple[str, ...]
     name: str
@@ -44,6 +48,11 @@ class CompiledKernel:
 
     def launch(self, args: tuple[Arg, ...], number: Callable[[Dim], int]) -> Launch:
         return Launch(self.handle, args, number(self.grid), self.name)
+
+    @functools.cached_property
+    def kernel(self) -> Kernel:
+        """The algorithm."""
+        return self.made_of if isinstance(self.made_of, Kernel) else self.made_of(self.key)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -67,19 +76,60 @@ _made: dict[tuple, CompiledKernel] = {}
 
 def compile_kernel(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
     """The kernel for a device, compiled at most once."""
-    key = (kernel.key(), device.name, device.machine.key, variables, config.get("CHECK"))
+    key = _key(kernel.key(), device, variables)
     found = _made.get(key)
     if found is None:
         found = _made[key] = _compile(kernel, device, variables)
+    elif not isinstance(found.made_of, Kernel):
+        found.made_of = kernel
     return found
+
+
+def load_kernels(
+    named: Mapping[str, tuple[str, tuple[bool, ...]]], device: Device,
+    algorithm: Callable[[str], Kernel],
+) -> dict[str, CompiledKernel]:  # fmt: skip
+    """Kernels of plain sizes by their keys, given their names and which arguments they write.
+
+    Raises KeyError if the disk lacks the object of one that this process has not made yet.
+    """
+    start = time.perf_counter()
+    backend = backends.of(device)
+    missing = {key: _stored_key(key, device, ()) for key in named
+               if _key(key, device, ()) not in _made}  # fmt: skip
+    records = cache.cache().get_many("objects", missing.values())
+    for key, stored in missing.items():
+        grid, scratch, blob = _unpack(records[stored])
+        if grid < 0:
+            raise KeyError(key)
+        name, writes = named[key]
+        _made[_key(key, device, ())] = CompiledKernel(
+            key, algorithm, backend, (), name, backend.load(blob, scratch), grid, scratch,
+            writes, (time.perf_counter() - start) / len(missing),
+        )  # fmt: skip
+    return {key: _made[_key(key, device, ())] for key in named}
+
+
+def _key(kernel: str, device: Device, variables: tuple[str, ...]) -> tuple:
+    return (kernel, device.name, device.machine.key, variables, config.get("CHECK"))
+
+
+def _stored_key(kernel: str, device: Device, variables: tuple[str, ...]) -> bytes:
+    """What the object of a kernel is kept under, on disk."""
+    text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel}"
+    return hashlib.blake2b(text.encode(), digest_size=20).digest()
+
+
+def _unpack(record: bytes) -> tuple[int, int, bytes]:
+    """(grid, scratch, object)."""
+    return (*_HEADER.unpack_from(record), record[_HEADER.size :])
 
 
 def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
     start = time.perf_counter()
     backend = backends.of(device)
     kept = cache.cache()
-    text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel.text()}"
-    key = hashlib.blake2b(text.encode(), digest_size=20).digest()
+    key = _stored_key(kernel.key(), device, variables)
     record = None if config.get("CHECK") else kept.get("objects", key)
     if record is None:
         lowered = lower(backend.schedule(expand(kernel)))
@@ -93,12 +143,11 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
         number = grid if isinstance(grid, int) else -1  # symbolic: the plan tells
         kept.put("objects", key, _HEADER.pack(number, scratch) + blob)
     else:
-        number, scratch = _HEADER.unpack_from(record)
-        blob = record[_HEADER.size :]
+        number, scratch, blob = _unpack(record)
         grid = number if number >= 0 else lower(backend.schedule(expand(kernel))).grid
     handle = backend.load(blob, scratch)
     return CompiledKernel(
-        kernel, backend, variables, name_of(kernel), handle, grid, scratch,
+        kernel.key(), kernel, backend, variables, name_of(kernel), handle, grid, scratch,
         tuple(a.written for a in kernel.arguments), time.perf_counter() - start,
     )  # fmt: skip
 
@@ -115,7 +164,7 @@ def compiler_version() -> str:
     """A hash of the compiler's own text: objects made by another compiler are not ours."""
     root = Path(__file__).parent.parent
     digest = hashlib.blake2b(digest_size=16)
-    for room in ("ir", "loop", "schedule", "codegen", "rewrite", "compile"):
+    for room in ("ir", "loop", "schedule", "codegen", "rewrite", "transform", "compile"):
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

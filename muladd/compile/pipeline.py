@@ -10,10 +10,13 @@ fuse          graph -> kernels (fuse.py)
 compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
 actions       kernels in order; scans become loops over the actions of their bodies
 plan memory   when the sizes are known (program.py, memory.py)
+
+A graph that any process compiled before is read from the disk instead (kept.py).
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from typing import Any
 
 from muladd import config
 from muladd import device as devices
-from muladd.compile import report
+from muladd.compile import kept, report
 from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
@@ -85,14 +88,15 @@ def parameters(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Storage]
 def compile_graph(outputs: Sequence[Node], device: str) -> Program:
     """The program of a graph over Params (and symbolic sizes), from the cache if it was seen."""
     profile = config.get("PROFILE")
-    key = (tuple(outputs), device, profile, config.get("CHECK"))
+    outputs = tuple(outputs)
+    key = (outputs, device, profile, config.get("CHECK"))
     found = _programs.get(key)
     if found is None:
         start = time.perf_counter()
         was_collecting = gc.isenabled()
         gc.disable()  # one collection with a large library loaded costs as much as five kernels
         try:
-            found = _compile(tuple(outputs), devices.get(device), profile == "exact")
+            found = _kept_or_compiled(outputs, devices.get(device), profile == "exact")
         finally:
             if was_collecting:
                 gc.enable()
@@ -100,6 +104,18 @@ def compile_graph(outputs: Sequence[Node], device: str) -> Program:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found
         report.compiled_program(found, outputs, time.perf_counter() - start)
+    return found
+
+
+def _kept_or_compiled(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
+    again = functools.partial(_compile, outputs, device, exact)
+    key = kept.key_of(outputs, device, exact)
+    if key is None:
+        return again()
+    found = kept.find(key, outputs, device, again)
+    if found is None:
+        found = again()
+        kept.keep(key, found)
     return found
 
 

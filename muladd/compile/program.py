@@ -100,6 +100,7 @@ class Program:
     outputs: list[Array]
     variables: tuple[str, ...]
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
+    donatable: set[tuple[int, int]] | None = None  # see donate.py; None until it is known
     lock: Any = field(default_factory=threading.Lock)  # the arena serves one run at a time
 
     def bind(self, values: Sequence[int] = ()) -> Bound:

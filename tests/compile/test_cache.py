@@ -76,7 +76,7 @@ def test_versions_live_side_by_side(path):
 
 
 def test_unknown_kind_is_refused(path):
-    with pytest.raises(MuladdError, match="objects, schedules, tuned"):
+    with pytest.raises(MuladdError, match="objects, programs, schedules, tuned"):
         Cache(path).get("pickles", b"k")
 
 

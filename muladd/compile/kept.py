@@ -1,0 +1,177 @@
+"""Whole programs kept on disk: a graph compiled before needs neither fusing nor scheduling.
+
+A record holds what `Program` holds, as JSON text: arrays, actions, which outputs may be written
+over which inputs, and of each kernel its key, by which its object is kept too (kernels.py). The
+algorithm of such a kernel is found again, from the graph, when somebody asks for it.
+
+Records lie under the hash of the graph, the machine and the compiler's own text. Programs of
+symbolic sizes are not kept, nor are small ones, which are compiled as quickly as they are read.
+Whatever is amiss in a record, the program is compiled as if there were none.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from muladd import config
+from muladd.compile import cache
+from muladd.compile.donate import donatable
+from muladd.compile.kernels import CompiledKernel, compiler_version, load_kernels
+from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
+from muladd.device import Device
+from muladd.errors import GraphError
+from muladd.ir import Node, codec
+from muladd.ir.dtype import dtype
+from muladd.ir.node import variables
+from muladd.loop.kernel import Kernel
+
+_ODD = (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error)
+_LEAST = 1024  # bytes of a graph worth a record: some two hundred nodes
+
+
+def key_of(outputs: tuple[Node, ...], device: Device, exact: bool) -> bytes | None:
+    """What a graph's program is kept under; None if it is not to be kept."""
+    if config.get("CHECK"):
+        return None
+    try:
+        graph = codec.encode(outputs)
+    except GraphError:  # a graph over ops of kernels, which have no canonical bytes
+        return None
+    if len(graph) < _LEAST or variables(outputs):
+        return None
+    text = f"{compiler_version()}|{device.name}|{device.machine.key}|{exact}|"
+    return hashlib.blake2b(text.encode() + graph, digest_size=20).digest()
+
+
+def keep(key: bytes, program: Program) -> None:
+    """Write a program down."""
+    cache.cache().put("programs", key, json.dumps(_Writer(program).record).encode())
+
+
+def find(
+    key: bytes, outputs: tuple[Node, ...], device: Device, again: Callable[[], Program]
+) -> Program | None:
+    """The program kept under a key; `again` compiles it anew if its algorithms are asked for."""
+    blob = cache.cache().get("programs", key)
+    if blob is None:
+        return None
+    try:
+        program = _Reader(json.loads(blob), device, again).program()
+    except _ODD:
+        return None
+    fits = [(a.dtype, a.size) for a in program.outputs]
+    return program if fits == [(n.dtype, _count(n)) for n in outputs] else None
+
+
+def _count(n: Node) -> Any:
+    count: Any = 1
+    for d in n.shape:
+        count *= d
+    return count
+
+
+class _Writer:
+    """A program as lists, numbers and texts; arrays and kernels are numbered by first use."""
+
+    def __init__(self, program: Program) -> None:
+        self.arrays: dict[Array, int] = {}
+        self.kernels: dict[CompiledKernel, int] = {}
+        self.record = {
+            "inputs": [self.array(a) for a in program.inputs],
+            "outputs": [self.array(a) for a in program.outputs],
+            "actions": self.actions(program.actions),
+            "donated": sorted(donatable(program)),
+            "kernels": [[k.key, k.name, list(k.writes)] for k in self.kernels],
+            "arrays": [[a.dtype.name, a.size, a.kind, a.number] for a in self.arrays],
+        }
+
+    def array(self, a: Array) -> int:
+        return self.arrays.setdefault(a.root(), len(self.arrays))
+
+    def use(self, use: Use) -> list:
+        return [self.array(use.array), list(use.steps)]
+
+    def actions(self, actions: Sequence[Action]) -> list:
+        out: list[list] = []
+        for a in actions:
+            if isinstance(a, Run):
+                kernel = self.kernels.setdefault(a.kernel, len(self.kernels))
+                out.append(["run", kernel, [self.use(u) for u in a.uses]])
+            elif isinstance(a, Move):
+                out.append(["move", self.use(a.to), self.use(a.source), a.size, a.itemsize])
+            else:
+                out.append(["loop", a.count, self.actions(a.body), a.reverse])
+        return out
+
+
+class _Reader:
+    """The way back. Raises one of _ODD where a record is odd."""
+
+    def __init__(self, record: Any, device: Device, again: Callable[[], Program]) -> None:
+        self.record, self.device = record, device
+        self.arrays = [self.array(*a) for a in record["arrays"]]
+        named = {str(key): (str(name), _flags(writes)) for key, name, writes in record["kernels"]}
+        made = load_kernels(named, device, functools.partial(_algorithm, again))
+        self.kernels = [made[key] for key, _, _ in record["kernels"]]
+
+    def program(self) -> Program:
+        record = self.record
+        inputs = [_at(self.arrays, i) for i in record["inputs"]]
+        outputs = [_at(self.arrays, i) for i in record["outputs"]]
+        program = Program(self.device, self.actions(record["actions"]), inputs, outputs, ())
+        pairs = [(_number(o, len(outputs)), _number(i, len(inputs))) for o, i in record["donated"]]
+        program.donatable = set(pairs)
+        return program
+
+    def array(self, name: Any, size: Any, kind: Any, number: Any) -> Array:
+        if kind not in ("input", "output", "temporary"):
+            raise ValueError(f"a kind of array: {kind!r}")
+        return Array(dtype(str(name)), _number(size), kind, _number(number))
+
+    def use(self, given: Any) -> Use:
+        array, steps = given
+        pairs = tuple((_number(depth), _number(step)) for depth, step in steps)
+        return Use(_at(self.arrays, array), pairs)
+
+    def actions(self, given: Any) -> list[Action]:
+        out: list[Action] = []
+        for kind, *rest in given:
+            if kind == "run":
+                number, uses = rest
+                kernel = _at(self.kernels, number)
+                if len(uses) != len(kernel.writes):
+                    raise ValueError(f"{len(uses)} arguments of {kernel.name}")
+                out.append(Run(kernel, tuple(map(self.use, uses))))
+            elif kind == "move":
+                to, source, size, itemsize = rest
+                out.append(Move(self.use(to), self.use(source), _number(size), _number(itemsize)))
+            elif kind == "loop":
+                count, body, reverse = rest
+                out.append(Loop(_number(count), self.actions(body), reverse is True))
+            else:
+                raise ValueError(f"a kind of action: {kind!r}")
+        return out
+
+
+def _algorithm(again: Callable[[], Program], key: str) -> Kernel:
+    """What a kernel computes. Compiling again tells it to all kernels of the program."""
+    return next(k.kernel for k in again().kernels() if k.key == key)
+
+
+def _number(given: Any, below: int = 1 << 63) -> int:
+    if type(given) is not int or not 0 <= given < below:
+        raise ValueError(f"a number below {below}: {given!r}")
+    return given
+
+
+def _at(items: list, number: Any) -> Any:
+    return items[_number(number, len(items))]
+
+
+def _flags(given: Any) -> tuple[bool, ...]:
+    return tuple([x is True for x in given])
