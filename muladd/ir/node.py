@@ -192,7 +192,9 @@ def interned() -> int:
 
 def const(value: Any, dtype: DType, shape: Shape = ()) -> Node:
     """The number `value` as a dtype, repeated to a shape. Integers wrap, floats round, to it."""
-    return _constant(struct.pack("<d", value) if dtype.is_float else int(value), dtype, shape)
+    if dtype.is_float:
+        return _constant(struct.pack("<d", value), dtype, shape)
+    return _constant(bool(value) if dtype is dt.bool_ else int(value), dtype, shape)
 
 
 @lru_cache(maxsize=512)  # few numbers occur again and again

@@ -203,7 +203,7 @@ def _again(roots: Sequence[Node], device: str) -> list[Storage] | None:
     reading = known.read(roots, _at_hand, device)
     if reading is None:
         return None
-    return known.run(roots, reading, device, lambda: expand(roots, device)[0])
+    return known.run(roots, reading, device)
 
 
 def _still_owned(storage: Storage) -> bool:

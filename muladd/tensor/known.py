@@ -13,8 +13,8 @@ from typing import Any
 
 from muladd import config
 from muladd import device as devices
-from muladd.ir import Node, Storage, ops
-from muladd.ir.node import const_bits
+from muladd.ir import Node, Storage, ops, substitute
+from muladd.ir.node import const_bits, stored
 
 _INPUT, _EXPAND, _CONST = ops.INPUT, ops.EXPAND, ops.CONST
 _ARRAY = "array"  # stands in a key for an array, before its shape and dtype
@@ -30,24 +30,26 @@ _LONGEST = 20_000  # the key of a larger graph costs memory, and looking costs l
 class Reading:
     """What one walk over a graph found out."""
 
-    __slots__ = ("key", "arrays", "whole")
+    __slots__ = ("key", "arrays", "at_hand")
 
-    def __init__(self, key: list[Any], arrays: list[Storage], whole: bool) -> None:
+    def __init__(
+        self, key: list[Any], arrays: list[Storage], at_hand: dict[Node, Storage]
+    ) -> None:
         self.key, self.arrays = key, arrays
-        self.whole = whole  # whether `arrays` are all that the graph depends on
+        self.at_hand = at_hand  # nodes whose values were known: the walk ended there
 
 
 def read(
-    roots: Sequence[Node], at_hand: Callable[[Node, str], Storage | None], device: str
+    roots: Sequence[Node], value_of: Callable[[Node, str], Storage | None], device: str
 ) -> Reading | None:
     """The structure of graphs. None if an array is not there yet, or lives on another device.
 
-    `at_hand` gives the value of a node which was computed before; the walk ends there.
+    `value_of` gives the value of a node which was computed before; the walk ends there.
     """
     key: list[Any] = []
     arrays: list[Storage] = []
     number: dict[Any, int] = {}  # nodes and arrays
-    whole = True
+    at_hand: dict[Node, Storage] = {}
     add, seen, stack = key.append, number.get, list(roots)
     pop, extend = stack.pop, stack.extend
     while stack:
@@ -59,8 +61,8 @@ def read(
         number[x] = len(number)
         op, srcs = x.op, x.srcs
         if srcs:
-            if x.memo is not None and (array := at_hand(x, device)) is not None:
-                whole = False
+            if x.memo is not None and (array := value_of(x, device)) is not None:
+                at_hand[x] = array
             else:
                 if op is _EXPAND and srcs[0].op is _CONST:
                     add(x)
@@ -87,7 +89,7 @@ def read(
         add(_ARRAY)
         add(array.shape)
         add(array.dtype)
-    return Reading(key, arrays, whole)
+    return Reading(key, arrays, at_hand)
 
 
 def _label(x: Node) -> Any:
@@ -97,12 +99,8 @@ def _label(x: Node) -> Any:
     return x.dtype
 
 
-def run(
-    roots: Sequence[Node], reading: Reading, device: str,
-    plain: Callable[[], Sequence[Node]],
-) -> list[Storage]:  # fmt: skip
-    """The values of graphs that were read, none of them an input. `plain` gives the same graphs
-    with inputs in the places of values at hand; it is asked only where there is no program yet."""
+def run(roots: Sequence[Node], reading: Reading, device: str) -> list[Storage]:
+    """The values of graphs that were read, none of them an input."""
     import muladd.compile as compiler  # a `from` would look for a file in every call
 
     short = len(reading.key) <= _LONGEST
@@ -111,7 +109,9 @@ def run(
         if short else ()  # fmt: skip
     found = _programs.get(key) if short else None
     if found is None:
-        graph, storages = compiler.parameters(tuple(plain()))
+        # what the walk saw, not what is at hand by now: other threads compute meanwhile
+        given = {x: stored(array) for x, array in reading.at_hand.items()}
+        graph, storages = compiler.parameters(substitute(tuple(roots), given))
         program = compiler.compile_graph(graph, device)
         place = {s: i for i, s in enumerate(arrays)}
         found = program, tuple([place[s] for s in storages])

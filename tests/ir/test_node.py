@@ -58,6 +58,8 @@ def test_constants_are_values_of_their_dtype():
     assert const(0.1, dt.float32).arg == 0.10000000149011612
     assert const(2, dt.bool_).arg is True
     assert const(1e9, dt.float16).arg == float("inf")
+    for truth in (0.5, float("inf"), float("nan")):
+        assert const(truth, dt.bool_).arg is True
 
 
 def test_nodes_are_forgotten():

@@ -351,3 +351,22 @@ def test_asking_for_a_loss_after_the_step_computes_nothing(device, monkeypatch):
     assert loss.item() == 2  # the gradient was computed with it
     runs.clear()
     assert w.grad.tolist() == [-2, -2] and not any(runs)
+
+
+def test_what_another_thread_computes_between_reading_and_compiling(monkeypatch):
+    from muladd.tensor import known
+
+    x = Tensor([1.0, 2.0, 3.0], device="CPU").realize()
+    part = x * 4 + 7
+    whole = part * x
+    read, kept = known.read, []
+
+    def reading(*given):
+        found = read(*given)
+        if not kept:
+            kept.append(None)
+            kept.append(part.realize())
+        return found
+
+    monkeypatch.setattr(known, "read", reading)
+    assert whole.tolist() == [11, 30, 57]
