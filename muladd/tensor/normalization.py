@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from muladd.errors import ShapeError
 from muladd.ir import Node
+from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
 from muladd.tensor import precision
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import check_floating, widened
-from muladd.tensor.reduce import mean, moments
+from muladd.tensor.reduce import count_of, mean, moments
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -64,7 +65,8 @@ class Normalization(Handle):
     ) -> Tensor:  # fmt: skip
         """Normalised per channel (axis 1): by the batch while training, else by running values.
 
-        While training the running mean and (unbiased) variance, if given, are updated in place.
+        While training the running mean and (unbiased) variance, if given, are updated in place;
+        an empty batch leaves them. One value per channel has no variance: ShapeError.
         """
         check_floating("batch_norm", self)
         if self.ndim < 2:
@@ -73,11 +75,16 @@ class Normalization(Handle):
         wide: Any = self._result(widened(self.node))
         shape = (-1, *[1] * (self.ndim - 2))
         if training or running_mean is None:
+            count = count_of(self.node, axes)
+            if equal_dims(count, 1):
+                raise ShapeError(
+                    f"batch_norm: {list(self.shape)} has one value per channel, which is always "
+                    "normalised to 0; train on more values at once, or evaluate with .eval()"
+                )
             spread, centre = (self._result(n) for n in moments(wide.node, axes, 0))
-            if running_mean is not None and training:
+            if running_mean is not None and training and not equal_dims(count, 0):
                 _update(running_mean, centre, momentum)
-                count = self.numel() // self.shape[1]
-                _update(running_var, spread * (count / max(count - 1, 1)), momentum)
+                _update(running_var, self._result(moments(wide.node, axes, 1)[0]), momentum)
         else:
             centre, spread = running_mean, running_var
         factor = (spread + eps).rsqrt()

@@ -153,6 +153,14 @@ def test_batch_norm_over_several_batches():
     assert a.num_batches_tracked.item() == 4
 
 
+def test_batch_norm_of_an_empty_batch_leaves_the_statistics():
+    a, b = nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    for batch in (numbers(5, 3), numbers(0, 3)):
+        assert a(Tensor(batch)).numpy().shape == b(torch.tensor(batch)).shape
+    close(a.running_mean, b.running_mean, 1e-5, "mean")
+    close(a.running_var, b.running_var, 1e-5, "variance")
+
+
 @pytest.mark.parametrize("padding", [None, 2, -1])
 def test_embedding(padding):
     a = nn.Embedding(7, 3, padding_idx=padding)

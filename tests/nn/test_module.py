@@ -158,6 +158,7 @@ def test_dropout_in_training_and_not_in_evaluation():
     (lambda: nn.Conv2d(1, 1, 3, padding="odd"), "'same' or 'valid'"),
     (lambda: nn.LayerNorm(3)(Tensor([[1.0]])), "layer_norm"),
     (lambda: nn.BatchNorm2d(3)(Tensor([[1.0]])), "BatchNorm2d"),
+    (lambda: nn.BatchNorm1d(1)(Tensor([[1.0]])), r"\[1, 1\] has one value per channel.*eval"),
     (lambda: nn.GroupNorm(2, 3), "do not divide"),
     (lambda: nn.MultiheadAttention(5, 2), "does not divide"),
     (lambda: nn.Embedding(3, 2, padding_idx=3), "padding_idx"),
