@@ -104,7 +104,13 @@ def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft
             links = here if links is None else links & here
     if links is None:
         return None
-    return [p.shared[i] | c.shared[j] for i, j in sorted(links, key=lambda x: x[1])]
+    used: set[int] = set()  # a read of a diagonal has one index for two axes: it walks one of them
+    pairs: dict[int, int] = {}
+    for i, j in sorted(links):
+        if j not in pairs and i not in used:
+            pairs[j] = i
+            used.add(i)
+    return [p.shared[i] | c.shared[j] for j, i in sorted(pairs.items())]
 
 
 def _between(p: Group, c: Group) -> bool:

@@ -431,6 +431,19 @@ def _ends(atom: Node) -> tuple[Poly, Poly]:
 
 
 def _interval(p: Poly) -> tuple[int, int]:
+    low, high = _term_by_term(p)
+    if low < 0 < high and (shifted := _from_least(p)) is not p:
+        a, b = _term_by_term(shifted)
+        low, high = max(low, a), min(high, b)
+    return low, high
+
+
+def is_size(x: Node) -> bool:
+    """Whether x is a symbolic size."""
+    return x.op is ops.INPUT and isinstance(x.arg, Var)
+
+
+def _term_by_term(p: Poly) -> tuple[int, int]:
     low = high = 0
     for mono, c in p.items():
         a, b = c, c
@@ -442,8 +455,32 @@ def _interval(p: Poly) -> tuple[int, int]:
     return _clip(low), _clip(high)
 
 
+def _from_least(p: Poly) -> Poly:
+    """A polynomial over sizes, each written as its least value and a rest that begins at zero.
+
+    What was multiplied out keeps its bound so: n*n - 2*n + 1 with n >= 2 is r*r + 2*r + 1.
+    """
+    sizes = {a for m in p if len(m) > 1 for a in m if is_size(a) and a.arg.low}
+    for n in sizes:
+        rest = Var(f"{n.arg.name} - {n.arg.low}", 0, n.arg.high - n.arg.low)
+        shifted = _add({(nodes.make(ops.INPUT, (), rest),): 1}, {(): n.arg.low})
+        p = _put(p, n, shifted)
+    return p
+
+
+def _put(p: Poly, atom: Node, value: Poly) -> Poly:
+    """p with a polynomial in an atom's place."""
+    out: Poly = {}
+    for mono, c in p.items():
+        term: Poly = {(): c}
+        for a in mono:
+            term = _mul(term, value if a is atom else {(a,): 1})
+        out = _add(out, term)
+    return out
+
+
 def _atom_interval(x: Node) -> tuple[int, int]:
-    if x.op is ops.INPUT and isinstance(x.arg, Var):
+    if is_size(x):
         return x.arg.low, x.arg.high
     if x.op is ops.RANGE:
         return 0, max(bounds(x.arg.extent)[1] - 1, 0)
@@ -551,7 +588,7 @@ def _trusted(n: Node) -> bool:
     if n.op in (ops.CONST, ops.RANGE) or is_opaque(n):
         return not n.shape and n.dtype is dt.INDEX
     if n.op is ops.INPUT:
-        return isinstance(n.arg, Var)
+        return is_size(n)
     if n.op is ops.CAST:
         source = n.srcs[0].dtype
         return n.dtype is dt.INDEX and source.bits <= 32 and not source.is_float and not n.shape

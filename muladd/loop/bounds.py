@@ -14,7 +14,7 @@ from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.sym import Monomial, Poly
 from muladd.loop.kernel import reaxis, show
-from muladd.loop.narrow import Facts, along, atoms, split, tightened, whole
+from muladd.loop.narrow import Facts, along, atoms, sizes, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
 
 _DEPTH = 5  # facts used in one proof
@@ -108,7 +108,7 @@ class _Prover:
         if known is not None:
             at = _dim(self.scalar(index))
             for goal, what in ((sym.poly(at), "0 <= index"), (_gap(at, size, 1), "index < size")):
-                if not sym.trusted(at) or not holds(goal, known):
+                if not sym.trusted(at) or not (holds(goal, known) or _each_size(goal, known)):
                     self.refuse(place, index, guard, size, what, where)
         self.proven.add(key)
 
@@ -200,6 +200,17 @@ def scalar(value: Node) -> Node:
 
 
 # --- proofs --------------------------------------------------------------------------------------
+
+
+def _each_size(goal: Poly, facts: Facts) -> bool:
+    """Whether goal >= 0 follows from facts for every value of the symbolic sizes, if few."""
+    cases = sizes((goal, *facts))
+    for case in cases:
+        here, *known = _replaced((goal, *facts), case)
+        impossible = any(not set(f) - {()} and f.get((), 0) < 0 for f in known)
+        if not impossible and not holds(here, known):
+            return False
+    return bool(cases)
 
 
 @dataclass

@@ -98,8 +98,29 @@ class _Lowering:
                     extent += max(1, 16 // stride)  # rows of a buffer would share cache lines' sets
             stride *= max(extent, 1)
         if self._kept_inside(s):
-            self.arrays[s.name] = Array(s.name, s.dtype, stride + 64, group=plan.group > 0)
+            beyond = max(64, self._overrun(s, out))
+            self.arrays[s.name] = Array(s.name, s.dtype, stride + beyond, group=plan.group > 0)
         return out
+
+    def _overrun(self, s: Stage, storage: list[tuple[Leaf, Node, int]]) -> int:
+        """Elements past its end that readers of a stage's buffer load in turns that overhang."""
+        plan = self.plan
+        strides: dict[Node, int] = {}
+        for leaf, axis, stride in storage:
+            if leaf is plan.leaves[axis][0]:
+                strides[axis] = stride
+        most = 0
+        for t in self.kernel.stages:
+            ragged = {a for a in (*t.axes, *t.reduced) if plan.overhangs(a)}
+            for r in t.reads() if ragged else ():
+                if r.arg[0] != s.name:
+                    continue
+                far = 0
+                for axis, index in zip(s.axes, r.srcs):
+                    turns = sum(plan.leaves[a][0].stride for a in ragged & {*toposort((index,))})
+                    far += turns * strides.get(axis, 0)
+                most = max(most, far)
+        return most
 
     def _kept_inside(self, s: Stage) -> bool:
         return any(r.arg[0] == s.name for t in self.kernel.stages for r in t.reads())

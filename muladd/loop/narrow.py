@@ -1,15 +1,19 @@
 """Loops as other loops, by what is known of them: fewer turns, or whole parts and remainders.
 
 A fact is a polynomial which is at least zero. Its variables are whole numbers, so 2i - 1 >= 0 says
-that i >= 1. Both changes give expressions to write in the loops' places.
+that i >= 1. Both changes give expressions to write in the loops' places. Symbolic sizes that can
+have few values only may also be written as numbers, one case after the other.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import gcd
+from itertools import product
+from math import gcd, prod
 
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.ir.sym import Poly
+
+_FEW = 64  # values of all symbolic sizes together that are tried one by one
 
 Facts = tuple[Poly, ...]
 
@@ -73,6 +77,29 @@ def along(loops: dict[Node, Dim], known: Iterable[Poly]) -> dict[Node, Dim]:
     for p in known:
         visit(p)
     return found
+
+
+def sizes(known: tuple[Poly, ...]) -> list[dict[Node, Dim]]:
+    """The symbolic sizes in these polynomials with each of their values, if those are few."""
+    found = {n for p in known for n in toposort(tuple(_with_extents(p))) if sym.is_size(n)}
+    if not found or prod(n.arg.high - n.arg.low + 1 for n in found) > _FEW:
+        return []
+    values = [range(n.arg.low, n.arg.high + 1) for n in found]
+    return [dict(zip(found, v)) for v in product(*values)]
+
+
+def _with_extents(p: Poly) -> list[Node]:
+    """What p is made of, and how far its loops run."""
+    found: dict[Node, None] = {}
+    todo = atoms(p)
+    while todo:
+        n = todo.pop()
+        if n not in found:
+            found[n] = None
+            for inner in toposort((n,)):
+                if inner.op is ops.RANGE and isinstance(inner.arg.extent, Node):
+                    todo.append(inner.arg.extent)
+    return list(found)
 
 
 def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:

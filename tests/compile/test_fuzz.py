@@ -16,6 +16,7 @@ from muladd.ir import (
     make,
     ops,
     param,
+    sym,
     var,
 )
 from muladd.ir import dtype as dt
@@ -53,6 +54,35 @@ def test_a_kernel_never_waits_for_a_scan_that_waits_for_it():
     both = make(ops.MUL, (scan, make(ops.ADD, (start, x))))
     rng = np.random.default_rng(0)
     holds([both, start], {x: rng.random(3, np.float32), y: rng.random((4, 3), np.float32)})
+
+
+def test_a_kernel_that_reads_a_diagonal_shares_one_axis_with_its_producer():
+    x = leaf(1, 2, 2, 1, d=dt.float64)
+    wide = make(ops.EXPAND, (x,), (2, 2, 2, 17))
+    rows = make(ops.RESHAPE, (make(ops.MUL, (wide, wide)),), (2, 1, 4, 17))
+    corners = make(ops.SLICE, (rows,), ((0, 2, 1), (0, 1, 1), (0, 2, 3), (6, 5, 2)))
+    holds([corners, wide], {x: np.arange(1, 5, dtype=float).reshape(1, 2, 2, 1)})
+
+
+def test_sizes_multiplied_out_stay_in_bounds():
+    n = var("n", 2, 4)
+    less = sym.add(n, -1)
+    x = leaf(n, 1, n, n, d=dt.int64)
+    largest = make(ops.AMAX, (x,), (0, 1, 2, 3))
+    wide = make(ops.EXPAND, (largest,), (n, 1, less, less))
+    inner = make(ops.SLICE, (x,), ((less, n, -1), (0, 1, 2), (1, less, 1), (1, less, 1)))
+    values = np.arange(27).reshape(3, 1, 3, 3) % 7
+    holds([wide, inner], {x: values}, {"n": 3})
+
+
+def test_lanes_that_overhang_stay_inside_a_buffer():
+    n = var("n", 3, 9)
+    x, y = leaf(n, 3, n, n, d=dt.uint64), leaf(3, n, n, d=dt.uint64)
+    largest = make(ops.EXPAND, (make(ops.AMAX, (x,), (0, 1, 2, 3)),), (3, n, n))
+    product = make(ops.MUL, (largest, y))
+    total = make(ops.SUM, (product,), (1, 2))
+    values = np.arange(6 * 3 * 6 * 6, dtype=np.uint64).reshape(6, 3, 6, 6) % 11
+    holds([total, product], {x: values, y: values[0]}, {"n": 6})
 
 
 def test_outputs_may_be_inputs_constants_duplicates_and_views():
