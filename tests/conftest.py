@@ -26,27 +26,31 @@ def proven():
 
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
-    """The name of a device; tensors made in the test live there unless told otherwise."""
+    """The name of a device; tensors made in the test live there unless told otherwise.
+
+    OPENCL's programs are built without the driver's optimisation: that is most of the time here,
+    and tests/codegen, tests/device and tests/compile have it on.
+    """
     from muladd import config
 
     if request.param == "OPENCL":
-        _require_opencl(monkeypatch)
+        request.getfixturevalue("opencl")
+        monkeypatch.setenv("PYOPENCL_BUILD_OPTIONS", "-cl-opt-disable")
     with config.context(DEVICE=request.param):
         yield request.param
 
 
-def _require_opencl(monkeypatch):
-    """Skips where there is no driver. Programs are built without the driver's optimisation: that is
-    most of the time here, and tests/codegen, tests/device and tests/compile have it on."""
+@pytest.fixture(scope="session")
+def opencl():
+    """The device OPENCL. Its tests are skipped where there is no driver."""
     pytest.importorskip("pyopencl")
     from muladd import device as devices
     from muladd.errors import DeviceError
 
     try:
-        devices.get("OPENCL")
+        return devices.get("OPENCL")
     except DeviceError as error:
         pytest.skip(str(error))
-    monkeypatch.setenv("PYOPENCL_BUILD_OPTIONS", "-cl-opt-disable")
 
 
 @pytest.fixture

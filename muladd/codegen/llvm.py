@@ -323,7 +323,7 @@ class _Renderer:
     def lane_index(self, index: Node, lane: int, lanes: int) -> str:
         base, step = _ramp(index)
         if base is not None and step is not None:
-            return self.value(sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))))
+            return self.value(_turn(base, step, lane))
         x = self.fresh()
         self.here(f"{x} = extractelement <{lanes} x i64> {self.value(index)}, i64 {lane}")
         return x
@@ -400,9 +400,7 @@ class _Renderer:
         result = "zeroinitializer" if guard is not None else "poison"
         for lane in range(lanes):
             if base is not None and step is not None:
-                i = self.value_in(
-                    sym.as_node(sym.add(_dim(base), sym.mul(_dim(step), lane))), lines
-                )
+                i = self.value_in(_turn(base, step, lane), lines)
             else:
                 i = self.fresh()
                 lines.append(f"{i} = extractelement <{lanes} x i64> {arg(n.srcs[0])}, i64 {lane}")
@@ -469,8 +467,9 @@ def _ramp(index: Node) -> tuple[Node | None, Node | None]:
     return None, None
 
 
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
+def _turn(base: Node, step: Node, lane: int) -> Node:
+    """One lane's value of a ramp."""
+    return sym.as_node(sym.add(sym.as_dim(base), sym.mul(sym.as_dim(step), lane)))
 
 
 def _wide(n: Node | None, lanes: int) -> Node:
@@ -480,7 +479,7 @@ def _wide(n: Node | None, lanes: int) -> Node:
 
 def _multiple(index: Node, of: int) -> bool:
     """Whether an index is certainly a multiple of a number (arrays begin at 64 bytes)."""
-    return all(c % of == 0 for c in sym.poly(_dim(index)).values())
+    return all(c % of == 0 for c in sym.poly(sym.as_dim(index)).values())
 
 
 def _align(d: dtype.DType, lanes: int) -> int:

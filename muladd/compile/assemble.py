@@ -5,7 +5,7 @@ from muladd.compile.cut import Cut
 from muladd.compile.index import OPAQUE, forward
 from muladd.compile.stages import Call, Draft, Group
 from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
-from muladd.loop.kernel import INDEX_FUNCTIONS, Argument, Kernel, Stage
+from muladd.loop.kernel import Argument, Kernel, Stage
 
 
 def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
@@ -116,10 +116,6 @@ def _read_outside(d: Draft, group: Group, members: dict[Node, Draft]) -> bool:
     )
 
 
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
-
-
 class _Resolver:
     """Values in terms of one kernel: its names for axes, and READs of nodes as READs of its stages
     (home tells each one's name, dims and order of axes) or as LOADs of its arguments."""
@@ -132,7 +128,7 @@ class _Resolver:
         self.done: dict[Node, Node] = dict(axes)
 
     def index(self, x: Dim) -> Dim:
-        return x if isinstance(x, int) else _dim(self(x))
+        return x if isinstance(x, int) else sym.as_dim(self(x))
 
     def __call__(self, value: Node) -> Node:
         done = self.done
@@ -144,8 +140,8 @@ class _Resolver:
                 done[n] = self._read(n, srcs)
             elif srcs == n.srcs:
                 done[n] = n
-            elif n.op in INDEX_FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
-                done[n] = sym.as_node(INDEX_FUNCTIONS[n.op](*map(_dim, srcs)))
+            elif n.op in sym.FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
+                done[n] = sym.apply(n.op, srcs)
             else:
                 done[n] = rebuild(n, srcs)
         return done[value]
@@ -157,5 +153,5 @@ class _Resolver:
             index = dict(zip(dims, srcs))
             at = tuple(index[a] for a in order)
             return make(ops.READ, at, (name, len(at)), n.dtype)
-        flat = position(producer, tuple(map(_dim, srcs[:rank])), self.layouts)
+        flat = position(producer, tuple(map(sym.as_dim, srcs[:rank])), self.layouts)
         return make(ops.LOAD, (sym.as_node(flat), *srcs[rank:]), self.number[producer], n.dtype)

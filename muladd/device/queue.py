@@ -11,19 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from muladd.device.base import (
-    Arg,
-    Buffer,
-    Copy,
-    Executable,
-    Launch,
-    LaunchTime,
-    Quantity,
-    Repeat,
-    Step,
-    Variable,
-    leaves,
-)
+from muladd.device import base
 from muladd.errors import DeviceError
 
 Place = tuple[Any, int]  # a buffer's handle, and a byte in it
@@ -65,20 +53,22 @@ class _Run:
     variables: list[int]
     loops: list[int]
 
-    def quantity(self, value: Quantity) -> int:
-        return value.scale * self.variables[value.index] if isinstance(value, Variable) else value
+    def quantity(self, value: base.Quantity) -> int:
+        if isinstance(value, base.Variable):
+            return value.scale * self.variables[value.index]
+        return value
 
-    def place(self, arg: Arg) -> Place:
+    def place(self, arg: base.Arg) -> Place:
         moved = sum(self.loops[depth] * self.quantity(stride) for depth, stride in arg.steps)
         return self.handles[arg.slot], self.quantity(arg.offset) + moved
 
 
-class Queued(Executable):
+class Queued(base.Executable):
     """Enqueues its steps, one after the other."""
 
-    def __init__(self, name: str, steps: Sequence[Step], slots: int) -> None:
+    def __init__(self, name: str, steps: Sequence[base.Step], slots: int) -> None:
         self.name, self.steps, self.slots = name, tuple(steps), slots
-        self._order = list(leaves(self.steps))
+        self._order = list(base.leaves(self.steps))
         self._numbers = {id(step): number for number, step in enumerate(self._order)}
         self._events: list[tuple[int, Any]] = []
 
@@ -94,20 +84,20 @@ class Queued(Executable):
     def seconds(self, event: Any) -> float:
         """What a launch or copy took, once it has ended."""
 
-    def run(self, addresses: Sequence[Buffer | int], variables: Sequence[int] = ()) -> None:
-        handles = [a.handle for a in addresses if isinstance(a, Buffer)]
+    def run(self, addresses: Sequence[base.Buffer | int], variables: Sequence[int] = ()) -> None:
+        handles = [a.handle for a in addresses if isinstance(a, base.Buffer)]
         if len(handles) != self.slots:
             raise DeviceError(f"{self.name}.run: given {len(handles)} buffers, expected "
                               f"{self.slots}")  # fmt: skip
         self._walk(self.steps, _Run(handles, list(variables), []))
 
-    def _walk(self, steps: Sequence[Step], run: _Run) -> None:
+    def _walk(self, steps: Sequence[base.Step], run: _Run) -> None:
         for step in steps:
-            if isinstance(step, Repeat):
+            if isinstance(step, base.Repeat):
                 self._repeat(step, run)
                 continue
             event = None
-            if isinstance(step, Copy):
+            if isinstance(step, base.Copy):
                 to, source, nbytes = run.place(step.to), run.place(step.source), step.nbytes
                 if (count := run.quantity(nbytes)) > 0 and to != source:
                     event = self.copy(to, source, count)
@@ -117,7 +107,7 @@ class Queued(Executable):
             if self.timing and event is not None:
                 self._events.append((self._numbers[id(step)], event))
 
-    def _repeat(self, step: Repeat, run: _Run) -> None:
+    def _repeat(self, step: base.Repeat, run: _Run) -> None:
         count = run.quantity(step.count)
         run.loops.append(0)
         for index in reversed(range(count)) if step.reverse else range(count):
@@ -127,17 +117,17 @@ class Queued(Executable):
             self._walk(step.body, run)
         run.loops.pop()
 
-    def times(self) -> list[LaunchTime]:
+    def times(self) -> list[base.LaunchTime]:
         seconds, calls = [0.0] * len(self._order), [0] * len(self._order)
         for number, event in self._events:
             seconds[number] += self.seconds(event)
             calls[number] += 1
         self._events.clear()
         names = [getattr(step, "name", "copy") for step in self._order]
-        return [LaunchTime(*row) for row in zip(names, seconds, calls, strict=True)]
+        return [base.LaunchTime(*row) for row in zip(names, seconds, calls, strict=True)]
 
 
-def _grid(step: Launch) -> Quantity:
+def _grid(step: base.Launch) -> base.Quantity:
     if step.grid is None:
         raise DeviceError(f"launch of {step.name!r}: no grid given, expected the number of chunks")
     return step.grid

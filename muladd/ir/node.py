@@ -169,13 +169,30 @@ def make(op: Op, srcs: tuple[Node, ...] = (), arg: Any = None, dtype: DType | No
             return found
     if op.arity >= 0 and len(srcs) != op.arity:
         raise GraphError(f"{op.name}: takes {op.arity} sources, got {len(srcs)}")
-    node = object.__new__(Node)
     try:
-        node.shape = op.shape(srcs, arg, dtype)
-        node.dtype = op.dtype(srcs, arg, dtype)
+        shape, result = op.shape(srcs, arg, dtype), op.dtype(srcs, arg, dtype)
     except MuladdError as error:
         raise type(error)(f"{op.name}: {error}") from None
+    return _interned(key, op, srcs, arg, shape, result)
+
+
+def stored(storage: Storage) -> Node:
+    """The INPUT node of a storage; quicker than `make`, because a storage is always well-formed."""
+    key = (ops.INPUT, None, storage)
+    entry = _table.get(key)
+    found = entry() if entry is not None else None
+    if found is not None:
+        return found
+    return _interned(key, ops.INPUT, (), storage, storage.shape, storage.dtype)
+
+
+def _interned(
+    key: tuple, op: Op, srcs: tuple[Node, ...], arg: Any, shape: Shape, dtype: DType
+) -> Node:
+    """A new node, found by this key from now on."""
+    node = object.__new__(Node)
     node.op, node.srcs, node.arg, node.memo = op, srcs, arg, None
+    node.shape, node.dtype = shape, dtype
     new = _Entry(node, _forget)
     new.key = key
     _table[key] = new
@@ -236,22 +253,6 @@ def var(name: str, low: int, high: int) -> Node:
 
 def param(index: int, shape: Shape, dtype: DType) -> Node:
     return make(ops.INPUT, (), Param(index, shape, dtype))
-
-
-def stored(storage: Storage) -> Node:
-    """The INPUT node of a storage; quicker than `make`, because a storage is always well-formed."""
-    key = (ops.INPUT, None, storage)
-    entry = _table.get(key)
-    found = entry() if entry is not None else None
-    if found is not None:
-        return found
-    node = object.__new__(Node)
-    node.op, node.srcs, node.arg, node.memo = ops.INPUT, (), storage, None
-    node.shape, node.dtype = storage.shape, storage.dtype
-    new = _Entry(node, _forget)
-    new.key = key
-    _table[key] = new
-    return node
 
 
 def iota(n: Dim, dtype: DType = dt.INDEX) -> Node:

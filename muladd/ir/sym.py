@@ -83,6 +83,11 @@ def as_node(x: Dim) -> Node:
     return _as_node(x) if isinstance(x, int) else x
 
 
+def as_dim(x: Node) -> Dim:
+    """A node as a Dim (a constant becomes an int)."""
+    return x.arg if x.op is ops.CONST else x
+
+
 def _as_node(x: int) -> Node:
     return nodes.make(ops.CONST, (), x, dt.INDEX)
 
@@ -592,7 +597,7 @@ def _trusted(n: Node) -> bool:
     if n.op is ops.CAST:
         source = n.srcs[0].dtype
         return n.dtype is dt.INDEX and source.bits <= 32 and not source.is_float and not n.shape
-    if n.op not in _SMART or n.shape or n.dtype is not dt.INDEX:
+    if n.op not in FUNCTIONS or n.shape or n.dtype is not dt.INDEX:
         return False
     if not all(_memo(s)["trusted"] for s in n.srcs):
         return False
@@ -677,8 +682,8 @@ def replace(x: Dim, values: dict[Node, Dim]) -> Dim:
             done[n] = n.arg if n.dtype is dt.int64 else n
         elif all(a is s for a, s in zip(args, n.srcs)):
             done[n] = n
-        elif n.op in _SMART and trusted(n):
-            done[n] = _SMART[n.op](*args)
+        elif n.op in FUNCTIONS and trusted(n):
+            done[n] = FUNCTIONS[n.op](*args)
         else:
             done[n] = nodes.rebuild(n, tuple(map(as_node, args)))
     return done[x]
@@ -705,7 +710,12 @@ def _exchanged(x: Node, values: dict[Node, Dim]) -> Dim:
     return build(out) if changed else x
 
 
-_SMART = {ops.ADD: add, ops.MUL: mul, ops.DIV: div, ops.MOD: mod, ops.MAX: maximum}
+FUNCTIONS = {ops.ADD: add, ops.MUL: mul, ops.DIV: div, ops.MOD: mod, ops.MAX: maximum}
+
+
+def apply(op: ops.Op, srcs: Iterable[Node]) -> Node:
+    """One of FUNCTIONS between nodes: the operation, in normal form."""
+    return as_node(FUNCTIONS[op](*map(as_dim, srcs)))
 
 
 def row_major(shape: Iterable[Dim]) -> tuple[Dim, ...]:

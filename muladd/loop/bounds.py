@@ -20,8 +20,6 @@ from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Sto
 _DEPTH = 5  # facts used in one proof
 _BUDGET = 1500  # attempts for one proof
 _SPLITS = 8  # loops written as whole parts and remainders
-_ALGEBRA = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
-            ops.MAX: sym.maximum}  # fmt: skip
 
 
 def prove(lowered: Lowered, name: str = "kernel") -> int:
@@ -106,7 +104,7 @@ class _Prover:
             known = None if more is None else (*facts, *more)
         size = self.size(place)
         if known is not None:
-            at = _dim(self.scalar(index))
+            at = sym.as_dim(self.scalar(index))
             for goal, what in ((sym.poly(at), "0 <= index"), (_gap(at, size, 1), "index < size")):
                 if not sym.trusted(at) or not (holds(goal, known) or _each_size(goal, known)):
                     self.refuse(place, index, guard, size, what, where)
@@ -152,7 +150,7 @@ def conjuncts(condition: Node) -> Facts | None:
         elif c.op is ops.CONST and not c.arg:
             return None
         elif _compares(c):
-            gap = _gap(_dim(c.srcs[0]), _dim(c.srcs[1]), 1)
+            gap = _gap(sym.as_dim(c.srcs[0]), sym.as_dim(c.srcs[1]), 1)
             if gap and not set(gap) - {()} and gap[()] < 0:
                 return None
             found.append(gap)
@@ -164,17 +162,13 @@ def opposite(condition: Node) -> Facts | None:
     if condition.op is ops.CONST and condition.arg:
         return None
     if _compares(condition):
-        return (_gap(_dim(condition.srcs[1]), _dim(condition.srcs[0])),)
+        return (_gap(sym.as_dim(condition.srcs[1]), sym.as_dim(condition.srcs[0])),)
     return ()
 
 
 def _compares(c: Node) -> bool:
     """Whether c compares indices to which algebra applies."""
     return c.op is ops.LT and c.srcs[0].dtype is dtype.INDEX and all(map(sym.trusted, c.srcs))
-
-
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
 
 
 def scalar(value: Node) -> Node:
@@ -188,8 +182,8 @@ def scalar(value: Node) -> Node:
             done[n] = srcs[0]
         elif n.op is ops.IOTA:
             done[n] = sym.axis("lane", n.arg)
-        elif n.op in _ALGEBRA and n.dtype is dtype.INDEX and all(map(sym.trusted, srcs)):
-            done[n] = sym.as_node(_ALGEBRA[n.op](*map(_dim, srcs)))
+        elif n.op in sym.FUNCTIONS and n.dtype is dtype.INDEX and all(map(sym.trusted, srcs)):
+            done[n] = sym.apply(n.op, srcs)
         elif n.op in (ops.SUM, ops.AMAX) or all(a is b for a, b in zip(srcs, n.srcs)):
             done[n] = n if not n.srcs or n.op not in (ops.SUM, ops.AMAX) else srcs[0]
         else:
@@ -271,7 +265,7 @@ def _follows(goal: Poly, facts: Facts, depth: int, search: _Search) -> bool:
 
 def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -> bool:
     """A maximum is one of its two sides, and at least the other: both cases must hold."""
-    a, b = (_dim(s) for s in atom.srcs)
+    a, b = (sym.as_dim(s) for s in atom.srcs)
     for one, other in ((a, b), (b, a)):
         values: dict[Node, Dim] = {atom: one}
         case = sym.poly(sym.replace(sym.build(goal), values))
@@ -287,16 +281,16 @@ def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
     found: list[Poly] = []
     for atom in dict.fromkeys([*atoms(goal), *(a for f in facts for a in atoms(f))]):
         if atom.op is ops.DIV and sym.bounds(atom.srcs[1])[0] > 0:
-            x, d = (_dim(s) for s in atom.srcs)
+            x, d = (sym.as_dim(s) for s in atom.srcs)
             low = sym.mul(atom, d)
             found += [_gap(low, x), _gap(x, sym.add(low, d), 1)]
             found += [_gap(atom, most) for most in _quotients(x, d, facts)]
             if isinstance(d, int):
                 found += _rounded(atom, sym.poly(x), d, facts)
         elif atom.op is ops.MAX:
-            found += [_gap(_dim(s), atom) for s in atom.srcs]
+            found += [_gap(sym.as_dim(s), atom) for s in atom.srcs]
         elif atom.op is ops.MOD and sym.bounds(atom.srcs[1])[0] > 0:
-            x = _dim(atom.srcs[0])
+            x = sym.as_dim(atom.srcs[0])
             if holds(sym.poly(x)) or any(f == sym.poly(x) for f in facts):
                 found.append(_gap(atom, x))
         elif atom.op is ops.RANGE and not isinstance(atom.arg.extent, int):
@@ -368,7 +362,7 @@ def _multiplied(p: Poly) -> Poly:
         if atom is None or c < 0:
             continue
         others = _divided(mono, (atom,))
-        x, d = (_dim(s) for s in atom.srcs)
+        x, d = (sym.as_dim(s) for s in atom.srcs)
         if others is None or any(sym.bounds(a)[0] < 0 for a in others):
             continue
         if isinstance(d, int):

@@ -213,7 +213,7 @@ def reaxis(value: Node, axes: dict[Node, Dim], stages: dict[str, str]) -> Node:
     for n in toposort((value,), into=lambda m: m not in done):
         if n in done:
             continue
-        if n.op in INDEX_FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
+        if n.op in sym.FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
             done[n] = _index_again(n, done)
             continue
         srcs = tuple(done[s] for s in n.srcs)
@@ -228,21 +228,13 @@ def reaxis(value: Node, axes: dict[Node, Dim], stages: dict[str, str]) -> Node:
     return done[value]
 
 
-INDEX_FUNCTIONS = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
-                   ops.MAX: sym.maximum}  # fmt: skip
-
-
 def _index_again(n: Node, done: dict[Node, Node]) -> Node:
     """An index operation redone by the index algebra; opaque operands pass through unchanged."""
     a, b = (done[s] for s in n.srcs)
     if a is n.srcs[0] and b is n.srcs[1]:
         return n
-    return sym.as_node(INDEX_FUNCTIONS[n.op](_dim(a), _dim(b)))
+    return sym.apply(n.op, (a, b))
 
 
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
-
-
-__all__ = ["INDEX_FUNCTIONS", "Argument", "Kernel", "Stage", "canonical", "reaxis", "reindex",
-           "rename", "show", "substitute"]  # fmt: skip
+__all__ = ["Argument", "Kernel", "Stage", "canonical", "reaxis", "reindex", "rename", "show",
+           "substitute"]  # fmt: skip

@@ -110,7 +110,7 @@ def _comparison(kernel: Kernel, s: Stage, n: Node) -> Iterator[tuple[Node, Limit
     """a < b solved for an axis of the stage's own, if the rest depends on shared axes only."""
     if not all(sym.trusted(x) for x in n.srcs):
         return
-    a, b = (x.arg if x.op is ops.CONST else x for x in n.srcs)
+    a, b = (sym.as_dim(x) for x in n.srcs)
     difference = sym.sub(a, b)  # a < b where this is negative
     own = [x for x in toposort((sym.as_node(difference),))
            if x.op is ops.RANGE and x not in kernel.shared]  # fmt: skip

@@ -9,6 +9,7 @@ Schedule primitives are functions from plan to plan; `lower` turns the final pla
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, sym
@@ -60,7 +61,8 @@ class Plan:
     @property
     def group(self) -> int:
         """Threads that do a point of the grid together; 0 where one thread does it alone."""
-        return max((_size(loops) for loops in (self.threads or {}).values()), default=0)
+        bound = (self.threads or {}).values()  # loops of known sizes
+        return max((prod(x.arg.extent for x in loops) for loops in bound), default=0)
 
     def unrolls(self, stage: Stage, loop: Node) -> bool:
         """Whether a stage has the turns of a loop written out."""
@@ -98,13 +100,6 @@ class Plan:
         return (
             f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"
         )
-
-
-def _size(loops: tuple[Node, ...]) -> int:
-    total = 1
-    for x in loops:
-        total *= x.arg.extent
-    return total
 
 
 def plain(kernel: Kernel) -> Plan:

@@ -13,9 +13,6 @@ from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 
 Slots = Callable[[str, tuple[Dim, ...]], Dim]
 
-_INDEX = {ops.ADD: sym.add, ops.MUL: sym.mul, ops.DIV: sym.div, ops.MOD: sym.mod,
-          ops.MAX: sym.maximum}  # fmt: skip
-
 
 def at(
     value: Node, exact: dict[Node, Dim], clamped: dict[Node, Dim],
@@ -60,16 +57,16 @@ def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots,
         return sym.as_node(axes.get(n, n))
     if n.op is ops.READ:
         name, _ = n.arg
-        index = sym.as_node(slot(name, tuple(map(_dim, srcs))))
+        index = sym.as_node(slot(name, tuple(map(sym.as_dim, srcs))))
         return _load(n, name, index, True, masks if stray else {})
     if n.op is ops.LOAD:
         return _load(n, n.arg, srcs[0], srcs[1] if len(srcs) > 1 else True, masks)
-    if n.op in _INDEX and n.dtype is dtype.INDEX and sym.trusted(n):
-        return sym.as_node(_INDEX[n.op](*map(_dim, srcs)))
+    if n.op in sym.FUNCTIONS and n.dtype is dtype.INDEX and sym.trusted(n):
+        return sym.apply(n.op, srcs)
     if all(a is b for a, b in zip(srcs, n.srcs)):
         return n
     if n.op is ops.LT and n.srcs[0].dtype is dtype.INDEX and all(map(sym.trusted, n.srcs)):
-        known = sym.is_less(_dim(srcs[0]), _dim(srcs[1]))
+        known = sym.is_less(sym.as_dim(srcs[0]), sym.as_dim(srcs[1]))
         if known is not None:
             return make(ops.CONST, (), known, dtype.bool_)
     return make(n.op, srcs, n.arg, n.dtype if n.op in (ops.CAST, ops.BITCAST) else None)
@@ -85,10 +82,6 @@ def _load(n: Node, place: int | str, index: Node, guard: sym.Condition, masks: d
     if guard is False:
         return make(ops.CONST, (), 0, n.dtype)
     return make(ops.LOAD, (index, guard), place, n.dtype)
-
-
-def _dim(n: Node) -> Dim:
-    return n.arg if n.op is ops.CONST else n
 
 
 def spread(value: Node, vector: Node | None) -> Node:

@@ -61,25 +61,19 @@ def reduce(w: _Writer, x: Node) -> tuple[Node, Node]:
         if j < USED - 1:
             products.append(w.mul(low, words[j]))
 
-    coarse, middle, fine = [], [], []
+    coarse: list[Node] = []
+    middle: list[Node] = []
+    fine: list[Node] = []
     for k, product in enumerate(products):
         if k < 8:  # may be great: whole turns go first, a multiple of 2 at once
             product = w.subtract(product, _rounded(w, product, 1))
-        if k < 4:
-            coarse.append(product)
-            continue
-        part = _rounded(w, product, -48) if k < 10 else None
-        if part is not None:
-            coarse.append(part)
-            product = w.subtract(product, part)
-        if k < 8:
-            middle.append(product)
-            continue
-        part = _rounded(w, product, -96) if k < 12 else None
-        if part is not None:
-            middle.append(part)
-            product = w.subtract(product, part)
-        fine.append(product)
+        # what a product has above a multiple belongs to the coarser sum
+        for total, multiple, cut in ((coarse, -48, range(4, 10)), (middle, -96, range(8, 12))):
+            if k in cut:
+                part = _rounded(w, product, multiple)
+                total.append(part)
+                product = w.subtract(product, part)
+        (coarse if k < 4 else middle if k < 8 else fine).append(product)
     first, second = _total(w, coarse), _total(w, middle)
     shifted = w.add(w.mul(first, 4.0), w.format.round_whole)
     first = w.subtract(first, w.mul(w.add(shifted, -w.format.round_whole), 0.25))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
@@ -42,14 +43,13 @@ def accesses(kernel: Kernel, stage: Stage) -> list[Access]:
     """Everything a stage loads and stores, its stores last. Buffers of stages are row-major."""
     found = []
     for n in stage.loads():
-        index = n.srcs[0]
-        found.append(Access(n.arg, index.arg if index.op is ops.CONST else index, n.dtype.itemsize,
+        found.append(Access(n.arg, sym.as_dim(n.srcs[0]), n.dtype.itemsize,
                             guarded=len(n.srcs) > 1))  # fmt: skip
     for r in stage.reads():
         source = kernel.stage(r.arg[0])
         free = [i for i, a in zip(r.srcs, source.axes) if a not in kernel.shared]
         sizes = [a.arg.extent for a in kernel.free_axes(source)]
-        at = sym.flatten([i.arg if i.op is ops.CONST else i for i in free], sizes)
+        at = sym.flatten([sym.as_dim(i) for i in free], sizes)
         found.append(Access(r.arg[0], at, r.dtype.itemsize))
     if stage.argument is not None:
         found.append(Access(stage.argument, stage.position, stage.dtype.itemsize, store=True))
@@ -62,10 +62,7 @@ def extent(axis: Node) -> int:
 
 
 def size(axes: tuple[Node, ...] | list[Node]) -> int:
-    total = 1
-    for a in axes:
-        total *= extent(a)
-    return total
+    return prod(map(extent, axes))
 
 
 def work(stage: Stage) -> int:

@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-pytest.importorskip("pyopencl")
-
-from muladd import device
 from muladd.codegen import cstyle, llvm
 from muladd.compile import backends
 from muladd.compile.fuzzing import runner
@@ -25,12 +22,7 @@ from muladd.schedule.primitives import apply
 FLOAT = dtype.float32
 
 
-@pytest.fixture(scope="module", autouse=True)
-def opencl():
-    try:
-        return device.get("OPENCL")
-    except DeviceError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("opencl")
 
 
 # --- what operations mean ------------------------------------------------------------------------

@@ -4,12 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muladd import device
 from muladd.codegen import c_prelude
 from muladd.device import Arg, Copy, Launch, Repeat, Variable
 from muladd.errors import DeviceError, OutOfMemory
-
-pytest.importorskip("pyopencl")
 
 # OpenCL C's own functions are declared by the renderer, as PoCL is slow at reading its header
 ADD = c_prelude.OPENCL.encode() + b"""
@@ -20,14 +17,6 @@ kernel void add(global char *a, long ao, global char *b, long bo, long n) {
   if (i < n) x[i] += y[i];
 }
 """
-
-
-@pytest.fixture(scope="module")
-def opencl():
-    try:
-        return device.get("OPENCL")
-    except DeviceError as error:
-        pytest.skip(str(error))
 
 
 def filled(opencl, values):

@@ -4,12 +4,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("pyopencl")
-
-from muladd import config, device
+from muladd import config
 from muladd.compile import compile_graph, parameters
 from muladd.compile.fuzzing import run, runner
-from muladd.errors import DeviceError
 from muladd.interp.differential import check
 from muladd.ir import Node, Storage, const, dtype, make, ops, var
 from muladd.rewrite.transcendental import expand
@@ -18,12 +15,7 @@ FLOAT = dtype.float32
 PROFILES = ("fast", "exact")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def opencl():
-    try:
-        return device.get("OPENCL")
-    except DeviceError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("opencl")
 
 
 def leaf(*shape: int | Node, d: dtype.DType = FLOAT) -> Node:

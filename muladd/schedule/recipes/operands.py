@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import Node, ops, toposort
+from muladd.ir import Node, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import FAR, Product, accesses, extent, stride
@@ -64,16 +64,12 @@ def moves(kernel: Kernel, value: Node, axis: Node) -> int:
     """The stride of an operand (its one load, or read) along an axis."""
     for n in toposort((value,)):
         if n.op is ops.LOAD:
-            return stride(_dim(n.srcs[0]), axis)
+            return stride(sym.as_dim(n.srcs[0]), axis)
     for n in toposort((value,)):
         if n.op is ops.READ:
             last = n.srcs[-1] if n.srcs else None
             return 0 if axis not in toposort((n,)) else 1 if last is axis else FAR
     return 0
-
-
-def _dim(n: Node) -> Node | int:
-    return n.arg if n.op is ops.CONST else n
 
 
 @dataclass(frozen=True)
