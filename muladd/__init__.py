@@ -56,7 +56,7 @@ _NAMES: dict[str, tuple[str, str | None]] = {
     **{name: ("muladd.ir.dtype", name) for name in _DTYPES},
     **{
         name: (f"muladd.{name}", None)
-        for name in ("tensor", "nn", "formats", "onnx", "job", "market", "llm", "data", "ir")
+        for name in ("tensor", "nn", "formats", "data", "ir")
     },
 }
 

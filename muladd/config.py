@@ -95,12 +95,6 @@ def _upper(value: Any) -> str:
     return value.strip().upper()
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("text")
-    return value
-
-
 SETTINGS: Mapping[str, Setting] = {
     row.name: row
     for row in (
@@ -108,7 +102,8 @@ SETTINGS: Mapping[str, Setting] = {
                 "what is printed: 1 summary, 2 a line per kernel, 3 schedules, 4 source, "
                 "5 assembly"),
         Setting("DEVICE", "name", "CPU", _upper,
-                "the device of new tensors: CPU, OPENCL, NULL (a file's name in muladd/device)"),
+                "the device of new tensors: CPU, OPENCL, NULL (which computes nothing), INTERP "
+                "(the interpreter)"),
         Setting("PROFILE", "fast|exact", "fast", _choice("fast", "exact"),
                 "arithmetic: fast lets the compiler choose the order of sums; exact gives the "
                 "same bits on every device"),
@@ -121,20 +116,18 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("MEMORY", "bytes", 0, _size,
                 "the most bytes tensors may hold on the CPU, such as 8G; 0 takes the machine's "
                 "memory"),
-        Setting("BEAM", "number", 0, _whole(0),
-                "schedules kept while searching for a faster one by measuring; 0 does not search"),
         Setting("CHECK", "0|1", False, _flag,
                 "slow proofs: every pass is validated, accesses proven in bounds, fresh memory "
                 "filled with NaN"),
-        Setting("GRAPH", "0|1", False, _flag, "write each graph that is compiled to a file"),
-        Setting("VIZ", "0|1", False, _flag, "serve the viewer of graphs, passes and kernels"),
+        Setting("GRAPH", "0|1", False, _flag,
+                "draw each graph that is compiled (DOT and SVG, in the cache folder's graphs) and "
+                "print the file's path"),
         Setting("NOCACHE", "0|1", False, _flag, "neither read nor write the cache on disk"),
         Setting("CACHE_DIR", "folder", "", _path,
-                "where compiled objects and tuned schedules are kept; empty takes the user's "
-                "cache folder"),
+                "where compiled kernels and programs, measured peaks and drawn graphs are kept; "
+                "empty takes the user's cache folder"),
         Setting("CACHE_SIZE", "bytes", 1 << 30, _size,
                 "the cache on disk forgets what was not used for longest beyond this size"),
-        Setting("CLOUD", "0|1|url", "", _text, "run jobs on the market; a url names the broker"),
         Setting("SEED", "number", 0, _whole(0), "where the random numbers of a process start"),
     )
 }  # fmt: skip

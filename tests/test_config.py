@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +25,9 @@ def fresh():
 def test_defaults_and_context(monkeypatch):
     monkeypatch.delenv("DEBUG", raising=False)
     assert config.DEBUG == config.get("DEBUG") == 0
-    with config.context(DEBUG=2, BEAM="4"):
+    with config.context(DEBUG=2, SPIN="4"):
         with config.context(DEBUG=3):
-            assert (config.DEBUG, config.BEAM) == (3, 4)
+            assert (config.DEBUG, config.SPIN) == (3, 4)
         assert config.DEBUG == 2
     assert config.DEBUG == 0
 
@@ -65,11 +66,11 @@ def test_unknown_names():
 
 def test_other_threads_are_not_touched():
     seen = []
-    with config.context(BEAM=9):
-        thread = threading.Thread(target=lambda: seen.append(config.BEAM))
+    with config.context(SPIN=9):
+        thread = threading.Thread(target=lambda: seen.append(config.SPIN))
         thread.start()
         thread.join()
-    assert seen == [0]
+    assert seen == [200]
 
 
 def test_table_and_cache_folder(monkeypatch, tmp_path):
@@ -81,3 +82,8 @@ def test_table_and_cache_folder(monkeypatch, tmp_path):
     assert config.cache_folder().name == "muladd"
     with config.context(CACHE_DIR=str(tmp_path / "here")):
         assert config.cache_folder() == tmp_path / "here"
+
+
+def test_every_setting_is_read_somewhere():
+    source = "\n".join(p.read_text() for p in Path(config.__file__).parent.rglob("*.py"))
+    assert not [name for name in config.SETTINGS if f'get("{name}")' not in source]

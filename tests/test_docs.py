@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import muladd
 from muladd import config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,3 +63,7 @@ def test_the_table_of_settings_is_the_codes():
 
 def _shown(default: object) -> str:
     return "empty" if default == "" else str(int(default) if isinstance(default, bool) else default)
+
+
+def test_the_front_door_has_what_it_names():
+    assert all(hasattr(muladd, name) for name in muladd.__all__)

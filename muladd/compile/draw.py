@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from muladd import config
 from muladd.ir import Node, toposort
 from muladd.ir.text import to_dot
 
@@ -15,8 +15,8 @@ _MOST = 600  # nodes drawn; larger graphs are cut, and say so
 
 
 def write(outputs: Sequence[Node], folder: Path | None = None) -> Path:
-    """Write graph-N.dot and graph-N.svg into a folder (a temporary one); gives the SVG's path."""
-    folder = folder or Path(tempfile.gettempdir()) / "muladd-graphs"
+    """Write graph-N.dot and graph-N.svg into a folder (in the cache's); gives the SVG's path."""
+    folder = folder or config.cache_folder() / "graphs"
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob("graph-*.svg")) + 1
     path = folder / f"graph-{number}.svg"

@@ -6,12 +6,10 @@ start as equal zeros are two, and so that a whole training step stays one graph.
 """
 from __future__ import annotations
 
-import importlib.util
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,20 +33,8 @@ _tracing: ContextVar[str | None] = ContextVar("muladd.tracing", default=None)
 
 def default_device() -> str:
     """The device of new tensors: the setting DEVICE (see muladd.config)."""
-    name = config.get("DEVICE")
-    return INTERPRETER if name == "CPU" and not _has_compiler() else name
-
-
-_compiler_found: list[bool] = []
-
-
-def _has_compiler() -> bool:
-    """Whether `muladd.compile` offers `realize` (looked up once, without importing it)."""
-    if not _compiler_found:
-        found = importlib.util.find_spec("muladd.compile")
-        source = Path(found.origin).read_text() if found is not None and found.origin else ""
-        _compiler_found.append("realize" in source)
-    return _compiler_found[0]
+    name: str = config.get("DEVICE")
+    return name
 
 
 def device_name(device: Any) -> str:

@@ -90,12 +90,12 @@ def test_graph_writes_dot_and_svg(tmp_path) -> None:
     assert path.with_suffix(".dot").read_text().startswith("digraph")
 
 
-def test_graph_setting_tells_the_path(capfd, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with config.context(GRAPH=1):
+def test_graph_setting_draws_into_the_cache_folder_and_tells_the_path(capfd, tmp_path) -> None:
+    with config.context(GRAPH=1, CACHE_DIR=str(tmp_path)):
         (given(11, 13) * 3 + 1).exp().realize()
-    path = capfd.readouterr().err.split("graph: ")[1].split()[0]
-    assert path.startswith(str(tmp_path)) and path.endswith(".svg")
+    path = capfd.readouterr().err.split("graph: ")[1].strip()
+    assert path == str(tmp_path / "graphs" / "graph-1.svg")
+    assert xml.parse(path).getroot().tag.endswith("svg")
 
 
 def test_explain_and_kernels_run_nothing() -> None:
