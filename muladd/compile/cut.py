@@ -12,7 +12,8 @@ from muladd.compile.empty import is_empty
 from muladd.compile.index import OPAQUE, is_buffer
 from muladd.ir import Node, ops, sym, toposort
 
-_WEIGHT = {ops.EXP2: 10, ops.LOG2: 10, ops.SIN: 12, ops.DIV: 3, ops.SQRT: 3, ops.MOD: 3}
+_WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, ops.DIV: 3,
+           ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
 _KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _LOADLESS_COST = 24  # the same for values made of indices and constants only

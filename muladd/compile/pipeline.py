@@ -1,6 +1,7 @@
 """From graph to program: the visible list of passes.
 
 parameters    arrays become numbered parameters: equal graphs over other arrays are one program
+name          exp and cos, spelled with two operations, become one each (ir/named.py)
 join          scans over the same steps become one
 inline        calls become their bodies, unless these are to be recomputed
 canonicalise  algebra, constants, dead code
@@ -48,8 +49,10 @@ from muladd.ir import (
     sym,
     toposort,
 )
+from muladd.ir.named import named
 from muladd.ir.node import variables
 from muladd.rewrite.canonical import canonicalise
+from muladd.rewrite.engine import through_bodies
 from muladd.rewrite.rules.inline import inline_calls
 from muladd.transform import join_scans
 
@@ -149,6 +152,7 @@ class _Builder:
     ) -> list[Action]:  # fmt: skip
         """The actions that compute outputs (over Params) into results."""
         profile = "exact" if self.exact else "fast"
+        outputs = through_bodies(outputs, named)
         simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
         if self.exact and depth == 0:
             simple = tuple(_one_nan(n) for n in simple)

@@ -13,9 +13,11 @@ from muladd.ir import dtype as dt
 from muladd.ir import ops, sym
 from muladd.ir.cost import application
 from muladd.ir.dtype import DType
+from muladd.ir.named import named
 from muladd.ir.node import Body, Dim, Node, ScanArg, Shape, Storage, Var, toposort
 
 Expand = Callable[[Node], Node]
+_EXPANDED = (ops.EXP2, ops.EXP, ops.LOG2, ops.SIN, ops.COS)
 
 
 def evaluate(
@@ -32,9 +34,10 @@ def evaluate(
     inputs: for each INPUT node of a Storage or Param its values (bfloat16 and float8 as float32,
     or as their storage bits); a Storage without an entry uses its NumPy `buffer`. variables: the
     numbers that symbolic sizes stand for. profile: 'fast', or 'exact', in which the order of every
-    reduction is part of the meaning; there EXP2, LOG2 and SIN must have been expanded, or
-    `expand(node)` gives the graph over node.srcs that defines them. count: filled with the FLOPs
-    done, per op name. Raises GraphError where an input or a variable is missing or does not fit.
+    reduction is part of the meaning; there EXP2, LOG2 and SIN (EXP and COS, see ir/named.py) must
+    have been expanded, or `expand(node)` gives the graph over node.srcs that defines them. count:
+    filled with the FLOPs done, per op name. Raises GraphError where an input or a variable is
+    missing or does not fit.
     """
     if profile not in ("fast", "exact"):
         raise GraphError(f"evaluate: profile {profile!r}; expected 'fast' or 'exact'")
@@ -61,6 +64,7 @@ class _Plan:
 
 
 def _plan(outs: Sequence[Node], exactly: bool, given: frozenset[Node] = frozenset()) -> _Plan:
+    outs = outs if given else named(outs)
     order = toposort(outs, into=(lambda n: n not in given) if given else None)
     uses: dict[Node, int] = dict.fromkeys(order, 0)
     by_application: dict[tuple, list[Node]] = {}
@@ -144,7 +148,7 @@ class _Run:
         if op in (ops.SUM, ops.AMAX):
             return self.reduce(node, values)
         args = [values[s] for s in node.srcs]
-        if op in (ops.EXP2, ops.LOG2, ops.SIN) and self.exact:
+        if op in _EXPANDED and self.exact:
             return self.expanded(node, args[0])
         if op.numpy is not None:
             return meaning.elementwise(op, dtype, args)

@@ -240,11 +240,11 @@ _BY_NAME: dict[str, Op] = {}
 
 def _op(
     name: str, group: str, arity: int, meaning: str, shape: tuple, dtype: tuple, gradient: str,
-    flops: int = 0, numpy: Callable[..., np.ndarray] | None = None,
+    flops: int = 0, numpy: Callable[..., np.ndarray] | None = None, inside: bool = False,
 ) -> Op:  # fmt: skip
     row = Op(name, group, arity, meaning, shape[0], dtype[0], gradient, flops,
              shape[1], dtype[1], numpy)  # fmt: skip
-    (KERNEL_OPS if group == "kernel" else OPS).append(row)
+    (KERNEL_OPS if inside or group == "kernel" else OPS).append(row)
     _BY_NAME[name] = row
     return row
 
@@ -322,6 +322,12 @@ LOAD = _op("LOAD", "kernel", -1, "element of buffer arg at index srcs[0]; srcs[1
 READ = _op("READ", "kernel", -1, "value of stage arg at the indices srcs",
            ("()", lambda s, a, d: s[0].shape if s else ()), _GIVEN, "")
 FMA = _op("FMA", "kernel", 3, "a * b + c, rounded once", _SAME, _F, "", 2)
+
+# What runs a graph gives names to two pairs of operations (named.py), so as to round once.
+EXP = _op("EXP", "unary", 1, "EXP2(x * log2(e)), the product not rounded", _SAME, _F, "", 2, np.exp,
+          inside=True)
+COS = _op("COS", "unary", 1, "SIN(x + pi/2), the sum not rounded", _SAME, _F, "", 2, np.cos,
+          inside=True)
 # fmt: on
 
 ELEMENTWISE = tuple(o for o in OPS if o.elementwise)

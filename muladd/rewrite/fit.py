@@ -82,13 +82,16 @@ def words(count: int, bits: int) -> list[int]:
 
 
 def main() -> None:
-    from mpmath import cos, log, mp, mpf, pi, sin, sqrt
+    from mpmath import cos, exp, log, mp, mpf, pi, sin, sqrt
 
     mp.dps = 80
     half, root = mpf(1) / 2, sqrt(mpf(2))
     for bits, degree in ((32, 5), (64, 10)):
         show(f"exp2 float{bits}: (2^f - 1)/f",
              fit(lambda f: (2**f - 1) / f, lambda f: f / 2**f, -half, half, degree, bits))
+        show(f"exp float{bits}: (e^r - 1)/r",
+             fit(lambda r: (exp(r) - 1) / r, lambda r: r / exp(r), -log(2) / 2, log(2) / 2,
+                 degree, bits))  # fmt: skip
     for bits, degree in ((32, 8), (32, 9), (64, 19), (64, 20)):
         show(f"log2 float{bits}: log2(1 + f)/f - 1",
              fit(lambda f: log(1 + f, 2) / f - 1, lambda f: f / log(1 + f, 2),
@@ -102,6 +105,7 @@ def main() -> None:
         show(f"cos float{bits}: (cos(r) - 1)/r^2 in z = r^2",
              fit(lambda z: (cos(sqrt(z)) - 1) / z, lambda z: z / cos(sqrt(z)),
                  mpf(0), end, degree, bits))  # fmt: skip
+    print(digits(log(2), (-15,)), digits(log(2), (-41,)))
     for k in range(4):
         print(digits(residue(26 * k), (-27, -56)))
     print(digits(pi / 2, (-24, -50, -76, -102, -128)))

@@ -1,16 +1,15 @@
-"""EXP2, LOG2 and SIN written in the language itself, so that their bits are part of its meaning.
+"""EXP2, EXP, LOG2, SIN and COS written in the language itself: their bits are part of its meaning.
 
 Each expansion is branch-free and table-free and works on a node of any shape. It relies on the
 order of its additions (adding a large constant rounds to a whole number), never on whether a
 product and a sum are rounded once or twice: the bounds below hold with and without contraction.
 
-Greatest error in units in the last place, over every input: exp2 1.1, log2 1.2, sin 1.5. The types
-narrower than float32 are computed in float32 and rounded. Coefficients and digits come from
-`fit.py`.
+Greatest error in units in the last place, over every input: exp2 1.1, exp and log2 1.2, sin and
+cos 1.5. The types narrower than float32 are computed in float32 and rounded. Coefficients and
+digits come from `fit.py`.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from muladd.errors import GraphError
 from muladd.ir import dtype as dt
 from muladd.ir import ops
 from muladd.ir.dtype import DType
+from muladd.ir.named import LOG2_E
 from muladd.ir.node import Node, const, make, toposort
 from muladd.rewrite import great_angles
 from muladd.rewrite.engine import keep_sum_form, through_bodies
@@ -35,6 +35,8 @@ class _Format:
     round_whole: float  # x + round_whole - round_whole is x rounded to a whole number
     root_half_bits: int  # the bits of sqrt(1/2), rounded down
     exp2: tuple[float, ...]
+    exp: tuple[float, ...]
+    ln2: tuple[float, float]  # digits: the first times any n is exact
     log2: tuple[float, ...]
     sin: tuple[float, ...]
     cos: tuple[float, ...]
@@ -47,6 +49,11 @@ _FORMATS = {
             0.6931471824645996, 0.24022644758224487, 0.055503591895103455, 0.009618841111660004,
             0.0013391136890277267, 0.00015238006017170846,
         ),
+        exp=(  # (e^r - 1)/r on [-ln(2)/2, ln(2)/2]; 3.7e-9
+            1.0, 0.49999988079071045, 0.166665181517601, 0.04166964814066887, 0.008368944749236107,
+            0.0013745303731411695,
+        ),
+        ln2=(0.693145751953125, 1.4286068203094173e-06),
         log2=(  # log2(1 + f)/f - 1 on [sqrt(1/2) - 1, sqrt(2) - 1]; 1e-8
             0.4426950514316559, -0.7213473320007324, 0.4808969795703888, -0.36069726943969727,
             0.28861039876937866, -0.2396341860294342, 0.20403163135051727, -0.19046452641487122,
@@ -67,6 +74,12 @@ _FORMATS = {
             1.3215435001110848e-06, 1.0178086773687693e-07, 7.073826046303358e-09,
             4.449955477539561e-10,
         ),
+        exp=(  # 4.2e-18
+            1.0, 0.5000000000000012, 0.16666666666666471, 0.04166666666651979, 0.008333333333458674,
+            0.001388888894590293, 0.00019841269581140757, 2.4801491055366002e-05,
+            2.755752173876022e-06, 2.7630897243072546e-07, 2.502003026436706e-08,
+        ),
+        ln2=(0.6931471805601177, -1.7239444525614835e-13),
         log2=(  # 2e-17
             0.4426950408889634, -0.7213475204444824, 0.48089834696299427, -0.3606737602218539,
             0.28853900817732187, -0.24044917355051748, 0.20609929158864998, -0.18033687442893964,
@@ -148,29 +161,57 @@ class _Writer:
 
 
 def exp2(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
-    """2 to the power x: 2^n * 2^f with n the nearest whole number and |f| <= 1/2.
-
-    2^n leaves the normal range at both ends, so it is applied in two factors: 2^(n + h) and 2^-h,
-    where h is +64 below zero and -64 above (512 for float64). The sum x + (1.5*2^23 + bias + h)
-    leaves n + bias + h in its lowest bits, which shifted up are the first factor.
-    """
+    """2 to the power x: 2^n * 2^r with n the nearest whole number and |r| <= 1/2."""
     if x.dtype not in _FORMATS:
         return _through_float32(exp2, x, fma)
     w = _Writer(x, fma)
+    x = _inside(w, x, 1.0)
+    n, first, second = _whole_power(w, x)
+    r = w.subtract(x, n)
+    value = w.mul_add(r, w.horner(r, w.format.exp2), 1.0)
+    return w.mul(w.mul(value, first), second)
+
+
+def exp(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
+    """e to the power x: 2^n * e^r with n nearest to x / ln(2), and r = x - n * ln(2).
+
+    ln(2) has two digits. n times the first is exact, and so is what that leaves of x.
+    """
+    if x.dtype not in _FORMATS:
+        return _through_float32(exp, x, fma)
+    w = _Writer(x, fma)
+    high, low = w.format.ln2
+    x = _inside(w, x, high)
+    n, first, second = _whole_power(w, w.mul(x, LOG2_E))
+    r = w.mul_add(n, -low, w.mul_add(n, -high, x))
+    value = w.mul_add(r, w.horner(r, w.format.exp), 1.0)
+    return w.mul(w.mul(value, first), second)
+
+
+def _inside(w: _Writer, x: Node, unit: float) -> Node:
+    """x, or the nearer end of the range outside which 2^(x / unit) is 0 or infinite."""
     f = w.format
-    h = (f.bias + 1) // 2
-    lowest, highest = -float(f.bias + f.mantissa + 2), float(f.bias + 2)
+    lowest, highest = -float(f.bias + f.mantissa + 2) * unit, float(f.bias + 2) * unit
     x = w.where(w.less(x, lowest), lowest, x)  # so written, NaN passes both
-    x = w.where(w.less(highest, x), highest, x)
-    below = w.less(x, 0.0)
-    magic = f.round_whole + f.bias
-    # The two selections differ only by sign: -(magic) is exact, so no negation is computed.
-    shifted = w.add(x, w.where(below, magic + h, magic - h))
-    whole = w.add(shifted, w.where(below, -magic - h, h - magic))
-    fraction = w.subtract(x, whole)
-    value = w.mul_add(fraction, w.horner(fraction, f.exp2), 1.0)
-    factor = w.float_of(w.shift_left(w.bits(shifted), f.mantissa))
-    return w.mul(w.mul(value, factor), w.where(below, 2.0**-h, 2.0**h))
+    return w.where(w.less(highest, x), highest, x)
+
+
+def _whole_power(w: _Writer, x: Node) -> tuple[Node, Node, Node]:
+    """n, the whole number nearest to x, and 2^n in two factors, as it leaves the normal range at
+    both ends: 2^floor(n / 2) and 2^ceil(n / 2).
+
+    The sum x + (1.5*2^23 + 2 * bias) leaves n + 2 * bias in its lowest bits. Half of that, rounded
+    down and up, are the exponent fields of the factors.
+    """
+    f = w.format
+    magic = f.round_whole + 2 * f.bias
+    shifted = w.add(x, magic)
+    n = w.add(shifted, -magic)
+    fields = w.bits(shifted)
+    down = w.shift_right(fields, 1)
+    up = w.add(fields, w.mul(down, -1))
+    first, second = (w.float_of(w.shift_left(half, f.mantissa)) for half in (down, up))
+    return n, first, second
 
 
 def log2(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
@@ -202,25 +243,14 @@ def sin(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
     """Sine of x radians, from |x| = n*pi/2 + r with |r| <= pi/4 (or a little more).
 
     n modulo 4 chooses between the polynomials for sin(r) and cos(r), both of which are computed,
-    and the sign. Working on |x| keeps sin(-0.0) = -0.0. The sine of y + pi/2 is the cosine of y,
-    with n one higher: so the sum is not rounded, which for a great y would lose everything.
+    and the sign. Working on |x| keeps sin(-0.0) = -0.0.
     """
-    if x.dtype not in _FORMATS:
-        return _through_float32(sin, x, fma)
-    turned = _without_quarter_turn(x)
-    return _sine(x, 0, fma) if turned is None else _sine(turned, 1, fma)
+    return _sine(x, 0, fma) if x.dtype in _FORMATS else _through_float32(sin, x, fma)
 
 
-def _without_quarter_turn(x: Node) -> Node | None:
-    """y where x is y + pi/2, else None."""
-    if x.op is not ops.ADD:
-        return None
-    for y, shift in (x.srcs, x.srcs[::-1]):
-        while shift.op is ops.EXPAND:
-            shift = shift.srcs[0]
-        if shift.op is ops.CONST and shift.arg == x.dtype.numpy.type(math.pi / 2):
-            return y
-    return None
+def cos(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
+    """Cosine of x radians: the sine with n one higher."""
+    return _sine(x, 1, fma) if x.dtype in _FORMATS else _through_float32(cos, x, fma)
 
 
 def _sine(x: Node, quarters: int, fma: FusedMultiplyAdd | None) -> Node:
@@ -324,18 +354,19 @@ def _through_float32(expansion: Callable, x: Node, fma: FusedMultiplyAdd | None)
     return make(ops.CAST, (expansion(wide, fma),), None, x.dtype)
 
 
-_EXPANSIONS = {ops.EXP2: exp2, ops.LOG2: log2, ops.SIN: sin}
+_EXPANSIONS = {ops.EXP2: exp2, ops.EXP: exp, ops.LOG2: log2, ops.SIN: sin, ops.COS: cos}
 
 
 def expand(node: Node, fma: FusedMultiplyAdd | None = None) -> Node:
-    """The expansion of an EXP2, LOG2 or SIN node. Raises GraphError for any other."""
+    """The expansion of one of these nodes. Raises GraphError for any other."""
     if node.op not in _EXPANSIONS:
-        raise GraphError(f"expand: {node.op.name} has no expansion; expected EXP2, LOG2 or SIN")
+        names = ", ".join(op.name for op in _EXPANSIONS)
+        raise GraphError(f"expand: {node.op.name} has no expansion; expected one of {names}")
     return _EXPANSIONS[node.op](node.srcs[0], fma)
 
 
 def expand_all(outputs: Sequence[Node], fma: FusedMultiplyAdd | None = None) -> tuple[Node, ...]:
-    """The outputs with every EXP2, LOG2 and SIN expanded, inside bodies too (each body once).
+    """The outputs with each of these operations expanded, inside bodies too (each body once).
 
     A SUM over EXP2 does not become a SUM over the product that its expansion ends in.
     """

@@ -69,7 +69,7 @@ class Activation(Handle):
             return self._real(_gelu_tanh)
         if approximate != "none":
             raise ShapeError(f"gelu: approximate={approximate!r}, expected 'none' or 'tanh'")
-        return self._real(_gelu)
+        return self._real(special.gelu)
 
     def quick_gelu(self) -> Tensor:
         """x * sigmoid(1.702 x)."""
@@ -261,10 +261,6 @@ def relu(x: Node) -> Node:
 def softplus(x: Node) -> Node:
     top = g.maximum(x, 0.0)
     return g.add(top, special.log1p(g.exp(g.neg(absolute(x)))))
-
-
-def _gelu(x: Node) -> Node:
-    return g.mul(g.mul(x, 0.5), g.add(special.erf(g.mul(x, math.sqrt(0.5))), 1.0))
 
 
 def _gelu_tanh(x: Node) -> Node:

@@ -10,10 +10,9 @@ import math
 from functools import lru_cache
 
 from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, iota, make, ops, param
+from muladd.ir.named import LOG2_E
 from muladd.tensor import graph as g
 from muladd.tensor.linear import matrix_product
-
-_LOG2_E = 1.4426950408889634
 
 
 def attend(
@@ -61,7 +60,7 @@ def _backward(
     keys = g.mul(k, factor)
     scores = _scores(q, keys, mask, causal)
     weights, total, top = _weights(scores, mask is not None)
-    level = g.add(g.mul(top, _LOG2_E), g.log2(total))  # log2 of a row's sum of exp
+    level = g.add(g.mul(top, LOG2_E), g.log2(total))  # log2 of a row's sum of exp
     shared = g.total(g.mul(result, cotangent), (result.ndim - 1,))
     p = g.mul(weights, _wide(g.div(1.0, total), scores.shape))
     dp = matrix_product(cotangent, _turned(v), who)
@@ -70,7 +69,7 @@ def _backward(
     # the same for bands of keys: rows are keys, columns queries
     queries = g.mul(q, factor)
     scores = _scores(k, queries, None if mask is None else _turned(mask), causal, turned=True)
-    p = g.exp2(g.sub(g.mul(scores, _LOG2_E), _across(level, scores.shape)))
+    p = g.exp2(g.sub(g.mul(scores, LOG2_E), _across(level, scores.shape)))
     for_v = matrix_product(p, cotangent, who)
     dp = matrix_product(v, _turned(cotangent), who)
     ds = g.mul(p, g.sub(dp, _across(shared, dp.shape)))

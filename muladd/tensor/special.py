@@ -1,15 +1,17 @@
 """Special functions as polynomials: erf, erfc, arcus functions, expm1, log1p, the log-gamma family.
 
-The coefficients interpolate each function at Chebyshev points, computed with 40 digits; the *_32
-sets are good to about 6e-8 relative, the *_64 sets to about 2e-16. A function whose polynomial
+The coefficients interpolate each function at Chebyshev points, computed with 40 digits, or are
+fitted by rewrite/fit.py; the *_32 sets are good to about 6e-8 relative, the *_64 sets to about
+2e-16. docs/accuracy.md says what becomes of that. A function whose polynomial
 would have a poor derivative carries its exact derivative as the body's own gradient.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from muladd.ir import Body, CallArg, DType, Node, make, ops, param
+from muladd.ir import Body, CallArg, DType, Node, const, make, ops, param
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.elementwise import absolute, floor
@@ -27,20 +29,21 @@ ERF_SMALL_64 = (
     -1.216456005728345e-09, 8.709045129053106e-11, -4.230945824295338e-12,
 )
 
-ERFC_LARGE_32 = (
-    0.5479978305002455, 0.04479233331563006, -0.04599132418227097, 0.023220779715338962,
-    -0.006485635649707516, 0.0003536001517600193, 0.0003899041322094708, -6.373610274270661e-05,
-    -2.4203826220144857e-05,
+# erfcx(a) (a + 3) in (a - 3) / (a + 3), where erfcx(a) = exp(a^2) erfc(a), for a up to 10 and 27
+ERFCX_32 = (
+    1.0740069150924683, -0.8833944797515869, 0.5902281403541565, -0.31046614050865173,
+    0.11952991783618927, -0.02683889865875244, -0.0012275463668629527, 0.003078427165746689,
+    -0.00048403104301542044, -0.0003255128103774041,
 )
 
-ERFC_LARGE_64 = (
-    0.5479978305002455, 0.04479259946985342, -0.045991232674436555, 0.02321720178735339,
-    -0.006486869334785344, 0.00036676765462687744, 0.0003944798842239875, -8.2207871423712e-05,
-    -3.074325494536095e-05, 9.570029364010563e-06, 3.58757690355594e-06, -1.0053504892292037e-06,
-    -5.523343951128041e-07, 7.689121440481843e-08, 9.205434157876788e-08, 3.94582299422956e-09,
-    -1.4135044148708287e-08, -3.745215510738493e-09, 1.6764552734591658e-09,
-    1.0524148993004068e-09, -1.0496813318224705e-10, -1.8409107598598995e-10,
-    -1.8136526422685e-12, 1.6544169278414468e-11,
+ERFCX_64 = (
+    1.0740069070883398, -0.8833944531698836, 0.5902283571040909, -0.3104672619005659,
+    0.11952776128769252, -0.026827234624532965, -0.0012124166341663043, 0.0030340620017659226,
+    -0.0005483096241432971, -0.00027677784691708407, 0.00010756108318473934,
+    3.03981331712676e-05, -1.746902208320199e-05, -4.7489704476079814e-06, 2.761543628091452e-06,
+    9.978809177619063e-07, -4.0179756082766866e-07, -2.3120594472692116e-07,
+    4.000277301001403e-08, 4.7457278546126096e-08, 2.1863421523226144e-09,
+    -5.986869449013563e-09, -1.4501254703941012e-09,
 )
 
 ATAN_32 = (
@@ -85,6 +88,17 @@ EXPM1_64 = (
     0.00019841270281832442, 2.4801587616145414e-05, 2.7556979476271894e-06,
     2.7557076636642725e-07, 2.517282043357941e-08, 2.0962955815976076e-09,
 )
+# (tanh(x)/x - 1)/x^2 in x^2, |x| <= 0.55
+TANH_32 = (
+    -0.33333316445350647, 0.13332554697990417, -0.053849413990974426, 0.021060897037386894,
+    -0.006260193418711424,
+)
+
+TANH_64 = (
+    -0.3333333333333225, 0.1333333333316144, -0.05396825387307988, 0.02186948591221714,
+    -0.00886319375171986, 0.0035917141702554185, -0.0014531915403968956, 0.0005790673011807458,
+    -0.0002101954504021689, 5.0951618933990804e-05,
+)
 # fmt: on
 
 PI = 3.141592653589793
@@ -118,19 +132,40 @@ def _body(
     return Body((function(x),), (x,), name, gradient)
 
 
-# --- the error function ---------------------------------------------------------------------------
+# --- the error function and the normal distribution -----------------------------------------------
 
 
-def _erf_small(x: Node) -> Node:
-    """erf for |x| <= 1."""
-    return g.mul(x, g.polynomial(g.mul(x, x), pick(x.dtype, ERF_SMALL_32, ERF_SMALL_64)))
+def _odd(x: Node, coefficients: Sequence[float]) -> Node:
+    """x times a polynomial in x^2 that begins near 1. x itself is added last, so that all other
+    roundings are of small numbers."""
+    first, *rest = coefficients
+    return g.add(x, g.mul(x, g.polynomial(g.mul(x, x), (first - 1.0, *rest))))
 
 
-def _erfc_large(a: Node) -> Node:
-    """erfc for a >= 1: exp(-a^2) / a times a polynomial in (a - 4) / (a + 2)."""
-    ratio = g.div(g.sub(a, 4.0), g.add(a, 2.0))
-    series = g.polynomial(ratio, pick(a.dtype, ERFC_LARGE_32, ERFC_LARGE_64))
-    return g.div(g.mul(g.exp(g.neg(g.mul(a, a))), series), a)
+def _bell_of(a: Node, scale: float) -> Node:
+    """exp(-scale a^2). Rounding the square would cost a^2 units, so a is split: the square of its
+    leading bits is exact, and the rest of the square is so small that four powers of it do."""
+    half = a.dtype.mantissa // 2 + 1
+    whole = dt.int64 if a.dtype is dt.float64 else dt.int32
+    head = make(ops.AND, (g.bitcast(a, whole), const(-1 << half, whole, a.shape)))
+    head = g.bitcast(head, a.dtype)
+    rest = g.mul(g.mul(g.sub(a, head), g.add(a, head)), scale)
+    power = g.exp(g.mul(g.mul(head, head), -scale))
+    return g.mul(power, g.polynomial(rest, (1.0, -1.0, 1 / 2, -1 / 6, 1 / 24)))
+
+
+def _erfcx(a: Node, unit: float = 1.0, factor: float = 1.0) -> Node:
+    """factor exp(b^2) erfc(b) for b = a / unit >= 0."""
+    inverse = g.div(1.0, g.add(a, 3.0 * unit))
+    ratio = g.mul(g.sub(a, 3.0 * unit), inverse)
+    coefficients = [c * unit * factor for c in pick(a.dtype, ERFCX_32, ERFCX_64)]
+    return g.mul(inverse, g.polynomial(ratio, coefficients))
+
+
+def _capped(x: Node, most: float) -> Node:
+    """|x| where less than `most`, else that; NaN stays."""
+    a = absolute(x)
+    return g.where(g.gt(a, most), most, a)
 
 
 def _erf(x: Node) -> Node:
@@ -138,30 +173,53 @@ def _erf(x: Node) -> Node:
 
 
 def _erf_32(x: Node) -> Node:
-    """erf within 1 ulp of float32: 1 - 2^-p(|x|) from 1 on, with p near -log2(erfc) up to 4.1 and
-    growing beyond, where the result is 1."""
+    """1 - 2^-p(|x|) from 1 on, with p near -log2(erfc) up to 4.1 and growing beyond, where the
+    result is 1."""
     a = absolute(x)
     tail = g.sub(1.0, g.exp2(g.neg(g.polynomial(a, ERFC_EXPONENT_32))))
     large = g.where(g.lt(x, 0.0), g.neg(tail), tail)
-    return g.where(g.lt(a, 1.0), _erf_small(x), large)
+    return g.where(g.lt(a, 1.0), _odd(x, ERF_SMALL_32), large)
 
 
 def _erf_64(x: Node) -> Node:
-    a = absolute(x)
-    a = g.where(g.lt(a, 10.0), a, g.where(g.ne(a, a), a, 10.0))
-    small = g.lt(a, 1.0)
-    tail = g.sub(1.0, _erfc_large(g.where(small, 1.0, a)))
+    a = _capped(x, 10.0)
+    tail = g.sub(1.0, g.mul(_bell_of(a, 1.0), _erfcx(a)))
     large = g.where(g.lt(x, 0.0), g.neg(tail), tail)
-    return g.where(small, _erf_small(x), large)
+    return g.where(g.lt(a, 1.0), _odd(x, ERF_SMALL_64), large)
 
 
 def _erfc(x: Node) -> Node:
-    a = absolute(x)
-    small = g.lt(a, 1.0)
-    capped = g.where(g.lt(a, 30.0), a, g.where(g.ne(a, a), a, 30.0))
-    tail = _erfc_large(g.where(small, 1.0, capped))
-    large = g.where(g.lt(x, 0.0), g.sub(2.0, tail), tail)
-    return g.where(small, g.sub(1.0, _erf_small(x)), large)
+    a = _capped(x, 30.0)
+    tail = g.mul(_bell_of(a, 1.0), _erfcx(a))
+    tail = g.where(g.lt(x, 0.0), g.sub(2.0, tail), tail)
+    near = g.sub(1.0, _odd(x, pick(x.dtype, ERF_SMALL_32, ERF_SMALL_64)))
+    return g.where(g.lt(a, 0.5), near, tail)
+
+
+def _normal(x: Node) -> tuple[Node, Node]:
+    """exp(-x^2 / 2) and the share of a standard normal below x, which is erfc(-x sqrt(1/2)) / 2."""
+    a = _capped(x, 40.0)
+    bell = _bell_of(a, 0.5)
+    tail = g.mul(bell, _erfcx(a, math.sqrt(2.0), 0.5))
+    tail = g.where(g.lt(x, 0.0), tail, g.sub(1.0, tail))
+    small = pick(x.dtype, ERF_SMALL_32, ERF_SMALL_64)
+    small = [c * 0.5 ** (k + 1.5) for k, c in enumerate(small)]
+    near = g.add(g.mul(x, g.polynomial(g.mul(x, x), small)), 0.5)
+    return bell, g.where(g.lt(a, 0.7), near, tail)
+
+
+def _gelu(x: Node) -> Node:
+    return g.mul(x, _normal(x)[1])
+
+
+def _gelu_derivative(x: Node, y: Node, c: Node) -> Node:
+    bell, share = _normal(x)
+    return g.mul(c, g.add(share, g.mul(g.mul(x, bell), 1 / math.sqrt(2 * PI))))
+
+
+def gelu(x: Node) -> Node:
+    """x times the normal distribution function."""
+    return with_derivative("gelu", x, _gelu, _gelu_derivative)
 
 
 def _bell(x: Node) -> Node:
@@ -186,7 +244,8 @@ def erfc(x: Node) -> Node:
 
 
 def _erfinv(x: Node) -> Node:
-    """Winitzki's approximation (2008), then three Newton steps on erfc, all in float64."""
+    """Winitzki's approximation (2008), then three Newton steps on the smaller of erf and erfc, all
+    in float64."""
     wide = g.cast(x, dt.float64)
     a = absolute(wide)
     inside = g.lt(a, 1.0)
@@ -195,7 +254,8 @@ def _erfinv(x: Node) -> Node:
     half = g.add(g.mul(logarithm, 0.5), 2 / (PI * 0.147))
     y = g.sqrt(g.sub(g.sqrt(g.sub(g.mul(half, half), g.div(logarithm, 0.147))), half))
     for _ in range(3):
-        error = g.sub(_erfc(y), g.sub(1.0, safe))
+        near, far = g.sub(safe, _erf_64(y)), g.sub(_erfc(y), g.sub(1.0, safe))
+        error = g.where(g.lt(safe, 0.5), near, far)
         y = g.add(y, g.div(error, _bell(y)))
     y = g.where(inside, y, g.where(g.eq(a, 1.0), float("inf"), g.like(a, float("nan"))))
     return g.cast(g.where(g.lt(wide, 0.0), g.neg(y), y), x.dtype)
@@ -212,12 +272,19 @@ def erfinv(x: Node) -> Node:
 # --- arcus functions ------------------------------------------------------------------------------
 
 
+def _quarters_less(n: int, x: Node) -> Node:
+    """n pi/2 - x, with two digits of pi."""
+    high = const(n * PI / 2, x.dtype).arg
+    low = (n * PI / 2 - high) + n * 6.123233995736766e-17
+    return g.sub(high, g.sub(x, low))
+
+
 def _atan(x: Node) -> Node:
     a = absolute(x)
     steep = g.lt(g.like(a, 1.0), a)
     t = g.where(steep, g.div(1.0, g.where(steep, a, 1.0)), a)
-    angle = g.mul(t, g.polynomial(g.mul(t, t), pick(x.dtype, ATAN_32, ATAN_64)))
-    angle = g.where(steep, g.sub(PI / 2, angle), angle)
+    angle = _odd(t, pick(x.dtype, ATAN_32, ATAN_64))
+    angle = g.where(steep, _quarters_less(1, angle), angle)
     return g.where(g.lt(x, 0.0), g.neg(angle), angle)
 
 
@@ -229,13 +296,27 @@ def atan(x: Node) -> Node:
     return with_derivative("atan", x, _atan, _atan_derivative)
 
 
-def _asin(x: Node) -> Node:
+def _arc(x: Node) -> tuple[Node, Node]:
+    """(whether |x| > 1/2, asin of |x|, or where that is so, of sqrt((1 - |x|) / 2), twice)."""
     a = absolute(x)
-    outer = g.lt(g.like(a, 0.5), a)
+    outer = g.gt(a, 0.5)
     t = g.where(outer, g.sqrt(g.mul(g.sub(1.0, a), 0.5)), a)
-    angle = g.mul(t, g.polynomial(g.mul(t, t), pick(x.dtype, ASIN_32, ASIN_64)))
-    angle = g.where(outer, g.sub(PI / 2, g.mul(angle, 2.0)), angle)
+    angle = _odd(t, pick(x.dtype, ASIN_32, ASIN_64))
+    return outer, g.where(outer, g.mul(angle, 2.0), angle)
+
+
+def _asin(x: Node) -> Node:
+    outer, angle = _arc(x)
+    angle = g.where(outer, _quarters_less(1, angle), angle)
     return g.where(g.lt(x, 0.0), g.neg(angle), angle)
+
+
+def _acos(x: Node) -> Node:
+    """pi/2 - asin(x), but near the ends what is left of 0 or pi."""
+    outer, angle = _arc(x)
+    below = g.lt(x, 0.0)
+    inner = _quarters_less(1, g.where(below, g.neg(angle), angle))
+    return g.where(outer, g.where(below, _quarters_less(2, angle), angle), inner)
 
 
 def _asin_derivative(x: Node, y: Node, c: Node) -> Node:
@@ -246,15 +327,19 @@ def asin(x: Node) -> Node:
     return with_derivative("asin", x, _asin, _asin_derivative)
 
 
+def _acos_derivative(x: Node, y: Node, c: Node) -> Node:
+    return g.neg(_asin_derivative(x, y, c))
+
+
 def acos(x: Node) -> Node:
-    return g.sub(PI / 2, asin(x))
+    return with_derivative("acos", x, _acos, _acos_derivative)
 
 
 # --- the cosine -----------------------------------------------------------------------------------
 
 
 def _cos(x: Node) -> Node:
-    """The compiler knows the sine of a sum with pi/2: it does not round the sum."""
+    """What runs it does not round the sum (ir/named.py)."""
     return g.sin(g.add(x, PI / 2))
 
 
@@ -287,11 +372,14 @@ def log1p(x: Node) -> Node:
 
 
 def tanh(x: Node) -> Node:
-    """e / (e + 2) with e = exp(2x) - 1; beyond 20 it is 1 in every dtype."""
-    doubled = g.mul(x, 2.0)
-    doubled = g.where(g.lt(doubled, -40.0), -40.0, g.where(g.gt(doubled, 40.0), 40.0, doubled))
-    e = expm1(doubled)
-    return g.div(e, g.add(e, 2.0))
+    """(1 - q) / (1 + q) with q = exp(-2|x|), and an odd polynomial where that cancels."""
+    a = absolute(x)
+    q = g.exp(g.mul(a, -2.0))
+    large = g.div(g.sub(1.0, q), g.add(q, 1.0))
+    large = g.where(g.lt(x, 0.0), g.neg(large), large)
+    near = g.lt(a, 0.55)
+    small = g.where(near, x, 0.0)
+    return g.where(near, _odd(small, (1.0, *pick(x.dtype, TANH_32, TANH_64))), large)
 
 
 def sigmoid(x: Node) -> Node:
@@ -360,6 +448,6 @@ def digamma(x: Node) -> Node:
 
 
 __all__ = [
-    "acos", "asin", "atan", "digamma", "erf", "erfc", "erfinv", "expm1", "lgamma",
+    "acos", "asin", "atan", "digamma", "erf", "erfc", "erfinv", "expm1", "gelu", "lgamma",
     "log1p", "sigmoid", "tanh", "with_derivative",
 ]  # fmt: skip

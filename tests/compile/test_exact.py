@@ -14,8 +14,9 @@ from muladd.compile import backends, pipeline
 from muladd.compile.fuzzing import download, upload
 from muladd.device.machine import Machine
 from muladd.interp import evaluate
-from muladd.ir import Storage, iota, make, ops, param, substitute
+from muladd.ir import Body, CallArg, Storage, const, iota, make, ops, param, substitute
 from muladd.ir import dtype as dt
+from muladd.ir.named import HALF_PI, LOG2_E
 from muladd.loop.plan import plain
 from muladd.rewrite.transcendental import expand
 
@@ -193,6 +194,20 @@ def test_elementwise_over_all_bit_patterns(d):
     outputs += [make(ops.ADD, (scaled, b)), make(ops.CAST, (a,), None, dt.int32),
                 make(ops.CAST, (a,), None, dt.float16), make(ops.CAST, (a,), None, dt.bfloat16)]
     same(outputs, {a: x, b: y}, kinds=("host", "avx512", "OPENCL"))
+
+
+def test_exp_and_cos_are_one_operation_wherever_their_parts_are():
+    """Directly, with the inner value wanted too, and moved between: each the same everywhere."""
+    a, x = leaf(np.linspace(-90, 88, 64, dtype=np.float32))
+    outputs = []
+    for inner, number, outer in ((ops.MUL, LOG2_E, ops.EXP2), (ops.ADD, HALF_PI, ops.SIN)):
+        part = make(inner, (a, const(number, dt.float32, (64,))))
+        moved = make(ops.RESHAPE, (part,), (8, 8))
+        outputs += [part, make(outer, (part,)), make(outer, (moved,))]
+    same(outputs, {a: x}, kinds=("host", "OPENCL"))
+    p = param(0, (64,), dt.float32)
+    body = Body((substitute((outputs[4],), {a: p})[0],), (p,))  # the cosine, in a body
+    same([make(ops.CALL, (a,), CallArg(body))], {a: x}, kinds=("host",))
 
 
 def test_a_product_and_a_sum_are_not_contracted():

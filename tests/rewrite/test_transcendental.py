@@ -9,13 +9,15 @@ from muladd.interp import evaluate, meaning
 from muladd.ir import Body, CallArg, ScanArg, const, make, ops, param, toposort
 from muladd.ir import dtype as dt
 from muladd.ir.node import Node
-from muladd.rewrite import exp2, expand, expand_all, fit, great_angles, log2, sin
+from muladd.rewrite import cos, exp, exp2, expand, expand_all, fit, great_angles, log2, sin
 
-FUNCTIONS = {"exp2": exp2, "log2": log2, "sin": sin}
-INTERESTING = {"exp2": (-152, 130), "log2": (0.3, 3), "sin": (-60, 60)}
+FUNCTIONS = {"exp2": exp2, "exp": exp, "log2": log2, "sin": sin, "cos": cos}
+INTERESTING = {
+    "exp2": (-152, 130), "exp": (-106, 90), "log2": (0.3, 3), "sin": (-60, 60), "cos": (-60, 60),
+}  # fmt: skip
 # the bound promised, with room for what sampling did not find
-GREATEST = {"exp2": 1.1, "log2": 1.25, "sin": 1.6}
-MOST_OPERATIONS = {"exp2": 30, "log2": 40, "sin": 65}
+GREATEST = {"exp2": 1.1, "exp": 1.2, "log2": 1.25, "sin": 1.6, "cos": 1.6}
+MOST_OPERATIONS = {"exp2": 30, "exp": 32, "log2": 40, "sin": 65, "cos": 65}
 
 
 def every_exponent(rng, count, dtype):
@@ -113,23 +115,23 @@ def test_sin_where_the_argument_is_all_but_a_multiple_of_pi():
 def test_float64_against_many_digits(name, contract):
     mpmath = pytest.importorskip("mpmath")
     rng = np.random.default_rng(3)
-    low, high = {"exp2": (-1080, 1030)}.get(name, INTERESTING[name])
+    low, high = {"exp2": (-1080, 1030), "exp": (-750, 709)}.get(name, INTERESTING[name])
     x = np.concatenate([every_exponent(rng, 1, dt.float64), every_exponent(rng, 1, dt.float64),
                         rng.uniform(low, high, 12_500)])  # fmt: skip
     x = x[np.isfinite(x)]
     if name == "log2":
         x = np.abs(x)
-    if name == "sin":
+    if name in ("sin", "cos"):
         multiples = np.pi / 2 * np.arange(1, 4000) * 2.0 ** rng.integers(0, 30, 3999)
         x = np.concatenate([x, multiples, rng.uniform(-(2.0**45), 2.0**45, 4000)])
         x = x[np.abs(x) <= 2.0**45]
-    if name == "exp2":
-        x = np.clip(x, -1080, 1023.999)
+    if name in ("exp2", "exp"):
+        x = np.clip(x, low, 1023.999 if name == "exp2" else 709.7)
     assert x.size >= 18_000
     got = run(FUNCTIONS[name], x, dt.float64, contract)
     with mpmath.workprec(250):
         functions = {"exp2": lambda v: mpmath.mpf(2) ** v, "log2": lambda v: mpmath.log(v, 2),
-                     "sin": mpmath.sin}  # fmt: skip
+                     "exp": mpmath.exp, "sin": mpmath.sin, "cos": mpmath.cos}  # fmt: skip
         worst = 0.0
         for value, result in zip(x.tolist(), got.tolist()):
             exact = functions[name](mpmath.mpf(value))
@@ -143,6 +145,9 @@ INF, NAN = float("inf"), float("nan")
 SPECIAL = {
     "exp2": [(-INF, 0.0), (INF, INF), (NAN, NAN), (0.0, 1.0), (-0.0, 1.0), (1.0, 2.0), (-1.0, 0.5),
              (1e30, INF), (-1e30, 0.0), (10.0, 1024.0)],
+    "exp": [(-INF, 0.0), (INF, INF), (NAN, NAN), (0.0, 1.0), (-0.0, 1.0), (1e30, INF),
+            (-1e30, 0.0)],
+    "cos": [(0.0, 1.0), (-0.0, 1.0), (INF, NAN), (-INF, NAN), (NAN, NAN)],
     "log2": [(0.0, -INF), (-0.0, -INF), (-1.0, NAN), (-INF, NAN), (INF, INF), (NAN, NAN),
              (1.0, 0.0), (8.0, 3.0), (0.25, -2.0)],
     "sin": [(0.0, 0.0), (-0.0, -0.0), (INF, NAN), (-INF, NAN), (NAN, NAN)],

@@ -14,7 +14,7 @@ from muladd.ir.node import Node, const
 from muladd.rewrite.engine import Rule
 from muladd.rewrite.pattern import Match, constant_value, number, op
 
-TRANSCENDENTAL = (ops.EXP2, ops.LOG2, ops.SIN)
+TRANSCENDENTAL = (ops.EXP2, ops.LOG2, ops.SIN, ops.EXP, ops.COS)
 _NARROW = (dt.bfloat16, dt.float8_e4m3, dt.float8_e5m2)
 
 
@@ -89,4 +89,6 @@ def _rule(which: ops.Op) -> Rule:
     return Rule(name, left, _fold_product if which is ops.MUL else _fold, exact=certain)
 
 
-RULES = tuple(_rule(row) for row in ops.ELEMENTWISE if row is not ops.WHERE)
+RULES = tuple(
+    _rule(row) for row in (*ops.ELEMENTWISE, ops.EXP, ops.COS) if row is not ops.WHERE
+)
