@@ -41,7 +41,10 @@ def test_links_lead_somewhere(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target:
-            assert (page.parent / target).exists(), f"{name} links to {target}, which is not there"
+            found = (page.parent / target).resolve()
+            assert found.exists(), f"{name} links to {target}, which is not there"
+            if page.parent.name == "docs":
+                assert found.parent == page.parent, f"{name} links to {target}, outside the site"
 
 
 def test_every_page_is_in_the_sites_contents():

@@ -18,14 +18,15 @@ from typing import Any
 from muladd import config
 from muladd.compile import backends, cache
 from muladd.device import Arg, Device, Launch
-from muladd.ir import Dim, Node
+from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.bounds import prove
-from muladd.loop.kernel import Kernel
+from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.lower import lower
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Lowered
 from muladd.loop.validate import validate
 from muladd.rewrite.transcendental import expand_all
+from muladd.schedule.analysis import product, size
 
 
 @dataclass(eq=False)
@@ -179,18 +180,32 @@ def expand(kernel: Kernel) -> Kernel:
 
 
 def name_of(kernel: Kernel) -> str:
-    """A short name for people: what kind of work, and its sizes."""
-    last = kernel.stages[-1]
-    kinds = [s.reduction.name.lower() for s in kernel.stages if s.reduction is not None]
-    products = sum(s.contracted for s in kernel.stages)
-    word = (
-        "scatter"
-        if last.scatter
-        else "matmul"
-        if products
-        else "-".join(dict.fromkeys(kinds)) or "map"
-    )
-    if products and len(kinds) > products:
-        word = "attention" if products > 1 else "matmul-" + kinds[-1]
-    sizes = "x".join(str(a.arg.extent) if isinstance(a.arg.extent, int) else "?" for a in last.axes)
-    return f"{word}_{sizes or 1}"
+    """A short name for people: the kinds of its reductions, each once, and the result's sizes.
+
+    Softmax is amax-sum, attention matmul-amax-sum, what reduces nothing is map.
+    """
+    kinds = dict.fromkeys(_kind(kernel, s) for s in kernel.stages if s.reduction is not None)
+    extents = [a.arg.extent for a in kernel.stages[-1].axes]
+    sizes = "x".join(str(n) if isinstance(n, int) else "?" for n in extents)
+    return f"{'-'.join(kinds) or 'map'}_{sizes or 1}"
+
+
+def _kind(kernel: Kernel, s: Stage) -> str:
+    """matmul, conv, scatter, sum or amax."""
+    assert s.reduction is not None
+    if s.scatter:
+        return "scatter"
+    found = product(kernel, s)
+    if found is None or size(s.reduced) == 1:
+        return s.reduction.name.lower()
+    return "conv" if any(_overlaps(kernel, x) for x in (found.left, found.right)) else "matmul"
+
+
+def _overlaps(kernel: Kernel, operand: Node) -> bool:
+    """Whether neighbouring results share loaded elements, as the windows of a convolution do."""
+    for n in toposort((operand,)):
+        if n.op is ops.LOAD:
+            loops = [x for x in toposort((n.srcs[0],)) if x.op is ops.RANGE]
+            if size(loops) > sym.bounds(kernel.arguments[n.arg].size)[1]:
+                return True
+    return False

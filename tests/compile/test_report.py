@@ -114,3 +114,27 @@ def test_ceilings_are_kept_on_disk(monkeypatch) -> None:
     monkeypatch.setattr(roofline, "peaks", lambda *_: pytest.fail("measured again"))
     assert report.ceilings() == first
     assert first.flops > 1e8 and first.bandwidth > 1e8
+
+
+def names(t: Tensor) -> list[str]:
+    return [k.name for k in t.kernels()]
+
+
+def test_a_name_says_what_a_kernel_reduces_and_how_large_its_result_is() -> None:
+    images, taps = given(2, 3, 9, 9), given(4, 3, 3, 3)
+    assert names(given(33, 20) @ given(20, 17)) == ["matmul_33x17"]
+    assert names(images.conv2d(taps)) == ["conv_2x4x7x7"]
+    assert names(images.conv2d(given(4, 3, 1, 1))) == ["matmul_2x4x9x9"]
+    assert names(given(5, 300).softmax(-1)) == ["amax-sum_5x300"]
+    assert names((given(16, 500) * given(16, 500)).sum(1)) == ["sum_16"]
+    assert names(given(7, 8) + 1) == ["map_7x8"]
+    q, k, v = (given(2, 50, 8) for _ in range(3))
+    assert names(q.scaled_dot_product_attention(k, v)) == ["matmul-amax-sum_2x50x8"]
+
+
+def test_sums_of_products_that_are_no_matrix_product_are_named_sums() -> None:
+    x, scale = given(64, 16, 4, 4), given(16).requires_grad_()
+    mean = x.mean((0, 2, 3), keepdim=True)
+    y = (x - mean) * ((x - mean) * (x - mean)).mean((0, 2, 3), keepdim=True).rsqrt()
+    (y * scale.reshape(1, 16, 1, 1) * x).sum().backward()
+    assert {name.split("_")[0] for name in names(scale.grad)} <= {"sum", "map"}
