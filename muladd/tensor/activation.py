@@ -25,7 +25,7 @@ class Activation(Handle):
     __slots__ = ()
 
     def relu(self) -> Tensor:
-        """x where positive, else 0; the derivative at 0 is 0."""
+        """x where positive, else 0 (+0.0 also of -0.0); the derivative at 0 is 0."""
         return self._result(relu(self.node))
 
     def relu6(self) -> Tensor:
@@ -253,9 +253,9 @@ def _attended(
 def relu(x: Node) -> Node:
     if not x.dtype.is_float:
         return g.maximum(x, 0)
-    # the test is against the least normal number so that x = 0 takes the constant, and NaN passes
-    tiny = 2.0 ** (2 - (1 << (x.dtype.exponent - 1)))
-    return g.where(g.lt(x, tiny), 0.0, x)
+    # the test is against the least positive number so that x = 0 takes the constant, and NaN passes
+    least = 2.0 ** (2 - (1 << (x.dtype.exponent - 1)) - x.dtype.mantissa)
+    return g.where(g.lt(x, least), 0.0, x)
 
 
 def softplus(x: Node) -> Node:

@@ -30,6 +30,16 @@ def test_activations(name, double, device, rng):
             oracle=lambda t: getattr(F, real)(t, **options))  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_relu_keeps_the_least_positive_numbers_and_nan(kind):
+    least = torch.finfo(getattr(torch, kind)).smallest_normal * 2.0 ** -{
+        "float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[kind]  # fmt: skip
+    given = [least, 3 * least, -least, 0.0, -0.0, np.nan]
+    result = Tensor(given, dtype=kind).relu().cast("float64").numpy()
+    np.testing.assert_array_equal(result, [least, 3 * least, 0.0, 0.0, 0.0, np.nan])
+    assert not np.signbit(result[:5]).any()
+
+
 def test_relu_at_zero(device):
     compare(lambda t: t.relu() + t.leaky_relu() + t.relu6(), np.array([0.0, -0.0, 1.0], np.float32),
             oracle=lambda t: t.relu() + F.leaky_relu(t) + F.relu6(t))  # fmt: skip
