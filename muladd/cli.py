@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _add(commands, "demo", _demo, "train a network on handwritten digits",
                 "muladd demo\n  muladd demo --epochs 3 --output digits.safetensors")  # fmt: skip
-    demo.add_argument("--output", type=Path, default=Path("muladd-demo.safetensors"),
+    demo.add_argument("--output", type=_new_file, default="muladd-demo.safetensors",
                       help="where the weights are saved (default: %(default)s)")  # fmt: skip
     demo.add_argument("--epochs", type=_positive, default=None, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
@@ -117,6 +118,18 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("a whole number from 1 on")
     return value
+
+
+def _new_file(text: str) -> Path:
+    """A path that a file can be written to: known before the work whose result it is to hold."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; give a file's name")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"nothing can be written to {path.parent}")
+    return path
 
 
 def version() -> str:

@@ -49,6 +49,17 @@ def test_wrong_usage_is_2(given, capsys):
     assert "usage:" in err
 
 
+@pytest.mark.parametrize("path,message", [
+    ("nowhere/weights.safetensors", "there is no folder nowhere; make it first"),
+    (".", ". is a folder; give a file's name"),
+])  # fmt: skip
+def test_the_demonstration_looks_at_its_output_before_it_trains(path, message, capsys, monkeypatch):
+    monkeypatch.setattr("muladd.demo.run", lambda *given, **more: pytest.fail("it trains"))
+    code, _, err = run(capsys, "demo", "--output", path)
+    assert code == 2
+    assert message in err
+
+
 def test_ops_prints_every_row(capsys):
     code, out, _ = run(capsys, "ops")
     assert code == 0
