@@ -92,7 +92,7 @@ class _Renderer:
         if self.scratch:
             self.lines.insert(0, f"scratch += get_{who}_id(0) * {self.scratch}L;")
         self.grid(grid, who)
-        parameters = ["global char *scratch"] * bool(self.scratch)
+        parameters = ["global char *scratch, long first"] * bool(self.scratch)
         parameters += [f"global char *slot{a.index}, long offset{a.index}" for a in arguments]
         parameters += [f"long n{i}" for i in range(len(self.variables))]
         group = f"GROUP_OF({self.group}) " if self.group else ""
@@ -121,15 +121,13 @@ class _Renderer:
     # --- statements ---
 
     def grid(self, s: Grid, who: str) -> None:
-        """The chunk of this item or group; with scratch, which not all have, one after another."""
+        """The chunk of this item or group. Where each needs scratch, launches come in parts."""
         chunk = sym.axis("chunk", self.lowered.grid)
         stop = self.value(self.lowered.grid)
-        turns = "num_groups" if self.group else "global_size"
-        head = f"for (long chunk = get_{who}_id(0); chunk < {stop}; chunk += get_{turns}(0))"
-        if not self.scratch:  # no loop, so that drivers may run items as lanes
-            self.lines.append(f"const long chunk = get_{who}_id(0);")
-            # as many groups as chunks, so that barriers stand in no condition
-            head = "" if self.group else f"if (chunk < {stop})"
+        first = "first + " if self.scratch else ""
+        self.lines.append(f"const long chunk = {first}get_{who}_id(0);")
+        # as many groups as chunks, so that barriers stand in no condition
+        head = "" if self.group else f"if (chunk < {stop})"
         self.scopes.append({chunk: "chunk"})
         at = len(self.lines)
         rest: Dim = chunk

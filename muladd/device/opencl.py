@@ -6,8 +6,8 @@ A kernel's parameters are, for each Arg, a pointer and a byte offset, then the v
 
 The n-th `long` at the end is the program's n-th variable. A chunk of the grid is a work item, or a
 group of them where the source requires a group's size. A kernel with `scratch` gets a pointer to it
-before all else, and may be run by fewer than there are chunks. Commands run in order; copy_out and
-synchronize wait for them, run() does not.
+and its first chunk before all else, as it may be launched in parts. Commands run in order; copy_out
+and synchronize wait for them, run() does not.
 """
 from __future__ import annotations
 
@@ -57,29 +57,38 @@ class Program(Queued):
             super().run(addresses, variables)
             self.device.queue.flush()
 
-    def launch(self, kernel: Kernel, grid: int, places: list[Place], variables: list[int]) -> Any:
-        items, group = kernel.sizes(grid, self.device.machine.cores)
+    def launch(
+        self, kernel: Kernel, grid: int, places: list[Place], variables: list[int]
+    ) -> list[Any]:
+        return [self._part(kernel, *part, places, variables)
+                for part in kernel.parts(grid, self.device.machine.cores)]  # fmt: skip
+
+    def _part(
+        self, kernel: Kernel, first: int, items: int, group: int, places: list[Place],
+        variables: list[int],
+    ) -> Any:  # fmt: skip
         values: list[Any] = []
         if kernel.scratch:
-            values.append(self.device.scratch(items // (kernel.group or 1) * kernel.scratch))
+            room = self.device.scratch(items // (kernel.group or 1) * kernel.scratch)
+            values += [room, np.int64(first)]
         for handle, offset in places:
             values += [handle, np.int64(offset)]
         values += map(np.int64, variables[: kernel.handle.num_args - len(values)])
         kernel.handle.set_args(*values)
         return cl.enqueue_nd_range_kernel(self.device.queue, kernel.handle, (items,), (group,))
 
-    def copy(self, to: Place, source: Place, nbytes: int) -> Any:
+    def copy(self, to: Place, source: Place, nbytes: int) -> list[Any]:
         if to[0] is source[0] and abs(to[1] - source[1]) < nbytes:  # OpenCL forbids overlap
             between = (self.device.allocate(nbytes).handle, 0)
             self.copy(between, source, nbytes)
             source = between
-        return cl.enqueue_copy(self.device.queue, to[0], source[0], byte_count=nbytes,
-                               src_offset=source[1], dst_offset=to[1])  # fmt: skip
+        return [cl.enqueue_copy(self.device.queue, to[0], source[0], byte_count=nbytes,
+                                src_offset=source[1], dst_offset=to[1])]  # fmt: skip
 
-    def seconds(self, event: Any) -> float:
+    def seconds(self, events: list[Any]) -> float:
         with _driver("reading times"):
-            event.wait()
-            return (event.profile.end - event.profile.start) * 1e-9
+            cl.wait_for_events(events)
+            return sum(e.profile.end - e.profile.start for e in events) * 1e-9
 
 
 class OpenCL(Device):

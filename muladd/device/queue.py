@@ -7,7 +7,7 @@ with a source, so all kernels that a program needs first are one source.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,17 @@ class Kernel:
         self.group = 0  # work items in a group, if the source requires a number
         self.scratch = 0  # bytes for each group or, without groups, each work item at work
 
-    def sizes(self, grid: int, cores: int) -> tuple[int, int]:
-        """Work items in all, and in a group, for a grid of so many chunks."""
+    def parts(self, grid: int, cores: int) -> Iterator[tuple[int, int, int]]:
+        """The launches for a grid: the first chunk, work items in all, and in a group.
+
+        One launch is enough unless scratch for all at once would be much.
+        """
         group = self.group or max(1, min(_ITEMS, grid // cores))
         groups = grid if self.group else -(-grid // group)
-        if self.scratch:
-            groups = min(groups, max(cores, _MOST_WITH_SCRATCH // group))
-        return groups * group, group
+        most = max(cores, _MOST_WITH_SCRATCH // group) if self.scratch else groups
+        for begin in range(0, groups, most):
+            first = begin if self.group else begin * group
+            yield first, min(most, groups - begin) * group, group
 
 
 def together(kernels: Sequence[Kernel]) -> tuple[str, list[str]]:
@@ -74,7 +78,7 @@ class Queued(base.Executable):
 
     @abstractmethod
     def launch(self, kernel: Any, grid: int, places: list[Place], variables: list[int]) -> Any:
-        """Enqueue a kernel; gives what `seconds` takes."""
+        """Enqueue a kernel, perhaps in `Kernel.parts`; gives what `seconds` takes."""
 
     @abstractmethod
     def copy(self, to: Place, source: Place, nbytes: int) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from hashlib import blake2b
 from math import gcd, prod
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,24 @@ from muladd.ir import dtype as dt
 from muladd.ir import node as nodes
 from muladd.ir import ops
 from muladd.ir.node import Dim, Node, Var
+from muladd.ir.polynomial import (
+    Monomial,
+    Poly,
+    is_size,
+    long_division,
+    memo_of,
+    name_of,
+    order_of,
+    ordered,
+    plus,
+    put,
+    scaled,
+    times,
+    without,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-Monomial = tuple[Node, ...]  # a product of atoms, sorted; () is 1
-Poly = dict[Monomial, int]  # monomial -> coefficient, none of them zero
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,12 @@ def poly(x: Dim) -> Poly:
     if x.op is ops.CONST:
         result: Poly = {(): x.arg} if x.arg else {}
     elif x.op is ops.ADD:
-        result = _add(poly(x.srcs[0]), poly(x.srcs[1]))
+        result = plus(poly(x.srcs[0]), poly(x.srcs[1]))
     elif x.op is ops.MUL:
-        result = _mul(poly(x.srcs[0]), poly(x.srcs[1]))
+        result = times(poly(x.srcs[0]), poly(x.srcs[1]))
     else:
         result = {(x,): 1}
-    _memo(x)["poly"] = result
+    memo_of(x)["poly"] = result
     return result
 
 
@@ -70,11 +81,11 @@ def build(p: Poly) -> Dim:
     if len(p) == 1 and () in p:
         return p[()]
     total: Node | None = None
-    for mono in sorted(p, key=_mono_key):
+    for mono in sorted(p, key=order_of):
         term = _as_node(p[mono]) if not mono else _product_node(mono, p[mono])
         total = term if total is None else nodes.make(ops.ADD, (total, term))
     assert total is not None
-    _memo(total).setdefault("poly", p)
+    memo_of(total).setdefault("poly", p)
     return total
 
 
@@ -97,63 +108,6 @@ def _product_node(mono: Monomial, coefficient: int) -> Node:
     return node if coefficient == 1 else nodes.make(ops.MUL, (node, _as_node(coefficient)))
 
 
-def _memo(x: Node) -> dict:
-    if x.memo is None:
-        x.memo = {}
-    return x.memo
-
-
-def _key(x: Node) -> str:
-    """A name for an atom that is the same in every process: it decides the order of terms."""
-    memo = _memo(x)
-    if "key" not in memo:
-        for n in nodes.toposort((x,), into=lambda m: "key" not in _memo(m)):
-            if "key" not in _memo(n):
-                _memo(n)["key"] = _name(n)
-    return memo["key"]
-
-
-def _name(n: Node) -> str:
-    if n.op is ops.RANGE or (n.op is ops.INPUT and isinstance(n.arg, Var)):
-        return n.arg.name
-    inner = ",".join(_memo(s)["key"] for s in n.srcs)
-    key = f"{n.op.name}({inner}){n.arg if n.arg else ''}"
-    # shared sub-expressions would make names grow without bound
-    return key if len(key) <= 80 else blake2b(key.encode(), digest_size=12).hexdigest()
-
-
-def _mono_key(mono: Monomial) -> tuple:
-    return (-len(mono), [_key(a) for a in mono])
-
-
-def _sorted(atoms: Iterable[Node]) -> Monomial:
-    return tuple(sorted(atoms, key=_key))
-
-
-def _add(a: Poly, b: Poly, scale: int = 1) -> Poly:
-    out = dict(a)
-    for mono, c in b.items():
-        c = out.get(mono, 0) + c * scale
-        if c:
-            out[mono] = c
-        else:
-            out.pop(mono, None)
-    return out
-
-
-def _mul(a: Poly, b: Poly) -> Poly:
-    out: Poly = {}
-    for m1, c1 in a.items():
-        for m2, c2 in b.items():
-            mono = _sorted(m1 + m2) if m1 and m2 else m1 or m2
-            c = out.get(mono, 0) + c1 * c2
-            if c:
-                out[mono] = c
-            else:
-                out.pop(mono, None)
-    return out
-
-
 def _recombine(p: Poly) -> Poly:
     """d * (x div d) + (x mod d)  ->  x, with any common factor; and of mixed radix,
     d * ((x div d) mod e) + (x mod d)  ->  x mod (d * e)."""
@@ -169,13 +123,13 @@ def _recombine(p: Poly) -> Poly:
                 digit, e = upper
                 whole_d: int = _number(d)  # type: ignore[assignment]
                 joined = nodes.make(ops.MOD, (x, _as_node(whole_d * e)))
-                return _recombine(_add({m: c for m, c in p.items() if m not in (mono, digit)},
-                                       {_sorted((*rest, joined)): p[mono]}))  # fmt: skip
+                others = {m: c for m, c in p.items() if m not in (mono, digit)}
+                return _recombine(plus(others, {ordered((*rest, joined)): p[mono]}))
             whole = nodes.make(ops.DIV, (x, d))
-            factor = _mul({_sorted((*rest, whole)): p[mono]}, poly(d))
+            factor = times({ordered((*rest, whole)): p[mono]}, poly(d))
             if factor and all(p.get(m) == c for m, c in factor.items()):
-                p = _add(_add(p, factor, -1), {mono: p[mono]}, -1)
-                p = _add(p, _mul({tuple(rest): c for c in [1]}, _scaled(poly(x), _one(factor, d))))
+                p = plus(plus(p, factor, -1), {mono: p[mono]}, -1)
+                p = plus(p, times({tuple(rest): 1}, scaled(poly(x), _one(factor, d))))
                 return _recombine(p)
     return p
 
@@ -194,7 +148,7 @@ def _next_digit(
                 continue
             inner, left = atom.srcs[0], list(mono)
             left.remove(atom)
-            if sorted(map(_key, left)) == sorted(map(_key, rest)) and inner.op is ops.DIV \
+            if sorted(map(name_of, left)) == sorted(map(name_of, rest)) and inner.op is ops.DIV \
                     and inner.srcs == (x, d):  # fmt: skip
                 return mono, _number(atom.srcs[1])  # type: ignore[return-value]
     return None
@@ -203,10 +157,6 @@ def _next_digit(
 def _one(factor: Poly, d: Node) -> int:
     """The coefficient that `factor` has beside the polynomial of d."""
     return next(iter(factor.values())) // next(iter(poly(d).values()))
-
-
-def _scaled(p: Poly, c: int) -> Poly:
-    return {m: k * c for m, k in p.items()} if c else {}
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
@@ -219,13 +169,13 @@ def add(a: Dim, b: Dim) -> Dim:
         return a
     if isinstance(a, int) and a == 0:
         return b
-    return build(_add(poly(a), poly(b)))
+    return build(plus(poly(a), poly(b)))
 
 
 def sub(a: Dim, b: Dim) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return a - b
-    return build(_add(poly(a), poly(b), -1))
+    return build(plus(poly(a), poly(b), -1))
 
 
 def mul(a: Dim, b: Dim) -> Dim:
@@ -235,7 +185,7 @@ def mul(a: Dim, b: Dim) -> Dim:
         return a
     if isinstance(a, int) and a == 1:
         return b
-    return build(_mul(poly(a), poly(b)))
+    return build(times(poly(a), poly(b)))
 
 
 def product(shape: Iterable[Dim]) -> Dim:
@@ -253,7 +203,7 @@ def sum_of(terms: Iterable[Dim]) -> Dim:
     """The sum of many terms, normalised once."""
     total: Poly = {}
     for t in terms:
-        total = _add(total, poly(t))
+        total = plus(total, poly(t))
     return build(total)
 
 
@@ -275,57 +225,21 @@ def _divmod(a: Dim, b: Dim) -> tuple[Poly, Poly]:
     divisor = poly(b)
     if divisor == {(): 1}:
         return poly(a), {}
-    quotient, rest = _long_division(poly(a), divisor)
+    quotient, rest = long_division(poly(a), divisor)
     if isinstance(b, int):  # every coefficient below b, if that leaves nothing to carry
         whole = {m: c // b for m, c in rest.items() if abs(c) >= b}
-        small = _add(rest, {m: k * b for m, k in whole.items()}, -1)
+        small = plus(rest, {m: k * b for m, k in whole.items()}, -1)
         if whole and _within(small, divisor):
-            return _add(quotient, whole), small
+            return plus(quotient, whole), small
     if not rest or _within(rest, divisor):
         return quotient, rest
     if isinstance(b, int):
         return _divmod_int(quotient, rest, b)
     x, d = as_node(build(rest)), as_node(b)
     return (
-        _add(quotient, {(nodes.make(ops.DIV, (x, d)),): 1}),
+        plus(quotient, {(nodes.make(ops.DIV, (x, d)),): 1}),
         {(nodes.make(ops.MOD, (x, d)),): 1},
     )
-
-
-def _long_division(a: Poly, b: Poly) -> tuple[Poly, Poly]:
-    """a = quotient * b + rest, taking every term of a that b's leading term divides."""
-    lead = min(b, key=_mono_key)
-    quotient: Poly = {}
-    rest = a
-    for _ in range(16):
-        for mono, c in rest.items():
-            left = _without(mono, lead)
-            k = c // b[lead] if left is not None and (c % b[lead] == 0 or not mono) else 0
-            if left is not None and k:
-                term = {left: k}
-                quotient = _add(quotient, term)
-                rest = _add(rest, _mul(term, b), -1)
-                break
-        else:
-            break
-        if len(b) == 1:  # terms do not interact: take all the others in one go
-            for mono, c in list(rest.items()):
-                left = _without(mono, lead)
-                k = c // b[lead] if left is not None and (c % b[lead] == 0 or not mono) else 0
-                if left is not None and k:
-                    quotient = _add(quotient, {left: k})
-                    rest = _add(rest, _mul({left: k}, b), -1)
-            break
-    return quotient, rest
-
-
-def _without(mono: Monomial, part: Monomial) -> Monomial | None:
-    left = list(mono)
-    for atom in part:
-        if atom not in left:
-            return None
-        left.remove(atom)
-    return tuple(left)
 
 
 def _divmod_int(quotient: Poly, rest: Poly, b: int) -> tuple[Poly, Poly]:
@@ -335,16 +249,16 @@ def _divmod_int(quotient: Poly, rest: Poly, b: int) -> tuple[Poly, Poly]:
     if g > 1:  # (g*s + g*k + c) over g*d, 0 <= c < g
         k, c = divmod(constant, g)
         small = {m: v // g for m, v in rest.items() if m}
-        q, r = _divmod(build(_add(small, {(): k} if k else {})), b // g)
-        return _add(quotient, q), _add(_scaled(r, g), {(): c} if c else {})
+        q, r = _divmod(build(plus(small, {(): k} if k else {})), b // g)
+        return plus(quotient, q), plus(scaled(r, g), {(): c} if c else {})
     x = build(rest)
     inner = _number(x.srcs[1]) if isinstance(x, Node) and x.op in (ops.DIV, ops.MOD) else None
     if isinstance(x, Node) and x.op is ops.DIV and inner is not None:
-        return _add(quotient, poly(div(x.srcs[0], inner * b))), _atom(ops.MOD, x, b)
+        return plus(quotient, poly(div(x.srcs[0], inner * b))), _atom(ops.MOD, x, b)
     if isinstance(x, Node) and x.op is ops.MOD and inner is not None:
         if inner % b == 0:
-            return _add(quotient, _atom(ops.DIV, x, b)), poly(mod(x.srcs[0], b))
-    return _add(quotient, _atom(ops.DIV, x, b)), _atom(ops.MOD, x, b)
+            return plus(quotient, _atom(ops.DIV, x, b)), poly(mod(x.srcs[0], b))
+    return plus(quotient, _atom(ops.DIV, x, b)), _atom(ops.MOD, x, b)
 
 
 def _atom(op: ops.Op, x: Dim, b: int) -> Poly:
@@ -364,11 +278,11 @@ def bounds(x: Dim) -> tuple[int, int]:
     """The least and greatest value x can take (or +-2^62 where nothing is known)."""
     if isinstance(x, int):
         return x, x
-    memo = _memo(x)
+    memo = memo_of(x)
     if "bounds" not in memo:
         p = poly(x)
         low = _clip(lower(p))
-        high = _clip(-lower(_scaled(p, -1)))
+        high = _clip(-lower(scaled(p, -1)))
         memo["bounds"] = (low, high)
     return memo["bounds"]
 
@@ -384,41 +298,41 @@ def lower(p: Poly) -> int:
     i < n proves n - 1 - i >= 0); what is left holds symbolic sizes only: interval arithmetic.
     """
     for _ in range(32):
-        atom = next((a for m in p for a in m if _eliminable(a, p)), None)
+        atom = next((a for m in p for a in m if eliminable(a, p)), None)
         if atom is None:
             break
-        low, high = _ends(atom)
+        low, high = ends(atom)
         slope: Poly = {}
         rest: Poly = {}
         for mono, c in p.items():
             if atom in mono:
-                slope[_without(mono, (atom,))] = c  # type: ignore[index]
+                slope[without(mono, (atom,))] = c  # type: ignore[index]
             else:
                 rest[mono] = c
-        end = low if _interval(slope)[0] >= 0 else high
-        p = _add(rest, _mul(slope, end))
-    return _interval(p)[0]
+        end = low if interval(slope)[0] >= 0 else high
+        p = plus(rest, times(slope, end))
+    return interval(p)[0]
 
 
-def _eliminable(atom: Node, p: Poly) -> bool:
+def eliminable(atom: Node, p: Poly) -> bool:
     if atom.op not in (ops.RANGE, ops.MOD, ops.DIV):
         return False
-    if _ends(atom)[1] is None:
+    if ends(atom)[1] is None:
         return False
     slope: Poly = {}
     for mono, c in p.items():
         if atom in mono:
-            left = _without(mono, (atom,))
+            left = without(mono, (atom,))
             if left is None or atom in left:
                 return False
             slope[left] = c
-    low, high = _interval(slope)
+    low, high = interval(slope)
     return low >= 0 or high <= 0
 
 
-def _ends(atom: Node) -> tuple[Poly, Poly]:
+def ends(atom: Node) -> tuple[Poly, Poly]:
     """The least and greatest value of an atom, as polynomials over symbolic sizes."""
-    memo = _memo(atom)
+    memo = memo_of(atom)
     if "ends" not in memo:
         low: Poly = {}
         high: Poly | None = None
@@ -435,17 +349,12 @@ def _ends(atom: Node) -> tuple[Poly, Poly]:
     return memo["ends"]
 
 
-def _interval(p: Poly) -> tuple[int, int]:
+def interval(p: Poly) -> tuple[int, int]:
     low, high = _term_by_term(p)
     if low < 0 < high and (shifted := _from_least(p)) is not p:
         a, b = _term_by_term(shifted)
         low, high = max(low, a), min(high, b)
     return low, high
-
-
-def is_size(x: Node) -> bool:
-    """Whether x is a symbolic size."""
-    return x.op is ops.INPUT and isinstance(x.arg, Var)
 
 
 def _term_by_term(p: Poly) -> tuple[int, int]:
@@ -468,20 +377,9 @@ def _from_least(p: Poly) -> Poly:
     sizes = {a for m in p if len(m) > 1 for a in m if is_size(a) and a.arg.low}
     for n in sizes:
         rest = Var(f"{n.arg.name} - {n.arg.low}", 0, n.arg.high - n.arg.low)
-        shifted = _add({(nodes.make(ops.INPUT, (), rest),): 1}, {(): n.arg.low})
-        p = _put(p, n, shifted)
+        shifted = plus({(nodes.make(ops.INPUT, (), rest),): 1}, {(): n.arg.low})
+        p = put(p, n, shifted)
     return p
-
-
-def _put(p: Poly, atom: Node, value: Poly) -> Poly:
-    """p with a polynomial in an atom's place."""
-    out: Poly = {}
-    for mono, c in p.items():
-        term: Poly = {(): c}
-        for a in mono:
-            term = _mul(term, value if a is atom else {(a,): 1})
-        out = _add(out, term)
-    return out
 
 
 def _atom_interval(x: Node) -> tuple[int, int]:
@@ -509,17 +407,17 @@ def _atom_interval(x: Node) -> tuple[int, int]:
 
 def _within(p: Poly, limit: Poly) -> bool:
     """Whether 0 <= p < limit is certain."""
-    return lower(p) >= 0 and lower(_add(_add(limit, p, -1), {(): -1})) >= 0
+    return lower(p) >= 0 and lower(plus(plus(limit, p, -1), {(): -1})) >= 0
 
 
 def is_less(a: Dim, b: Dim) -> bool | None:
     """Whether a < b: True or False where certain, else None."""
     if isinstance(a, int) and isinstance(b, int):
         return a < b
-    gap = _add(poly(b), poly(a), -1)
-    if lower(_add(gap, {(): -1})) >= 0:
+    gap = plus(poly(b), poly(a), -1)
+    if lower(plus(gap, {(): -1})) >= 0:
         return True
-    if lower(_scaled(gap, -1)) >= 0:
+    if lower(scaled(gap, -1)) >= 0:
         return False
     return None
 
@@ -582,11 +480,11 @@ def trusted(x: Dim) -> bool:
     if memo is not None and "trusted" in memo:
         return bool(memo["trusted"])
     for n in nodes.toposort((x,), into=lambda m: m.memo is None or "trusted" not in m.memo):
-        memo = _memo(n)
+        memo = memo_of(n)
         if "trusted" not in memo:
             memo["trusted"] = _trusted(n)
-            memo["closed"] = is_opaque(n) or any(_memo(s)["closed"] for s in n.srcs)
-    return bool(_memo(x)["trusted"])
+            memo["closed"] = is_opaque(n) or any(memo_of(s)["closed"] for s in n.srcs)
+    return bool(memo_of(x)["trusted"])
 
 
 def _trusted(n: Node) -> bool:
@@ -599,17 +497,17 @@ def _trusted(n: Node) -> bool:
         return n.dtype is dt.INDEX and source.bits <= 32 and not source.is_float and not n.shape
     if n.op not in FUNCTIONS or n.shape or n.dtype is not dt.INDEX:
         return False
-    if not all(_memo(s)["trusted"] for s in n.srcs):
+    if not all(memo_of(s)["trusted"] for s in n.srcs):
         return False
     if n.op in (ops.DIV, ops.MOD):
         return bounds(n.srcs[1])[0] > 0
-    if n.op is ops.MAX or any(_memo(s)["closed"] for s in n.srcs):  # what `opaque` closed is far
+    if n.op is ops.MAX or any(memo_of(s)["closed"] for s in n.srcs):  # what `opaque` closed is far
         return True
-    a, b = (_memo(s).get("span") or bounds(s) for s in n.srcs)
+    a, b = (memo_of(s).get("span") or bounds(s) for s in n.srcs)
     span = _combined(n.op, a, b)
     if max(map(abs, span)) >= _FAR:
         span = _combined(n.op, *(bounds(s) for s in n.srcs))
-    _memo(n)["span"] = span  # wider than `bounds`, and found in no time
+    memo_of(n)["span"] = span  # wider than `bounds`, and found in no time
     return max(map(abs, span)) < _FAR
 
 
@@ -703,10 +601,10 @@ def _exchanged(x: Node, values: dict[Node, Dim]) -> Dim:
         for atom in mono:
             if atom in values:
                 changed = True
-                term = _mul(term, poly(values[atom]))
+                term = times(term, poly(values[atom]))
             else:
-                term = _mul(term, {(atom,): 1})
-        out = _add(out, term)
+                term = times(term, {(atom,): 1})
+        out = plus(out, term)
     return build(out) if changed else x
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
-from muladd.ir.sym import Monomial, Poly
+from muladd.ir.polynomial import Poly, long_division, plus, scaled, times, without
 from muladd.loop.kernel import reaxis, show
 from muladd.loop.narrow import Facts, along, atoms, sizes, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
@@ -303,7 +303,7 @@ def _rounded(atom: Node, x: Poly, d: int, facts: Facts) -> list[Poly]:
     """Facts that bound x by numbers bound x div d by whole numbers."""
     found: list[Poly] = []
     for f in facts:
-        apart, together = sym._add(f, x, -1), sym._add(f, x)
+        apart, together = plus(f, x, -1), plus(f, x)
         if not set(apart) - {()}:  # f is x + k
             found.append(_gap(-apart.get((), 0) // d, atom))
         if not set(together) - {()}:  # f is k - x
@@ -316,13 +316,13 @@ def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:
     if isinstance(d, int):
         return []
     greatest = []
-    for bound in (_greatest(sym.poly(x)), *(sym._add(f, sym.poly(x)) for f in facts)):
+    for bound in (_greatest(sym.poly(x)), *(plus(f, sym.poly(x)) for f in facts)):
         if not any(a.op is ops.RANGE for a in atoms(bound)):
             greatest.append(bound)
     found: list[Dim] = []
     for bound in greatest:
-        whole, rest = sym._long_division(sym._add(bound, {(): 1}), sym.poly(d))
-        if sym.lower(sym._scaled(rest, -1)) >= 0:  # x < whole * d
+        whole, rest = long_division(plus(bound, {(): 1}), sym.poly(d))
+        if sym.lower(scaled(rest, -1)) >= 0:  # x < whole * d
             found.append(sym.add(sym.build(whole), -1))
     return found
 
@@ -331,14 +331,14 @@ def _greatest(p: Poly) -> Poly:
     """An upper bound of p without loops, where each of them occurs with one sign."""
     for _ in range(16):
         inner_first = sorted((a for a in atoms(p) if a.op is ops.RANGE), key=_nesting, reverse=True)
-        loop = next((a for a in inner_first if sym._eliminable(a, p)), None)
+        loop = next((a for a in inner_first if sym.eliminable(a, p)), None)
         if loop is None:
             return _multiplied(p)
-        slope = {sym._without(m, (loop,)): c for m, c in p.items() if loop in m}
+        slope = {without(m, (loop,)): c for m, c in p.items() if loop in m}
         rest = {m: c for m, c in p.items() if loop not in m}
-        low, high = sym._ends(loop)
-        up = sym._interval(slope)[0] >= 0  # type: ignore[arg-type]
-        p = sym._add(rest, sym._mul(slope, high if up else low))  # type: ignore[arg-type]
+        low, high = sym.ends(loop)
+        up = sym.interval(slope)[0] >= 0  # type: ignore[arg-type]
+        p = plus(rest, times(slope, high if up else low))  # type: ignore[arg-type]
     return p
 
 
@@ -352,7 +352,7 @@ def _nesting(loop: Node) -> int:
 
 def _least(p: Poly) -> Poly:
     """A lower bound of p without loops, where each of them occurs with one sign."""
-    return sym._scaled(_greatest(sym._scaled(p, -1)), -1)
+    return scaled(_greatest(scaled(p, -1)), -1)
 
 
 def _multiplied(p: Poly) -> Poly:
@@ -361,7 +361,7 @@ def _multiplied(p: Poly) -> Poly:
         atom = next((a for a in mono if a.op is ops.DIV), None)
         if atom is None or c < 0:
             continue
-        others = _divided(mono, (atom,))
+        others = without(mono, (atom,))
         x, d = (sym.as_dim(s) for s in atom.srcs)
         if others is None or any(sym.bounds(a)[0] < 0 for a in others):
             continue
@@ -369,23 +369,23 @@ def _multiplied(p: Poly) -> Poly:
             bound = _quotient(sym.poly(x), d, c)
         else:
             most = _quotients(x, d, ())
-            bound = sym._scaled(sym.poly(most[0]), c) if most else None
+            bound = scaled(sym.poly(most[0]), c) if most else None
         if bound is not None:
-            p = sym._add(sym._add(p, {mono: c}, -1), sym._mul({others: 1}, bound))
+            p = plus(plus(p, {mono: c}, -1), times({others: 1}, bound))
     return p
 
 
 def _quotient(x: Poly, d: int, c: int) -> Poly | None:
     """An upper bound of c * (x div d), by multiplying or by dividing what x is at most."""
     if d > 0 and c % d == 0:
-        return sym._scaled(x, c // d)
+        return scaled(x, c // d)
     most = _greatest(x)
     if d <= 0 or any(a.op is ops.RANGE or sym.bounds(a)[0] < 0 for a in atoms(most)):
         return None
     whole = sym.poly(sym.div(sym.build(most), d))
     if any(a.op is ops.DIV for a in atoms(whole)):  # each coefficient rounded up instead
         whole = {m: -(-k // d) for m, k in most.items() if -(-k // d)}
-    return sym._scaled(whole, c)
+    return scaled(whole, c)
 
 
 def _without(goal: Poly, fact: Poly) -> list[Poly]:
@@ -398,23 +398,14 @@ def _without(goal: Poly, fact: Poly) -> list[Poly]:
         for part, f in fact.items():
             if not part or (c > 0) != (f > 0):
                 continue
-            rest = _divided(mono, part)
+            rest = without(mono, part)
             if rest is None or any(sym.bounds(a)[0] < 0 for a in rest):
                 continue
             scaled = {m: v * abs(f) for m, v in goal.items()}
             scaled[()] = scaled.get((), 0) + abs(f) - 1  # whole numbers: k * goal > -k will do
-            taken = sym._mul({rest: abs(c)}, fact)
-            found.append(sym._add(scaled, taken, -1))
+            taken = times({rest: abs(c)}, fact)
+            found.append(plus(scaled, taken, -1))
     return found
-
-
-def _divided(mono: Monomial, part: Monomial) -> Monomial | None:
-    left = list(mono)
-    for atom in part:
-        if atom not in left:
-            return None
-        left.remove(atom)
-    return tuple(left)
 
 
 __all__ = ["holds", "prove", "scalar"]

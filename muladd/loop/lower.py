@@ -105,10 +105,8 @@ class _Lowering:
     def _overrun(self, s: Stage, storage: list[tuple[Leaf, Node, int]]) -> int:
         """Elements past its end that readers of a stage's buffer load in turns that overhang."""
         plan = self.plan
-        strides: dict[Node, int] = {}
-        for leaf, axis, stride in storage:
-            if leaf is plan.leaves[axis][0]:
-                strides[axis] = stride
+        first = {axis: (leaf, stride) for leaf, axis, stride in storage
+                 if leaf is plan.leaves[axis][0]}  # fmt: skip
         most = 0
         for t in self.kernel.stages:
             ragged = {a for a in (*t.axes, *t.reduced) if plan.overhangs(a)}
@@ -117,8 +115,11 @@ class _Lowering:
                     continue
                 far = 0
                 for axis, index in zip(s.axes, r.srcs):
-                    turns = sum(plan.leaves[a][0].stride for a in ragged & {*toposort((index,))})
-                    far += turns * strides.get(axis, 0)
+                    beyond = sum(plan.padding(a) for a in ragged & {*toposort((index,))})
+                    if beyond and axis in first:
+                        leaf, stride = first[axis]
+                        last = (sym.bounds(axis.arg.extent)[1] - 1 + beyond) // leaf.stride
+                        far += max(0, last + 1 - sym.bounds(leaf.extent)[1]) * stride
                 most = max(most, far)
         return most
 

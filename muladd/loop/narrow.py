@@ -11,7 +11,7 @@ from itertools import product
 from math import gcd, prod
 
 from muladd.ir import Dim, Node, ops, sym, toposort
-from muladd.ir.sym import Poly
+from muladd.ir.polynomial import Poly, is_size, scaled
 
 _FEW = 64  # values of all symbolic sizes together that are tried one by one
 
@@ -40,12 +40,12 @@ def tightened(facts: Facts) -> dict[Node, Dim]:
             if not c or loop in atoms(rest):
                 continue
             if len(loops) > 1 or abs(c) > 1:  # the others at their best
-                most = sym._interval(rest)[1]
+                most = sym.interval(rest)[1]
                 if abs(most) > 1 << 61:
                     continue
                 bound: Dim = -(most // c) if c > 0 else most // -c
             else:
-                bound = sym.build(sym._scaled(rest, -c) if c > 0 else rest)
+                bound = sym.build(scaled(rest, -c) if c > 0 else rest)
             if c > 0:
                 low[loop] = sym.maximum(low.get(loop, 0), bound)
             else:
@@ -81,7 +81,7 @@ def along(loops: dict[Node, Dim], known: Iterable[Poly]) -> dict[Node, Dim]:
 
 def sizes(known: tuple[Poly, ...]) -> list[dict[Node, Dim]]:
     """The symbolic sizes in these polynomials with each of their values, if those are few."""
-    found = {n for p in known for n in toposort(tuple(_with_extents(p))) if sym.is_size(n)}
+    found = {n for p in known for n in toposort(tuple(_with_extents(p))) if is_size(n)}
     if not found or prod(n.arg.high - n.arg.low + 1 for n in found) > _FEW:
         return []
     values = [range(n.arg.low, n.arg.high + 1) for n in found]
@@ -109,7 +109,7 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
         if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
             continue
         e, d = sym.poly(atom.srcs[0]), atom.srcs[1].arg
-        lowest, highest = sym._interval(e)
+        lowest, highest = sym.interval(e)
         if d < 2 or lowest < -(1 << 61) or highest > 1 << 61:
             continue
         for loop in atoms(e):
@@ -121,7 +121,7 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
             first = lowest // d
             q = sym.axis(f"{loop.arg.name}/{d}", highest // d - first + 1)
             r = sym.axis(f"{loop.arg.name}%{d}", d)
-            value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(sym._scaled(rest, -1))])
+            value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(scaled(rest, -1))])
             value = sym.mul(value, e[loop,])
             last = sym.sub(sym.sub(loop.arg.extent, 1), value)
             return {loop: value}, (sym.poly(value), sym.poly(last))

@@ -79,6 +79,10 @@ class Plan:
             return False
         return sym.mod(axis.arg.extent, first.stride) != 0
 
+    def padding(self, axis: Node) -> int:
+        """How many elements past an axis' greatest extent its last turn reaches."""
+        return -sym.bounds(axis.arg.extent)[1] % int(self.leaves[axis][0].stride)
+
     def text(self) -> str:
         """The plan in words: one line for the shared loops, one for each stage."""
         lines = [f"grid {' '.join(self._loop(x) for x in self.outer[: self.parallel]) or '1'}"]

@@ -383,9 +383,9 @@ def test_the_compiled_runtime_can_be_kept(monkeypatch):
     monkeypatch.setattr(device.cpu, "keep_object", kept.__setitem__)
     device.cpu.Cpu()
     (key,) = kept
-    start = time.perf_counter()
+    monkeypatch.setattr(device.cpu, "keep_object", None)  # it is not made again
     again = device.cpu.Cpu()
-    assert list(kept) == [key] and time.perf_counter() - start < 0.05
+    assert list(kept) == [key]
     buffer = numbers(again, [0])
     again.program([count(again, 1)], 1).run([buffer])
     assert read(again, buffer) == [1]

@@ -1,6 +1,8 @@
 """Compiled graphs on OPENCL against the interpreter: groups, tiles, scratch, sizes, chance."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,15 @@ def test_rows_too_long_for_a_groups_memory():
     holds([softmax(x)], x, profiles=("fast",))
 
 
+def test_groups_whose_memory_lies_in_scratch_come_in_parts(opencl, monkeypatch):
+    monkeypatch.setattr(opencl, "machine", replace(opencl.machine, l1=64))
+    x = leaf(600, 131)  # of which 256 rows at once have scratch
+    holds([softmax(x)], x)
+    # a loop over chunks around the barriers of these stages was compiled wrongly by PoCL
+    report = run(1, seed=695632948, devices=["OPENCL"], profiles=["exact"], first=52, most_graphs=1)
+    assert not report.failures, str(report)
+
+
 @pytest.mark.parametrize("size", [2, 63, 64, 65, 300])
 def test_sizes_known_at_the_call(size):
     n = var("n", 2, 300)
@@ -95,8 +106,6 @@ def test_sizes_known_at_the_call(size):
     holds([total, make(ops.ADD, (x, again))], x, variables={"n": size})
 
 
-# Slow: 16 s, and PoCL may take minutes to compile a large kernel with many barriers (an earlier
-# schedule made such kernels out of these graphs). Run it by hand: pytest -m slow tests/device
 @pytest.mark.slow
 def test_random_graphs():
     report = run(16 / 60, seed=511, devices=["OPENCL"], most_graphs=20)

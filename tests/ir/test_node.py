@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import gc
-import time
 
 import pytest
 
@@ -112,19 +111,15 @@ def test_a_chain_of_50_000_is_walked_rebuilt_and_freed():
 
 
 @pytest.mark.slow
-def test_a_million_nodes_are_built_and_hashed_in_seconds():
+def test_a_million_nodes_are_built_and_hashed():
     from muladd.ir import hash_graph
 
-    start = time.process_time()
     x = array()
     y, z = x, make(ops.SQRT, (x,))
     for _ in range(500_000):
         y = make(ops.ADD, (y, z))
         z = make(ops.MUL, (z, y))
-    built = time.process_time() - start
     assert len(hash_graph((y, z))) == 64
-    hashed = time.process_time() - start - built
-    assert built < 30 and hashed < 15, (built, hashed)  # five times what it takes
 
 
 def test_sources_stand_before_users():

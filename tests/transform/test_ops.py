@@ -180,18 +180,14 @@ def test_the_same_graph_gives_the_same_gradient():
 
 
 def test_fifty_thousand_deep():
-    import time
-
     x = leaf()
     y = x
     for _ in range(50_000):
         y = b.mul(b.sin(y), x)
-    began = time.perf_counter()
     (g,) = gradient([y], [x], [const(1, dt.float64)])
     (t,) = jvp([y], [x], [const(1, dt.float64)])
     (v,) = vectorize([y], [x], [leaf((2,))], [0])
     assert g is not None and t is not None and v.shape == (2,)
-    assert time.perf_counter() - began < 20
 
 
 def test_many_uses_are_summed_as_a_balanced_tree():
