@@ -12,7 +12,7 @@ from muladd.tensor import precision, special
 from muladd.tensor.attention import attend
 from muladd.tensor.elementwise import absolute
 from muladd.tensor.handle import Handle
-from muladd.tensor.operands import floating, one_device, widened
+from muladd.tensor.operands import floating, one_device, scalar_as_vector, widened
 from muladd.tensor.reduce import UNSET, chosen
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class Activation(Handle):
 
     # --- along an axis ----------------------------------------------------------------------------
 
+    @scalar_as_vector
     def softmax(self, dim: Any = UNSET, dtype: Any = None, *, axis: Any = UNSET) -> Tensor:
         """exp(x) divided by its sum along an axis (default the last)."""
         a = g.axis_of("softmax", chosen("softmax", axis, dim, -1), self.ndim)
@@ -154,6 +155,7 @@ class Activation(Handle):
             else g.cast(self.node, dt.dtype(dtype))  # fmt: skip
         return self._result(g.cast(softmax(widened(x), a), x.dtype))
 
+    @scalar_as_vector
     def log_softmax(self, dim: Any = UNSET, dtype: Any = None, *, axis: Any = UNSET) -> Tensor:
         """log(softmax(x)) without underflow."""
         a = g.axis_of("log_softmax", chosen("log_softmax", axis, dim, -1), self.ndim)

@@ -13,7 +13,7 @@ from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import logaddexp
 from muladd.tensor.movement import Movement, tensors_given
-from muladd.tensor.operands import check_floating, is_number
+from muladd.tensor.operands import check_floating, is_number, scalar_as_vector
 from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Composed(Handle):
         norms = self.norm(p, others, keepdim=True)
         return self * (norms > maxnorm).where(maxnorm / (norms + 1e-7), 1.0)
 
+    @scalar_as_vector
     def nanmedian(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Any:
         """The middle of what is not NaN (the lower of two), as median."""
         wanted = chosen("nanmedian", axis, dim)

@@ -12,7 +12,7 @@ from muladd.ir import Dim, Node, Shape, const, iota, make, ops, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import backend, graph
 from muladd.tensor.handle import Handle
-from muladd.tensor.operands import number_dtype
+from muladd.tensor.operands import number_dtype, number_given
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -55,8 +55,7 @@ class Creation(Handle):
     ) -> Tensor:  # fmt: skip
         """Every element is `fill_value`; the dtype defaults to the number's own."""
         sizes = shape_of((shape,), "full")
-        if isinstance(fill_value, Handle):
-            fill_value = fill_value.item()
+        fill_value = number_given("full", fill_value)
         d = number_dtype(fill_value) if dtype is None else dt.dtype(dtype)
         return cls._new(const(fill_value, d, sizes), device, requires_grad)
 
@@ -168,6 +167,7 @@ class Creation(Handle):
 
     def full_like(self, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
         """Every element is `fill_value`; shape, dtype and device are this tensor's."""
+        fill_value = number_given("full_like", fill_value)
         return self._new(const(fill_value, dt.dtype(dtype or self.dtype), self.shape), self.device,
                          requires_grad)  # fmt: skip
 

@@ -11,7 +11,7 @@ from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
 from muladd.tensor.indexing import add_rows, check_index, from_front, put_rows
-from muladd.tensor.operands import is_number
+from muladd.tensor.operands import is_number, scalar_as_vector
 from muladd.tensor.reduce import least, product_along
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Gathering(Handle):
 
     # --- reading ----------------------------------------------------------------------------------
 
+    @scalar_as_vector
     def gather(self, dim: int, index: Tensor) -> Tensor:
         """out[i][j] = self[index[i][j]][j] for dim 0, and so on; index has as many axes as self."""
         a, x, i = _aligned("gather", self, dim, index)
@@ -42,6 +43,7 @@ class Gathering(Handle):
         i = indices.expand((*lead[:a], indices.shape[a], *lead[a + 1 :]))
         return x.gather(a, i)
 
+    @scalar_as_vector
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """The entries of an axis that a vector of indices names."""
         a = g.axis_of("index_select", dim, self.ndim)
@@ -128,6 +130,7 @@ class Gathering(Handle):
 
     # --- writing ----------------------------------------------------------------------------------
 
+    @scalar_as_vector
     def scatter(self, dim: int, index: Tensor, src: Any, reduce: str | None = None) -> Tensor:
         """A copy with out[index[i][j]][j] = src[i][j] (dim 0); the last of equal indices wins."""
         if reduce is not None:
@@ -149,6 +152,7 @@ class Gathering(Handle):
         """A copy with out[index[i][j]][j] += src[i][j] (dim 0); equal indices add up."""
         return self.scatter_reduce(dim, index, src, "sum")
 
+    @scalar_as_vector
     def scatter_reduce(
         self, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
     ) -> Tensor:
@@ -173,6 +177,7 @@ class Gathering(Handle):
             result = g.div(result, number)
         return self._result(g.where(touched, result, self.node))
 
+    @scalar_as_vector
     def index_add(self, dim: int, index: Tensor, source: Tensor, *, alpha: Any = 1) -> Tensor:
         """A copy with the slices of source, times alpha, added at the entries named."""
         a = g.axis_of("index_add", dim, self.ndim)
@@ -182,6 +187,7 @@ class Gathering(Handle):
         added = add_rows(value.node, from_front(index.node, self.shape[a]), self.shape[a])
         return self + self._result(added).movedim(0, a)
 
+    @scalar_as_vector
     def index_copy(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
         """A copy with the entries named replaced by the slices of source."""
         a = g.axis_of("index_copy", dim, self.ndim)
@@ -192,6 +198,7 @@ class Gathering(Handle):
         new = put_rows(table, value, from_front(index.node, self.shape[a]))
         return self._result(new).movedim(0, a)
 
+    @scalar_as_vector
     def index_fill(self, dim: int, index: Tensor, value: Any) -> Tensor:
         """A copy with the entries named filled with one number."""
         a = g.axis_of("index_fill", dim, self.ndim)

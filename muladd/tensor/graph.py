@@ -50,23 +50,26 @@ def axis_of(who: str, axis: Any, rank: int) -> int:
     except AttributeError:
         raise DTypeError(f"{who}: an axis is a whole number, got {axis!r}") from None
     if not -rank <= number < rank:
+        expected = f"expected {-rank} <= axis < {rank}" if rank else "a scalar has none"
         raise ShapeError(
-            f"{who}: axis {number} does not exist in a tensor of {rank} axes; expected "
-            f"{-rank} <= axis < {rank}"
+            f"{who}: axis {number} does not exist in a tensor of {rank} axes; {expected}"
         )
     return number % rank
 
 
 def axes_of(who: str, axes: Any, rank: int) -> tuple[int, ...]:
-    """None (all), one axis or several, as ascending axes; ShapeError where one occurs twice."""
+    """None (all), one axis or several, as ascending axes; ShapeError where one occurs twice.
+
+    A scalar has none, but lets itself be asked for axis 0 or -1, as in torch.
+    """
     if axes is None:
         return tuple(range(rank))
     if not isinstance(axes, list | tuple):
         axes = (axes,)
-    found = [axis_of(who, a, rank) for a in axes]
+    found = [axis_of(who, a, max(rank, 1)) for a in axes]
     if len(set(found)) != len(found):
         raise ShapeError(f"{who}: axes {tuple(axes)} name one axis twice")
-    return tuple(sorted(found))
+    return tuple(sorted(found)) if rank else ()
 
 
 def pair(value: Any, count: int, who: str, what: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
 from muladd.tensor.creation import shape_of
 from muladd.tensor.handle import Handle
-from muladd.tensor.operands import as_operand, one_device
+from muladd.tensor.operands import as_operand, one_device, scalar_as_vector
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -127,6 +127,7 @@ class Movement(Handle):
             )
         return self._permuted(found)
 
+    @scalar_as_vector
     def transpose(self, dim0: int = 1, dim1: int = 0) -> Tensor:
         """Two axes exchanged."""
         a = g.axis_of("transpose", dim0, self.ndim)
@@ -161,6 +162,7 @@ class Movement(Handle):
             raise ShapeError(f"mT: expected at least 2 axes, got {list(self.shape)}")
         return self.transpose(-2, -1)
 
+    @scalar_as_vector
     def movedim(self, source: Any, destination: Any) -> Tensor:
         """Axes moved to new places; the others keep their order."""
         sources = source if isinstance(source, list | tuple) else (source,)
@@ -286,9 +288,8 @@ class Movement(Handle):
 
     def cat(self, *others: Any, dim: int = 0, axis: int | None = None) -> Tensor:
         """Tensors joined along an axis: `Tensor.cat(a, b, dim=1)`, also with one list of them."""
+        others, dim = _without_axis(others, dim)
         tensors = tensors_given("cat", self, others)
-        if others and isinstance(others[-1], int):
-            dim, tensors = others[-1], tensors[:-1]
         first = tensors[0]
         one_device("cat", tensors)
         a = g.axis_of("cat", dim if axis is None else axis, first.ndim)
@@ -310,9 +311,8 @@ class Movement(Handle):
 
     def stack(self, *others: Any, dim: int = 0, axis: int | None = None) -> Tensor:
         """Tensors of one shape joined along a new axis."""
+        others, dim = _without_axis(others, dim)
         tensors = tensors_given("stack", self, others)
-        if others and isinstance(others[-1], int):
-            dim, tensors = others[-1], tensors[:-1]
         if any(t.shape != tensors[0].shape for t in tensors):
             raise ShapeError(
                 f"stack: expected equal shapes, got {[list(t.shape) for t in tensors]}"
@@ -493,7 +493,12 @@ def _static(who: str, n: Dim) -> int:
     return n
 
 
-def tensors_given(who: str, first: Any, others: tuple) -> list[Any]:
+def _without_axis(others: tuple, dim: int) -> tuple[tuple, int]:
+    """cat(a, b, 1) is cat(a, b, dim=1)."""
+    return (others[:-1], others[-1]) if others and isinstance(others[-1], int) else (others, dim)
+
+
+def tensors_given(who: str, first: Any, others: Sequence[Any]) -> list[Any]:
     """cat(a, b), cat([a, b]) and a.cat(b) alike."""
     items = list(first) if isinstance(first, list | tuple) else [first]
     for other in others:
@@ -503,8 +508,11 @@ def tensors_given(who: str, first: Any, others: tuple) -> list[Any]:
     handle = next((t for t in items if isinstance(t, Handle)), None)
     if handle is None:
         raise DTypeError(f"{who}: expected tensors, got {[type(t).__name__ for t in items]}")
-    return [t if isinstance(t, int) and t is others[-1] else as_operand(t, handle.device, who)
-            for t in items]  # fmt: skip
+    tensors = [as_operand(t, handle.device, who) for t in items]
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Handle):
+            raise DTypeError(f"{who}: expected tensors, got the number {t!r} at place {i}")
+    return tensors
 
 
 def tiled(x: Node, counts: Shape) -> Node:

@@ -1,8 +1,9 @@
 """How operands meet: weak Python numbers, promotion, broadcasting and one device, with errors."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,11 +14,47 @@ from muladd.tensor import graph
 from muladd.tensor.handle import Handle
 
 Number = bool | int | float
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def scalar_as_vector(method: Method) -> Method:
+    """A method along an axis, for which a scalar counts as a vector of one, as in torch."""
+
+    @wraps(method)
+    def call(self: Handle, *arguments: Any, **named: Any) -> Any:
+        if self.ndim:
+            return method(self, *arguments, **named)
+        result = method(
+            _vector(self), *map(_vector, arguments), **{k: _vector(v) for k, v in named.items()}
+        )
+        if isinstance(result, Handle):
+            return result.reshape(())
+        return type(result)(*[r.reshape(()) for r in result])
+
+    return call  # type: ignore[return-value]
+
+
+def _vector(value: Any) -> Any:
+    return value.reshape((1,)) if isinstance(value, Handle) and not value.ndim else value
 
 
 def is_number(value: Any) -> bool:
     """A weak operand: a Python or NumPy scalar, which never widens a tensor."""
     return isinstance(value, bool | int | float | np.generic)
+
+
+def is_operand(value: Any) -> bool:
+    """What may stand beside a tensor: a tensor, a number, an array or list, a symbolic size."""
+    return is_number(value) or isinstance(value, Handle | np.ndarray | list | tuple | Node)
+
+
+def number_given(who: str, value: Any) -> Any:
+    """A Python number from a number or a tensor of one element; DTypeError for anything else."""
+    if isinstance(value, Handle | np.generic):
+        return value.item()
+    if not is_number(value):
+        raise DTypeError(f"{who}: expected a number, got {value!r} ({type(value).__name__})")
+    return value
 
 
 def weak_dtype(value: Any, d: DType) -> DType:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from muladd.tensor import graph
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import power
-from muladd.tensor.operands import weak_dtype
+from muladd.tensor.operands import is_operand, weak_dtype
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -85,10 +85,10 @@ class Operators(Handle):
             return self.ge(other)
 
         def __eq__(self, other):
-            return self.eq(other)
+            return self.eq(other) if is_operand(other) else NotImplemented
 
         def __ne__(self, other):
-            return self.ne(other)
+            return self.ne(other) if is_operand(other) else NotImplemented
 
         def __and__(self, other):
             return self.bitwise_and(other)

@@ -8,7 +8,7 @@ from muladd.ir import Dim, DType, Node, iota, make, ops, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.handle import Handle
-from muladd.tensor.operands import check_floating, floating, widened
+from muladd.tensor.operands import check_floating, floating, scalar_as_vector, widened
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -176,10 +176,9 @@ class Reduce(Handle):
             return self.amin(dim, keepdim, axis=axis)
         return self._extreme(dim, keepdim, self.argmin(dim, True))
 
+    @scalar_as_vector
     def _extreme(self, dim: int, keepdim: bool, indices: Tensor) -> ValuesIndices:
         """The elements at the indices: the gradient goes to each of them alone."""
-        if not self.ndim:
-            return ValuesIndices(self.clone(), indices)
         values = self.gather(dim, indices)
         if keepdim:
             return ValuesIndices(values, indices)
@@ -193,6 +192,7 @@ class Reduce(Handle):
         """The index (int64) of the first least element, along one axis or of all, flattened."""
         return self._arg("argmin", axis, dim, keepdim, least)
 
+    @scalar_as_vector
     def _arg(self, who: str, axis: Any, dim: Any, keepdim: bool, extreme: Any) -> Tensor:
         wanted = chosen(who, axis, dim)
         if wanted is None:

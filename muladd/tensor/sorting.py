@@ -17,7 +17,7 @@ from muladd.tensor import graph as g
 from muladd.tensor.gathering import gather
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import logaddexp
-from muladd.tensor.operands import check_floating, widened
+from muladd.tensor.operands import check_floating, scalar_as_vector, widened
 from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 
 if TYPE_CHECKING:
@@ -35,14 +35,13 @@ class Sorting(Handle):
 
     # --- order ------------------------------------------------------------------------------------
 
+    @scalar_as_vector
     def sort(
         self, dim: Any = UNSET, descending: bool = False, stable: bool = True, *,
         axis: Any = UNSET,
     ) -> ValuesIndices:  # fmt: skip
         """(sorted values, their indices) along an axis (default the last). Always stable."""
-        a = g.axis_of("sort", chosen("sort", axis, dim, -1), self.ndim) if self.ndim else 0
-        if not self.ndim:
-            return ValuesIndices(self.clone(), self.zeros_like(dt.int64))
+        a = g.axis_of("sort", chosen("sort", axis, dim, -1), self.ndim)
         index = order(self.node, a, descending)
         return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
 
@@ -57,6 +56,7 @@ class Sorting(Handle):
         """Sorted along axis 0."""
         return self.sort(0).values
 
+    @scalar_as_vector
     def topk(
         self, k: int, dim: Any = UNSET, largest: bool = True, sorted: bool = True, *,
         axis: Any = UNSET,
@@ -68,6 +68,7 @@ class Sorting(Handle):
         index = g.cut(order(self.node, a, largest), a, 0, k)
         return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
 
+    @scalar_as_vector
     def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> ValuesIndices:
         """The k-th least (from 1) along an axis."""
         a = g.axis_of("kthvalue", dim, self.ndim)
@@ -79,6 +80,7 @@ class Sorting(Handle):
             values, indices = values.squeeze(a), indices.squeeze(a)
         return ValuesIndices(values, indices)
 
+    @scalar_as_vector
     def median(self, dim: Any = UNSET, keepdim: bool = False, *, axis: Any = UNSET) -> Any:
         """The middle value (the lower of two); with an axis, (values, indices). NaN if any is."""
         wanted = chosen("median", axis, dim)
@@ -103,7 +105,7 @@ class Sorting(Handle):
 
     def quantile(self, q: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
         """The value below which the share q lies, linear between neighbours."""
-        x: Any = self.flatten() if dim is None else self
+        x: Any = self if self.ndim and dim is not None else self.flatten()
         a = g.axis_of("quantile", 0 if dim is None else dim, x.ndim)
         values = x.sort(a).values
         place = q * (x.shape[a] - 1)
@@ -120,6 +122,7 @@ class Sorting(Handle):
         result = lower + (upper - lower) * (place - low)
         return result if keepdim else result.squeeze(a)
 
+    @scalar_as_vector
     def mode(self, dim: int = -1, keepdim: bool = False) -> ValuesIndices:
         """The most frequent value along an axis (the least of several) and its last index."""
         a = g.axis_of("mode", dim, self.ndim)
@@ -153,24 +156,22 @@ class Sorting(Handle):
 
     # --- running totals ---------------------------------------------------------------------------
 
+    @scalar_as_vector
     def cumsum(self, dim: Any = UNSET, *, dtype: Any = None, axis: Any = UNSET) -> Tensor:
         """Sums of everything up to each element along an axis."""
         from muladd.tensor.reduce import _sum_dtype
 
-        a = g.axis_of("cumsum", chosen("cumsum", axis, dim, 0), max(self.ndim, 1))
+        a = g.axis_of("cumsum", chosen("cumsum", axis, dim, 0), self.ndim)
         x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
-        if not self.ndim:
-            return self._result(x)
         return self._result(g.cast(running_sum(widened(x), a), x.dtype))
 
+    @scalar_as_vector
     def cumprod(self, dim: Any = UNSET, *, dtype: Any = None, axis: Any = UNSET) -> Tensor:
         """Products of everything up to each element along an axis."""
         from muladd.tensor.reduce import _sum_dtype
 
-        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), max(self.ndim, 1))
+        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), self.ndim)
         x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
-        if not self.ndim:
-            return self._result(x)
         return self._result(doubling(x, a, g.mul, 1))
 
     def cummax(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
@@ -181,6 +182,7 @@ class Sorting(Handle):
         """(the least up to each element, its last index)."""
         return self._running("cummin", chosen("cummin", axis, dim, 0), _later_less)
 
+    @scalar_as_vector
     def _running(self, who: str, dim: int, later_wins: Any) -> ValuesIndices:
         a = g.axis_of(who, dim, self.ndim)
         value = g.stop(self.node)
@@ -196,12 +198,11 @@ class Sorting(Handle):
             shift *= 2
         return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
 
+    @scalar_as_vector
     def logcumsumexp(self, dim: Any = UNSET, *, axis: Any = UNSET) -> Tensor:
         """log of the sum of exp of everything up to each element."""
         check_floating("logcumsumexp", self)
-        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), max(self.ndim, 1))
-        if not self.ndim:
-            return self.clone()
+        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), self.ndim)
         return self._result(doubling(self.node, a, logaddexp, -float("inf")))
 
     def diff(self, n: int = 1, dim: int = -1) -> Tensor:

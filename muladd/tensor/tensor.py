@@ -28,6 +28,7 @@ from muladd.tensor.loss import Loss
 from muladd.tensor.mathematics import Mathematics
 from muladd.tensor.movement import Movement
 from muladd.tensor.normalization import Normalization
+from muladd.tensor.operands import is_operand
 from muladd.tensor.operators import Operators
 from muladd.tensor.pooling import Pooling
 from muladd.tensor.random import Random
@@ -337,7 +338,7 @@ class Tensor(
         return int(self.item())
 
     def __contains__(self, value: Any) -> bool:
-        return bool((self == value).any().item())
+        return is_operand(value) and bool((self == value).any().item())
 
     __hash__ = object.__hash__
 

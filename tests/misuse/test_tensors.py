@@ -41,7 +41,12 @@ MISUSE = {
     "axis twice": (lambda: zeros(*X).sum((0, -2)), ShapeError, "sum"),
     "squeeze": (lambda: zeros(*X).squeeze(5), ShapeError, "squeeze.*5"),
     "axis and dim": (lambda: zeros(*X).sum(0, axis=1), ShapeError, "axis=1 and dim=0"),
+    "axis 1 of a scalar": (lambda: zeros().sum(1), ShapeError, "sum.*axis 1.*-1 <= axis < 1"),
+    "select of a scalar": (lambda: zeros().select(0, 0), ShapeError, "axis 0.*a scalar has none"),
     # element types
+    "full of a word": (lambda: Tensor.full((2,), "a"), DTypeError, "full: expected a number.*'a'"),
+    "full_like of a list": (lambda: zeros(2).full_like([1]), DTypeError, r"full_like.*\[1\]"),
+    "cat of a number": (lambda: Tensor.cat([zeros(2), 1]), DTypeError, "cat.*number 1 at place 1"),
     "bits of floats": (lambda: zeros(3) & 1, DTypeError, "bitwise_and.*float32"),
     "not of floats": (lambda: ~zeros(3), DTypeError, "bitwise_not.*float32"),
     "mean of integers": (lambda: zeros(3, dtype=int64).mean(), DTypeError, "mean.*int64"),

@@ -225,3 +225,34 @@ def test_compositions_without_gradients():
     compare(lambda t, i: t.multilabel_margin_loss(i), floats(2, 4),
             np.array([[3, 0, -1, 1], [2, -1, 0, 0]]),
             oracle=lambda t, i: functional.multilabel_margin_loss(t, i))  # fmt: skip
+
+
+ALONG = {
+    "softmax": lambda t: t.softmax(-1), "log_softmax": lambda t: t.log_softmax(0),
+    "sum": lambda t: t.sum(-1), "sum, kept": lambda t: t.sum(0, keepdim=True),
+    "mean": lambda t: t.mean(0), "prod": lambda t: t.prod(-1), "amax": lambda t: t.amax(-1),
+    "max": lambda t: t.max(-1).values, "min": lambda t: t.min(0).indices,
+    "argmax": lambda t: t.argmax(-1), "argmin": lambda t: t.argmin(0, keepdim=True),
+    "any": lambda t: t.any(-1), "logsumexp": lambda t: t.logsumexp(-1),
+    "norm": lambda t: t.norm(2, -1), "flip": lambda t: t.flip(-1), "sort": lambda t: t.sort(-1)[1],
+    "topk": lambda t: t.topk(1, -1)[0], "kthvalue": lambda t: t.kthvalue(1, -1).values,
+    "median": lambda t: t.median(-1).values, "nanmedian": lambda t: t.nanmedian(0).values,
+    "mode": lambda t: t.mode(-1).indices, "quantile": lambda t: t.quantile(0.5, -1),
+    "cumsum": lambda t: t.cumsum(-1), "cummax": lambda t: t.cummax(0).indices,
+    "squeeze": lambda t: t.squeeze(-1), "transpose": lambda t: t.transpose(0, -1),
+    "movedim": lambda t: t.movedim(0, -1), "gather": lambda t: t.gather(0, (t * 0).long()),
+    "index_select": lambda t: t.index_select(-1, (t * 0).long()),
+    "scatter_add": lambda t: t.scatter_add(0, (t * 0).long(), t),
+    "index_add": lambda t: t.index_add(0, (t * 0).long(), t),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_a_scalar_may_be_asked_for_axis_0_or_minus_1(name):
+    compare(ALONG[name], np.array(2.5, np.float32))
+
+
+def test_equality_with_what_is_no_operand_is_false():
+    x = Tensor([1.0, 2.0])
+    assert (x == None) is False and (x != None) is True  # noqa: E711
+    assert (x == "a") is False and None not in [x] and None not in x and 2 in x
