@@ -78,9 +78,8 @@ def test_table_and_cache_folder(monkeypatch, tmp_path):
     assert all(name in text for name in config.SETTINGS)
     assert all(row.doc for row in config.SETTINGS.values())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in ("CACHE_DIR", "MULADD_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    assert config.cache_folder().name == "muladd"
+    with config.context(CACHE_DIR=""):  # whatever the environment says
+        assert config.cache_folder().name == "muladd"
     with config.context(CACHE_DIR=str(tmp_path / "here")):
         assert config.cache_folder() == tmp_path / "here"
 
