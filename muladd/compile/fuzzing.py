@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from muladd import config
-from muladd import device as devices
+from muladd import device as devices_of_machine
 from muladd.compile.pipeline import compile_graph
 from muladd.device import Device
 from muladd.errors import MuladdError
@@ -67,6 +67,8 @@ def run(
     first, most_failures, ...). Equal seeds give equal graphs.
     """
     names = [n.upper() for n in (devices or ["CPU"])]
+    for name in names:
+        devices_of_machine.get(name)  # an unknown one is refused before the first graph
     found = Comparison()
     seconds = minutes * 60 / (len(names) * len(profiles))
     for name in names:
@@ -86,7 +88,7 @@ def available() -> list[str]:
     found = []
     for name in ("CPU", "OPENCL"):
         with suppress(MuladdError):
-            devices.get(name)
+            devices_of_machine.get(name)
             found.append(name)
     return found
 
@@ -107,7 +109,7 @@ def compute(
     outputs: Sequence[Node], inputs: dict[Node, np.ndarray], variables: dict[str, int], name: str
 ) -> list[np.ndarray]:
     """The values of a graph whose inputs are given as arrays, by the compiler on a device."""
-    device = devices.get(name)
+    device = devices_of_machine.get(name)
     leaves = [n for n in toposort(outputs)
               if n.op is ops.INPUT and not isinstance(n.arg, Var)]  # fmt: skip
     params = {n: param(i, n.shape, n.dtype) for i, n in enumerate(leaves)}
