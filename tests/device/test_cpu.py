@@ -331,6 +331,18 @@ def test_control_c_ends_a_long_run(cpu):
     assert read(cpu, buffer) == [1]
 
 
+def test_control_c_waits_for_one_shared_launch_at_most(cpu):
+    """Eight launches used to pass before anybody looked at the clock."""
+    cpu.set_threads(2)
+    sleep = Launch(cpu.load(compiled(), "sleep"), (), 2, "sleep")
+    program = cpu.program([Repeat(20, (sleep,))], 1, variables=1)
+    threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        program.run([numbers(cpu, [0])], [400_000])
+    assert time.perf_counter() - start < 2
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="pins are Linux's")
 def test_workers_are_pinned_within_the_mask_and_pins_are_given_up(cpu):
     pool = cpu.pool

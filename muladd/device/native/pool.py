@@ -22,7 +22,8 @@ from muladd.device.machine import affinity, physical_cores, usable_cores
 from muladd.device.native import layout
 from muladd.errors import DeviceError
 
-TICK_SECONDS = 0.25  # how often a long run looks for Ctrl-C and for rivals
+TICK_SECONDS = 0.1  # how often a long run looks for Ctrl-C
+RIVAL_SECONDS = 0.25  # how often, at most, it looks for rivals
 CROWDED_PER_SECOND, QUIET_PER_SECOND = 100, 20  # involuntary switches of this process
 
 _C = ctypes.CDLL(None)
@@ -198,7 +199,7 @@ class Pool:
     def _look_for_rivals(self) -> None:
         since, before = self._switches
         now, switches = time.monotonic(), _involuntary_switches()
-        if now - since < TICK_SECONDS / 2:
+        if now - since < RIVAL_SECONDS:
             return
         rate = (switches - before) / (now - since)
         self._switches = (now, switches)
