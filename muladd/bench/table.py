@@ -138,7 +138,7 @@ def machine(
         "python": sys.version.split()[0], "versions": versions,
         "fma_peak_flops": peaks.flops, "copy_bandwidth": peaks.bandwidth,
         "date": datetime.date.today().isoformat(), "others": others,
-        "figures": "fastest samples" if best else "medians",
+        "figures": f"each figure is the {'fastest' if best else 'median'} of its samples",
     }  # fmt: skip
 
 
