@@ -11,6 +11,7 @@ integer saturates (NaN gives zero), integer arithmetic wraps.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def equal_dims(a: Dim, b: Dim) -> bool:
 
 
 def equal_shapes(a: Shape, b: Shape) -> bool:
-    return len(a) == len(b) and all(map(equal_dims, a, b))
+    return a == b or len(a) == len(b) and all(map(equal_dims, a, b))
 
 
 # --- shape rules ---------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def _shape_iota(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 def _shape_same(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     first = srcs[0].shape
     for other in srcs[1:]:
-        if other.shape != first and not equal_shapes(other.shape, first):
+        if other.shape is not first and not equal_shapes(other.shape, first):
             raise ShapeError(
                 f"elementwise operands need equal shapes, got {[s.shape for s in srcs]}; "
                 "EXPAND them to one shape first"
@@ -97,11 +98,18 @@ def _shape_reduce(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 
 
 def _shape_reshape(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
-    from muladd.ir import sym
-
-    if not equal_dims(sym.product(arg), sym.product(srcs[0].shape)):
+    if not equal_dims(_elements(arg), _elements(srcs[0].shape)):
         raise ShapeError(f"reshape: {srcs[0].shape} has another number of elements than {arg}")
     return arg
+
+
+def _elements(shape: Shape) -> Dim:
+    for n in shape:
+        if type(n) is not int:
+            from muladd.ir import sym
+
+            return sym.product(shape)
+    return math.prod(shape)  # type: ignore[arg-type]
 
 
 def _shape_permute(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
@@ -112,10 +120,13 @@ def _shape_permute(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 
 def _shape_expand(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     old = srcs[0].shape
+    if not old:
+        return arg
     tail = arg[len(arg) - len(old) :]
-    if len(arg) < len(old) or any(
-        not equal_dims(o, 1) and not equal_dims(o, n) for o, n in zip(old, tail)
-    ):
+    fits = len(arg) >= len(old)
+    for o, n in zip(old, tail):
+        fits = fits and (o is n or equal_dims(o, 1) or equal_dims(o, n))
+    if not fits:
         raise ShapeError(f"expand: {old} does not broadcast to {arg}")
     return arg
 
@@ -167,7 +178,7 @@ def _dtype_input(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
 
 def _dtype_same(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
     first = srcs[0].dtype
-    for s in srcs:
+    for s in srcs:  # a loop, because every node that is built comes here
         if s.dtype is not first:
             names = [s.dtype.name for s in srcs]
             raise DTypeError(f"operands need one dtype, got {names}; CAST first")

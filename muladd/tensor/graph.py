@@ -28,6 +28,8 @@ def describe(node: Node) -> str:
 def broadcast_shapes(who: str, *shapes: Shape) -> Shape:
     """The shape that all given shapes broadcast to by NumPy's rule; ShapeError when there is none.
     """
+    if shapes and all(s == shapes[0] for s in shapes[1:]):
+        return tuple(shapes[0])
     rank = max((len(s) for s in shapes), default=0)
     out: list[Dim] = [1] * rank
     for shape in shapes:

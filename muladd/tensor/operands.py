@@ -112,6 +112,10 @@ def common(who: str, values: Sequence[Any], floating: bool = False) -> list[Node
 
     `floating` turns integers and bool into float32 first, for operations that leave the integers.
     """
+    if len(values) == 2:
+        found = _alike(values[0], values[1], floating)
+        if found is not None:
+            return found
     first = next(v for v in values if isinstance(v, Handle))
     values = [as_operand(v, first.device, who) for v in values]
     tensors = [v for v in values if isinstance(v, Handle)]
@@ -131,6 +135,24 @@ def common(who: str, values: Sequence[Any], floating: bool = False) -> list[Node
         graph.expand(graph.cast(v.node, d), shape) if isinstance(v, Handle) else const(v, d, shape)
         for v in values
     ]
+
+
+def _alike(a: Any, b: Any, floating: bool) -> list[Node] | None:
+    """The short way for most pairs: two tensors of one kind, or floats and a Python number."""
+    if not isinstance(a, Handle):
+        return None
+    node = a._raw
+    if type(b) is float or type(b) is int:
+        if not node.dtype.is_float:
+            return None
+        x = a.node
+        return [x, const(b, x.dtype, x.shape)]
+    if not isinstance(b, Handle) or a.device != b.device:
+        return None
+    other = b._raw
+    if node.dtype is not other.dtype or node.shape != other.shape:
+        return None
+    return None if floating and not node.dtype.is_float else [a.node, b.node]
 
 
 def floating(x: Handle) -> Node:
