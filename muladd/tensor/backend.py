@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from muladd import config
 from muladd.errors import DeviceError, TraceError
-from muladd.ir import DType, Node, Storage, make, node, ops
+from muladd.ir import DType, Node, Shape, Storage, make, node, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import known
 
@@ -28,7 +28,8 @@ _deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] =
 )
 # Deferred storages of state that was written, in that order: programs are found again by order.
 _assigned: weakref.WeakKeyDictionary[Storage, None] = weakref.WeakKeyDictionary()
-_tracing: ContextVar[str | None] = ContextVar("muladd.tracing", default=None)
+# Storages that never have a value, each with the words for what was asked if somebody wants it.
+_placeholders: weakref.WeakKeyDictionary[Storage, str] = weakref.WeakKeyDictionary()
 
 
 def default_device() -> str:
@@ -49,19 +50,63 @@ def device_name(device: Any) -> str:
 # --- tracing --------------------------------------------------------------------------------------
 
 
+class Frame:
+    """A function that runs on stand-ins. It is told of every tensor that is made here and now, and
+    of every root that is read or written, before it is."""
+
+    traces = True  # what is written down here runs later, as a part of something
+    computes = False  # values may be asked for all the same
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+        self.outer = frame.get()
+        self.born: dict[int, weakref.ref] = {}
+
+    def made(self, handle: Any) -> None:
+        self.born[id(handle)] = weakref.ref(handle)
+
+    def is_born(self, handle: Any) -> bool:
+        """Whether a tensor was made in here."""
+        reference = self.born.get(id(handle))
+        return reference is not None and reference() is handle
+
+    def note(self, root: Any) -> None:
+        """`root` is about to be read or written."""
+
+    def write(self, root: Any) -> None:
+        """`root` is about to be written."""
+        self.note(root)
+
+    def deferred(self, x: Node, definition: Node) -> None:
+        """A tensor made or written here stands on `x`, whose contents will be `definition`."""
+
+    def draw(self, generator: Any, count: Any, device: str) -> Node:
+        """The state from which to draw `count` pairs of random words."""
+        return generator.advance(count, device)
+
+
+frame: ContextVar[Frame | None] = ContextVar("muladd.frame", default=None)
+
+
 @contextmanager
-def tracing(who: str) -> Iterator[None]:
-    """Inside, nothing may run: asking for a value raises TraceError naming `who`."""
-    token = _tracing.set(who)
+def inside(now: Frame | None) -> Iterator[None]:
+    """Inside, `now` is the function that runs (None: no function at all)."""
+    token = frame.set(now)
     try:
         yield
     finally:
-        _tracing.reset(token)
+        frame.reset(token)
+
+
+def tracing(who: str) -> AbstractContextManager[None]:
+    """Inside, nothing may run: asking for a value raises TraceError naming `who`."""
+    return inside(Frame(who))
 
 
 def is_tracing() -> bool:
     """Whether a function is being traced here and now."""
-    return _tracing.get() is not None
+    now = frame.get()
+    return now is not None and now.traces
 
 
 # --- deferred storages ----------------------------------------------------------------------------
@@ -78,7 +123,35 @@ def defer(definition: Node, device: str, owner: Any = None, assigned: bool = Fal
     _deferred[storage] = (definition, None if owner is None else weakref.ref(owner))
     if assigned:
         _assigned[storage] = None
+    x = make(ops.INPUT, (), storage)
+    now = frame.get()
+    if now is not None and owner is not None:
+        now.deferred(x, definition)
+    return x
+
+
+def placeholder(shape: Shape, d: DType, device: str, what: str) -> Node:
+    """An INPUT node without contents, ever. `what` it is, for whoever asks for its value."""
+    storage = Storage(shape, d, device)
+    _placeholders[storage] = what
     return make(ops.INPUT, (), storage)
+
+
+def _refuse_placeholders(roots: Sequence[Node]) -> None:
+    what = _placeholder_below(roots)
+    if what is not None:
+        raise TraceError(
+            f"{what} was asked for its value; use it as a tensor (for example with where) instead "
+            "of .item(), .numpy() or `if`, and return it to have it outside"
+        )
+
+
+def _placeholder_below(roots: Sequence[Node]) -> str | None:
+    """What a placeholder is that graphs lead to; None if they lead to none."""
+    if not _placeholders:
+        return None
+    inputs = [n.arg for n in node.toposort(roots) if n.op is ops.INPUT]
+    return next((_placeholders[s] for s in inputs if s in _placeholders), None)
 
 
 def is_deferred(x: Node) -> bool:
@@ -148,26 +221,28 @@ def _same(a: Node, b: Node) -> bool:
 
 def realize(roots: Sequence[Node], device: str) -> list[Storage]:
     """The values of graphs, computed together. A deferred root gets its contents in place."""
-    who = _tracing.get()
-    if who is not None:
+    now = frame.get()
+    if now is not None and now.traces and not now.computes:
         raise TraceError(
-            f"{who}: a value was asked for while tracing; use it as a tensor (for example with "
+            f"{now.who}: a value was asked for while tracing; use it as a tensor (for example with "
             "where) instead of .item(), .numpy() or `if`, or compute it outside the function"
         )
     again = _again(roots, device)
     if again is not None:
         return again
     plain, met = expand(roots, device)
+    _refuse_placeholders(plain)
     waiting = [s for s in list(_assigned) if s.device == device and s in _deferred]
     candidates = dict.fromkeys([*met, *waiting])
     wanted = [s for s in candidates if _still_owned(s)]
-    states = expand([_deferred[s][0] for s in wanted], device)[0]
-    unique = list(dict.fromkeys([*plain, *states]))
+    graphs = expand([_deferred[s][0] for s in wanted], device)[0]
+    states = {s: x for s, x in zip(wanted, graphs) if _placeholder_below([x]) is None}
+    unique = list(dict.fromkeys([*plain, *states.values()]))
     _check_devices(unique, device)
     values = dict(zip(unique, _run(unique, device)))
     mine = {r.arg for r in roots if r.op is ops.INPUT}
-    shared = {p for p, r in zip(plain, roots) if r.op is not ops.INPUT or r.arg not in wanted}
-    for storage, graph in zip(wanted, states):
+    shared = {p for p, r in zip(plain, roots) if r.op is not ops.INPUT or r.arg not in states}
+    for storage, graph in states.items():
         value = values[graph]
         if graph.op is ops.INPUT or graph in shared:  # state has its memory for itself
             value = write(read(value), value.dtype, device)
@@ -175,7 +250,7 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
         storage.buffer = value.buffer
         del _deferred[storage]
         _assigned.pop(storage, None)
-    kept = mine.intersection(wanted)
+    kept = mine & states.keys()
     return [r.arg if r.op is ops.INPUT and r.arg in kept else values[p]
             for r, p in zip(roots, plain)]  # fmt: skip
 

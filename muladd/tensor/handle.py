@@ -21,6 +21,7 @@ from muladd.errors import DTypeError, GradientError, ShapeError
 from muladd.ir import DType, Node, Shape, Storage, const, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import backend, graph
+from muladd.tensor.backend import frame
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -70,8 +71,6 @@ def leaf_of(node: Node) -> tuple[Any, bool] | None:
 
 _Step = tuple[Any, Any]  # (op, arg) of a movement
 
-# Told about every root handle that is read or written, before it is; set while jit traces.
-watcher: list[Any] = []
 # Counts what gives existing tensors other values; jit looks whether anything happened at all.
 changes = [0]
 # What else decides what an operation gives here and now, for jit to look at: functions of nothing.
@@ -146,8 +145,9 @@ class Handle:
         new._raw, new.device, new.grad = node, device, None
         new._parent = new._step = new._seen = new._kept = new._beside = None
         new._origin, new._stopped, new._leaf = None, stopped, False
-        if watcher:
-            watcher[-1].made(new)
+        now = frame.get()
+        if now is not None:
+            now.made(new)
         return new  # type: ignore[return-value]
 
     def _made(self, data: Any, dtype: Any = None) -> Tensor:
@@ -171,22 +171,23 @@ class Handle:
 
     def _value(self) -> Node:
         """The node of this tensor's value; a view looks whether its root was written to."""
-        if watcher:
-            watcher[-1].note(self._root)
+        now = frame.get()
+        if now is not None:
+            now.note(self._root)
         if self._parent is None:
             return self._raw
-        now = self._root._raw
-        if self._seen is now:
+        root = self._root._raw
+        if self._seen is root:
             return self._raw
         path: list[Handle] = [self]
         above = self._parent
-        while above._parent is not None and above._seen is not now:
+        while above._parent is not None and above._seen is not root:
             path.append(above)
             above = above._parent
         node = above._raw
         for view in reversed(path):
             node = node if view._step is None else make(view._step[0], (node,), view._step[1])
-            view._raw, view._seen = node, now
+            view._raw, view._seen = node, root
         return node
 
     @property
@@ -259,8 +260,9 @@ class Handle:
         realisation keeps its value, so that state does not drag its history along.
         """
         changes[0] += 1
-        if watcher:
-            watcher[-1].note(self)
+        now = frame.get()
+        if now is not None:
+            now.write(self)
         self._kept = None
         if self._leaf:
             _leaves[self._raw.arg] = (weakref.ref(self), True)

@@ -31,7 +31,6 @@ from muladd import config
 from muladd.errors import TraceError
 from muladd.ir import ops
 from muladd.tensor import backend
-from muladd.tensor import handle as handles
 from muladd.tensor.guards import SIMPLE, Identity, simple_key
 from muladd.tensor.handle import ambient, grad_enabled
 from muladd.tensor.tensor import Tensor
@@ -95,7 +94,7 @@ class Jitted:
         last = self._last
         if last is not None and len(args) == 1 and not kwargs:
             t = args[0]
-            if type(t) is Tensor and backend._tracing.get() is None:
+            if type(t) is Tensor and backend.frame.get() is None:
                 raw = t._raw
                 shape, dtype, device, leaf, grad, around = self._shape
                 if (
@@ -130,15 +129,13 @@ class Jitted:
 
     def _first(self, key: Any, args: tuple, kwargs: dict) -> Any:
         """The first call of a signature runs as it stands."""
-        undo = Undo()
-        handles.watcher.append(undo)
+        undo = Undo(f"jit of {_name(self.function)}")
         try:
-            result = self.function(*args, **kwargs)
+            with backend.inside(undo):
+                result = self.function(*args, **kwargs)
         except BaseException:
             undo.restore()
             raise
-        finally:
-            handles.watcher.remove(undo)
         tensors, _ = flatten(result)
         if tensors:
             tensors[0].realize(*tensors[1:])

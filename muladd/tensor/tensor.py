@@ -13,6 +13,7 @@ from muladd.ir import Dim, DType, Node, Storage, make, ops, sym, toposort
 from muladd.ir import dtype as dt
 from muladd.tensor import backend, graph
 from muladd.tensor.activation import Activation
+from muladd.tensor.backend import frame
 from muladd.tensor.casting import Casting
 from muladd.tensor.composed import Composed
 from muladd.tensor.convolution import Convolution
@@ -21,7 +22,7 @@ from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
 from muladd.tensor.explain import Explaining
 from muladd.tensor.gathering import Gathering
-from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of, watcher
+from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of
 from muladd.tensor.indexing import Indexing
 from muladd.tensor.linear import Linear
 from muladd.tensor.loss import Loss
@@ -64,8 +65,9 @@ class Tensor(
         self._parent = self._step = self._seen = None
         self._origin, self._stopped, self._leaf, self._kept = None, False, False, None
         self._beside = None
-        if watcher:
-            watcher[-1].made(self)
+        now = frame.get()
+        if now is not None:
+            now.made(self)
         self._raw = _node_of(data, wanted, name)
         if isinstance(data, Tensor):
             self._stopped = True  # a copy starts a history of its own

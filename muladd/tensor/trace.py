@@ -55,26 +55,18 @@ class Snapshot:
     view: tuple | None = None  # (parent, origin, step, seen) of a view that was cut loose
 
 
-class Undo:
+class Undo(backend.Frame):
     """Notes handles as they are first touched, so that they can be put back."""
 
-    def __init__(self) -> None:
+    traces = False
+
+    def __init__(self, who: str) -> None:
+        super().__init__(who)
         self.noted: dict[int, Snapshot] = {}
-        self.born: dict[int, weakref.ref] = {}  # handles made meanwhile
-        self.thread = threading.get_ident()
         self.assigned = set(backend._assigned)
-        self.paused = False
-
-    def made(self, handle: Handle) -> None:
-        if threading.get_ident() == self.thread:
-            self.born[id(handle)] = weakref.ref(handle)
-
-    def is_born(self, handle: Handle) -> bool:
-        reference = self.born.get(id(handle))
-        return reference is not None and reference() is handle
 
     def note(self, root: Handle) -> None:
-        if threading.get_ident() != self.thread or self.paused or self.is_born(root):
+        if self.is_born(root):
             return
         known = self.noted.get(id(root))
         if known is None or known.handle() is not root:
@@ -107,24 +99,22 @@ class Undo:
 class Watch(Undo):
     """An Undo whose handles stand on stand-ins: inputs of their own, over the same memory."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    traces = True
+
+    def __init__(self, who: str) -> None:
+        super().__init__(who)
         self.owner: dict[Storage, Handle] = {}  # stand-in -> handle
         self.history: list[tuple[weakref.ref, Node]] = []  # handles that kept their graph
 
     def substitute(self, root: Handle, s: Snapshot) -> None:
         raw = root._raw
         if not (raw.op is ops.INPUT and isinstance(raw.arg, Storage)) or raw.arg.buffer is None:
-            self.paused = True
-            try:
-                if has_stand_in(root):
-                    raise Inline
-                if not root._leaf and root.requires_grad:  # backward() may want its graph
-                    self.history.append((weakref.ref(root), raw))
-                    return
-                realise_now([root], self)
-            finally:
-                self.paused = False
+            if has_stand_in(root):
+                raise Inline
+            if not root._leaf and root.requires_grad:  # backward() may want its graph
+                self.history.append((weakref.ref(root), raw))
+                return
+            realise_now([root], self)
             s.kept, s.stopped = root._kept, root._stopped
             s.raw = root._raw if root._raw.op is ops.INPUT else raw
         self.stand_in(root, s, storage_of(root))
@@ -167,11 +157,10 @@ def realise_now(tensors: Sequence[Any], watch: Watch | None = None) -> None:
     inside = [s for s in backend._assigned if s not in before]
     for s in inside:
         backend._assigned.pop(s)
-    token = backend._tracing.set(None)
     try:
-        tensors[0].realize(*tensors[1:])
+        with backend.inside(None):
+            tensors[0].realize(*tensors[1:])
     finally:
-        backend._tracing.reset(token)
         for s in inside:
             backend._assigned[s] = None
 
@@ -225,10 +214,9 @@ class Trace:
         default_generator().state(self.device)
         self.overrides = config._overrides.get()
         self.seen_changes = -1
-        watch = Watch()
-        handles.watcher.append(watch)
+        watch = Watch(f"jit of {name}")
         try:
-            with backend.tracing(f"jit of {name}"):
+            with backend.inside(watch):
                 self._take_arguments(watch, leaves, storages, symbolic)
                 result = function(*args, **kwargs)
                 if random_states(self.guards) != draws:
@@ -239,7 +227,6 @@ class Trace:
                     )
                 self._collect(watch, leaves, result, before)
         finally:
-            handles.watcher.remove(watch)
             for e in self.guards.changed():
                 e.set(e.value)  # the run that follows changes it, as later ones do
             watch.restore()
@@ -260,13 +247,12 @@ class Trace:
                 self.sizes.setdefault(name, []).append((i, axis, low, high))
             s = Snapshot(weakref.ref(t), t._raw, t._stopped, t._kept, t.grad, t._raw)
             watch.noted[id(t)] = s
-            watch.paused = True
-            history = not t._leaf and t.requires_grad
+            with backend.inside(None):  # the argument counts, not what it is a view of
+                history = not t._leaf and t.requires_grad
             if t._parent is not None:
                 s.view = (t._parent, t._origin, t._step, t._seen)
                 self.views.append((t, t._origin))
                 t._parent = t._origin = t._step = t._seen = None
-            watch.paused = False
             watch.stand_in(t, s, storages[i], tuple(shape))
             if history:  # a gradient through an argument's past would be lost: refuse it
                 _leaves[t._raw.arg] = (weakref.ref(t), True)
