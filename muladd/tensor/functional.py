@@ -1,4 +1,4 @@
-"""Functions of functions: derivatives, vectorising, checkpointing, custom gradients, loops.
+"""Functions of functions: derivatives, checkpointing, custom gradients (vmap, scan: repeat.py).
 
 A function is traced on stand-ins: tensors whose nodes are INPUTs of their own. What it returns is a
 graph over the stand-ins, which `muladd.transform` turns into another; then the stand-ins are
@@ -13,11 +13,13 @@ from functools import wraps
 from typing import Any
 
 from muladd import transform
-from muladd.errors import GradientError, ShapeError
-from muladd.ir import Body, CallArg, Dim, Node, ScanArg, iota, make, ops, substitute
+from muladd.errors import GradientError
+from muladd.ir import Body, CallArg, Node, iota, make, ops, substitute
 from muladd.tensor import backend
 from muladd.tensor import graph as g
+from muladd.tensor.arguments import device_of, tensors_of
 from muladd.tensor.handle import _leaves, no_grad, set_grad_enabled
+from muladd.tensor.repeat import scan, vmap
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.tree import flatten, tree_leaves, tree_map, unflatten
 from muladd.transform.residuals import body_over
@@ -47,19 +49,6 @@ class _StandIns:
         """The nodes over the real arguments."""
         back = {n: t.node for n, t in zip(self.nodes, self.tensors)}
         return list(substitute(tuple(nodes), back))
-
-
-def _device(tensors: Sequence[Tensor]) -> str:
-    return tensors[0].device if tensors else backend.default_device()
-
-
-def _tensors_of(who: str, tree: Any) -> tuple[list[Tensor], Any]:
-    """Results as tensors; numbers among them become tensors."""
-    leaves, structure = flatten(tree)
-    if not leaves and isinstance(tree, int | float):
-        leaf = Tensor(tree)
-        return [leaf], flatten(leaf)[1]
-    return leaves, structure
 
 
 def _scalar(who: str, out: Any) -> Tensor:
@@ -134,7 +123,7 @@ def vjp(function: Callable, *primals: Any) -> tuple[Any, Callable]:
     """(result, f): f takes cotangents in the result's structure, gives a tuple for the primals."""
     inside = _StandIns(primals)
     with set_grad_enabled(True):
-        outs, structure = _tensors_of("vjp", function(*inside.tree))
+        outs, structure = tensors_of(function(*inside.tree))
         out_nodes = [t.node for t in outs]
     real = inside.resolve(out_nodes)
     result = unflatten(structure, [Tensor._of(n, t.device) for n, t in zip(real, outs)])
@@ -161,60 +150,15 @@ def jvp(function: Callable, primals: Sequence[Any], tangents: Sequence[Any]) -> 
             f"jvp: got {len(moved)} tangents for {len(inside.tensors)} tensors in the primals"
         )
     with set_grad_enabled(True):
-        outs, structure = _tensors_of("jvp", function(*inside.tree))
+        outs, structure = tensors_of(function(*inside.tree))
         out_nodes = [t.node for t in outs]
     directions = [t.node if t.dtype.is_float else None for t in moved]
     found = transform.jvp(out_nodes, inside.nodes, directions)
     nodes = [g.like(o, 0) if t is None else t for o, t in zip(out_nodes, found)]
     real = inside.resolve([*out_nodes, *nodes])
-    handles = [Tensor._of(n, _device(outs)) for n in real]
+    handles = [Tensor._of(n, device_of(outs)) for n in real]
     k = len(outs)
     return unflatten(structure, handles[:k]), unflatten(structure, handles[k:])
-
-
-def vmap(function: Callable, in_axes: Any = 0, out_axes: int = 0) -> Callable:
-    """The function over a new batch axis: written for one example, applied to many at once.
-
-    in_axes: the batch axis of every tensor in an argument, or None where an argument is shared;
-    one entry for all arguments, or one each.
-    """
-
-    @wraps(function)
-    def mapped(*arguments: Any) -> Any:
-        axes = list(in_axes) if isinstance(in_axes, list | tuple) else [in_axes] * len(arguments)
-        if len(axes) != len(arguments):
-            raise ShapeError(
-                f"vmap: in_axes has {len(axes)} entries for {len(arguments)} arguments"
-            )
-        inputs: list[Node] = []
-        values: list[Node] = []
-        places: list[int | None] = []
-        inner = []
-        for argument, axis in zip(arguments, axes):
-            leaves, structure = flatten(argument)
-            handles = []
-            for t in leaves:
-                node = backend.defer(_example(t, axis), t.device)
-                inputs.append(node)
-                values.append(t.node)
-                places.append(axis)
-                handles.append(Tensor._of(node, t.device))
-            inner.append(unflatten(structure, handles))
-        outs, structure = _tensors_of("vmap", function(*inner))
-        nodes = transform.vectorize([t.node for t in outs], inputs, values, places)
-        made = [Tensor._of(n, t.device).movedim(0, out_axes) for n, t in zip(nodes, outs)]
-        return unflatten(structure, [t.clone() for t in made])
-
-    return mapped
-
-
-def _example(t: Tensor, axis: int | None) -> Node:
-    """The first example along the batch axis: what a stand-in would hold if asked."""
-    if axis is None:
-        return t.node
-    a = g.axis_of("vmap", axis, t.ndim)
-    one = g.cut(t.node, a, 0, 1)
-    return g.reshape(one, (*t.shape[:a], *t.shape[a + 1 :]))
 
 
 def jacobian(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
@@ -231,7 +175,7 @@ def jacobian(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
         for i, new in zip(numbers, inside.tree):
             replaced[i] = new
         with set_grad_enabled(True):
-            outs, structure = _tensors_of("jacobian", function(*replaced, **named))
+            outs, structure = tensors_of(function(*replaced, **named))
             rows = [_rows(t.node, inside) for t in outs]
         result = unflatten(
             structure, [unflatten(inside.structure, r) for r in rows]
@@ -250,7 +194,7 @@ def _first(result: Any, structure: Any, rows: list, inside: _StandIns) -> Any:
 
 def _rows(out: Node, inside: _StandIns) -> list[Tensor]:
     count = g.dims_product(out.shape)
-    seed = backend.defer(g.like(out, 1), _device(inside.tensors))
+    seed = backend.defer(g.like(out, 1), device_of(inside.tensors))
     found = transform.gradient([out], inside.nodes, [seed])
     nodes = [g.like(n, 0) if c is None else c for c, n in zip(found, inside.nodes)]
     square = (count, count)
@@ -345,51 +289,3 @@ def _with_gradient(
 
 def _where(node: Node) -> str:
     return node.arg.device if node.op is ops.INPUT else backend.default_device()
-
-
-def scan(
-    function: Callable, init: Any, xs: Any = None, length: Dim | None = None, reverse: bool = False,
-    checkpoint: bool | int = False,
-) -> tuple[Any, Any]:  # fmt: skip
-    """function(carry, x) -> (carry, y), repeated over the leading axis of xs, as one SCAN.
-
-    Returns (the last carry, the ys stacked). The carry keeps its structure, shapes and dtypes.
-    `length` is needed only without xs. Random numbers drawn inside are the same in every step:
-    pass keys in as xs instead. A gradient keeps what each step computed; with `checkpoint` it keeps
-    the carry of every k-th step alone (k about the square root of the length, or that number) and
-    computes the steps between once more, one segment after the other.
-    """
-    carries, carry_structure = flatten(init)
-    slices, xs_structure = flatten(xs)
-    if slices and length is None:
-        length = slices[0].shape[0] if slices[0].ndim else None
-    if length is None:
-        raise ShapeError("scan: without xs that have a leading axis, give length=")
-    for t in slices:
-        if not t.ndim or not g.equal_dims(t.shape[0], length):
-            raise ShapeError(
-                f"scan: a stacked input of shape {list(t.shape)} has no leading axis of {length}"
-            )
-    device = _device([*carries, *slices])
-    stand_ins = [backend.defer(t.node, device) for t in carries]
-    stand_ins += [backend.defer(_example(t, 0), device) for t in slices]
-    handles = [Tensor._of(n, device) for n in stand_ins]
-    k = len(carries)
-    result = function(unflatten(carry_structure, handles[:k]), unflatten(xs_structure, handles[k:]))
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise ShapeError("scan: the function must return (carry, y); y may be None")
-    new_carries, new_structure = flatten(result[0])
-    ys, ys_structure = flatten(result[1])
-    if len(new_carries) != k:
-        raise ShapeError(f"scan: the carry has {k} tensors going in, {len(new_carries)} coming out")
-    outs = [t.node for t in (*new_carries, *ys)]
-    body, captured = transform.lift(outs, stand_ins, getattr(function, "__name__", "step"))
-    sources = (*[t.node for t in carries], *[t.node for t in slices], *captured)
-    arg = ScanArg(body, length, k, len(slices), reverse)
-    if checkpoint:
-        segment = None if checkpoint is True else checkpoint
-        nodes = transform.scan_checkpointed(arg, sources, segment)
-    else:
-        nodes = [make(ops.SCAN, sources, replace(arg, out=i)) for i in range(len(outs))]
-    final = [Tensor._of(node, device) for node in nodes]
-    return unflatten(new_structure, final[:k]), unflatten(ys_structure, final[k:])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from muladd.errors import TraceError
 from muladd.ir import dtype as dt
 from muladd.tensor import backend
 
@@ -17,10 +18,14 @@ def text(t: Tensor) -> str:
     notes = [] if t.dtype is dt.float32 else [f"dtype={t.dtype.name}"]
     if t._leaf:
         notes.append("requires_grad=True")
-    if backend.is_tracing() or not all(isinstance(n, int) for n in t.shape):
+    try:
+        values = t.numpy() if all(isinstance(n, int) for n in t.shape) else None
+    except TraceError:
+        values = None
+    if values is None:
         return f"Tensor(shape={list(t.shape)}, {', '.join([*notes, 'not computed'])})"
     body = np.array2string(
-        t.numpy(), separator=", ", prefix="Tensor(", precision=4, threshold=200, edgeitems=3
+        values, separator=", ", prefix="Tensor(", precision=4, threshold=200, edgeitems=3
     )
     if 0 in t.shape:
         notes.insert(0, f"shape={list(t.shape)}")

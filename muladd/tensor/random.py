@@ -58,11 +58,16 @@ class Generator:
 
     def take(self, count: Dim, device: str) -> Node:
         """The state from which to draw `count` pairs of words; the counter moves on."""
+        now = backend.frame.get()
+        return self.advance(count, device) if now is None else now.draw(self, count, device)
+
+    def advance(self, count: Dim, device: str) -> Node:
+        """take(), of what runs as it stands: once for each time it is written."""
         if backend.is_tracing() or not isinstance(count, int):
             state = self.state(device)
             node = state._value()
             with no_grad():
-                state.assign(state._of(_advanced(node, count), device))
+                state.assign(state._of(_moved_on(node, count), device))
             return node
         self._return_to_host(device)
         node = storage_node(self._words(), dt.uint32, device)
@@ -76,13 +81,18 @@ class Generator:
             self.seed, self.counter = words[0] | words[1] << 32, words[2] | words[3] << 32
 
 
-def _advanced(state: Node, count: Dim) -> Node:
-    low = g.cut(state, 0, 2, 1)
-    step = g.cast(g.number(count, dt.int64, (1,)), dt.uint32)
-    new_low = g.add(low, step)
+def advanced(state: Node, steps: Node) -> Node:
+    """States (n, 4) whose counters stand `steps` (n, int64) beyond that of one state."""
+    n = steps.shape[0]
+    key0, key1, low, high = (g.expand(g.cut(state, 0, i, 1), (n,)) for i in range(4))
+    new_low = g.add(low, g.cast(g.mod(steps, 1 << 32), dt.uint32))
     carry = g.cast(g.lt(new_low, low), dt.uint32)
-    new_high = g.add(g.cut(state, 0, 3, 1), carry)
-    return g.concatenate([g.cut(state, 0, 0, 2), new_low, new_high], 0)
+    new_high = g.add(g.add(high, g.cast(g.div(steps, 1 << 32), dt.uint32)), carry)
+    return g.concatenate([g.reshape(x, (n, 1)) for x in (key0, key1, new_low, new_high)], 1)
+
+
+def _moved_on(state: Node, count: Dim) -> Node:
+    return g.reshape(advanced(state, g.number(count, dt.int64, (1,))), state.shape)
 
 
 _default: list[Generator] = []
