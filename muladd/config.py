@@ -9,6 +9,7 @@ prints it. Nothing else in muladd reads the environment.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,8 +40,8 @@ class Setting:
 
 def _whole(low: int, high: int | None = None) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
-        if isinstance(value, str):
-            value = int(value.strip(), 10)
+        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
+            value = int(value)
         if isinstance(value, bool):
             value = int(value)
         if not isinstance(value, int) or value < low or (high is not None and value > high):
@@ -55,7 +56,7 @@ def _flag(value: Any) -> bool:
         word = value.strip().lower()
         if word in ("1", "true", "yes", "on"):
             return True
-        if word in ("0", "false", "no", "off", ""):
+        if word in ("0", "false", "no", "off"):
             return False
     elif isinstance(value, int) and value in (0, 1):
         return bool(value)
@@ -71,15 +72,15 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return parse
 
 
-_SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"\s*(\d+\.?\d*)\s*([KMGT]?)(I?B)?\s*", re.IGNORECASE)
 
 
 def _size(value: Any) -> int:
     """Bytes: 1500000, or 512M, 8G (powers of 1024)."""
     if isinstance(value, str):
-        text = value.strip().upper().removesuffix("IB").removesuffix("B")
-        factor = _SUFFIXES.get(text[-1:], 1)
-        value = int(float(text[:-1] if factor > 1 else text) * factor)
+        if found := _SIZE.fullmatch(value):
+            value = int(float(found[1]) * _UNITS[found[2].upper()])
     if not isinstance(value, int) or value < 0:
         raise ValueError("a number of bytes such as 500M or 8G")
     return value
@@ -159,9 +160,9 @@ def get(name: str) -> Any:
     if name not in _environment:
         if name not in SETTINGS:
             _parsed(name, None, "config.get")
-        text = os.environ.get("MULADD_" + name, os.environ.get(name))
+        text = os.environ.get("MULADD_" + name) or os.environ.get(name)  # empty is not set
         _environment[name] = (
-            SETTINGS[name].default if text is None else _parsed(name, text, "environment")
+            _parsed(name, text, "environment") if text else SETTINGS[name].default
         )
     return _environment[name]
 

@@ -3,6 +3,7 @@
     MuladdError
     ├── ShapeError      (ValueError)    sizes or axes do not fit
     ├── DTypeError      (TypeError)     an element type does not fit
+    ├── ArgumentError   (ValueError)    an argument is not of the kind, or in the range, expected
     ├── IndexingError   (IndexError)    an index is outside its axis
     ├── GradientError   (RuntimeError)  a derivative does not exist or would be wrong
     ├── TraceError      (RuntimeError)  a value was asked for while a function is being traced
@@ -27,6 +28,10 @@ class ShapeError(MuladdError, ValueError):
 
 class DTypeError(MuladdError, TypeError):
     """An element type does not fit the operation or the device."""
+
+
+class ArgumentError(MuladdError, ValueError):
+    """An argument is not of the kind that is expected, or not in its range."""
 
 
 class IndexingError(MuladdError, IndexError):

@@ -32,6 +32,27 @@ def test_defaults_and_context(monkeypatch):
     assert config.DEBUG == 0
 
 
+@pytest.mark.parametrize("name", ["DEBUG", "MEMORY", "PIN", "DEVICE", "CACHE_SIZE"])
+def test_an_empty_variable_is_not_set(monkeypatch, name):
+    monkeypatch.setenv("MULADD_" + name, "")
+    monkeypatch.setenv(name, "")
+    assert config.get(name) == config.SETTINGS[name].default
+
+
+@pytest.mark.parametrize("name, value, expected", [
+    ("DEBUG", "abc", "expected a whole number 0 <= n <= 5"),
+    ("THREADS", "1.5", "expected a whole number 0 <= n <= 256"),
+    ("MEMORY", "abc", "expected a number of bytes such as 500M or 8G"),
+    ("CACHE_SIZE", "1Z", "expected a number of bytes such as 500M or 8G"),
+])  # fmt: skip
+def test_an_error_names_the_variable_the_value_and_what_was_expected(
+    monkeypatch, name, value, expected
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}='{value}' is not .*{expected}"):
+        config.get(name)
+
+
 def test_environment(monkeypatch):
     monkeypatch.setenv("DEBUG", "3")
     monkeypatch.setenv("DEVICE", "opencl")
@@ -45,7 +66,7 @@ def test_environment(monkeypatch):
 
 @pytest.mark.parametrize("name,value", [("DEBUG", "9"), ("DEBUG", "many"), ("PROFILE", "slow"),
                                         ("CHECK", "maybe"), ("THREADS", "-1"), ("MEMORY", "x"),
-                                        ("DEVICE", "")])  # fmt: skip
+                                        ("DEVICE", " ")])  # fmt: skip
 def test_values_that_do_not_fit(monkeypatch, name, value):
     monkeypatch.delenv(f"MULADD_{name}", raising=False)  # which would come first
     monkeypatch.setenv(name, value)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from muladd.errors import DTypeError, FormatError
+from muladd.errors import ArgumentError, DTypeError, FormatError
 from muladd.formats.stored import (
     PathLike,
     StoredArray,
@@ -101,6 +101,11 @@ def save(
 ) -> None:
     """Write tensors (or arrays) to a file by name. A reader finds the old file or the new one,
     never a part, whatever happens meanwhile."""
+    if not isinstance(tensors, Mapping):
+        raise ArgumentError(
+            "safetensors.save: expected a mapping from name to tensor, such as "
+            f"model.state_dict() gives, got {type(tensors).__name__}"
+        )
     values = list(tensors.values())
     lazy = [value for value in values if isinstance(value, Tensor)]
     if lazy:

@@ -46,6 +46,10 @@ class Node:
         raise GraphError("a graph is not pickled; use muladd.ir.encode for its canonical bytes")
 
     def __repr__(self) -> str:
+        if _is_size(self):  # as a person writes it: sizes stand in the shapes that errors name
+            from muladd.ir.text import size_text
+
+            return size_text(self)
         return f"<{self.op.name} {self.dtype.name}{list(self.shape)} {_short(self.arg)}>"
 
     # Arithmetic on integer scalars is index algebra, which keeps a normal form (see sym.py).
@@ -84,6 +88,16 @@ def _sym() -> Any:
     from muladd.ir import sym
 
     return sym
+
+
+def _is_size(node: Node) -> bool:
+    """Whether a node is an expression over symbolic sizes."""
+    if node.dtype is not dt.INDEX or node.shape:
+        return False
+    leaves = [n for n in toposort((node,)) if not n.srcs]
+    return all(isinstance(n.arg, Var | int) for n in leaves) and any(
+        isinstance(n.arg, Var) for n in leaves
+    )
 
 
 def _short(arg: Any) -> str:

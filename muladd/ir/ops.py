@@ -93,13 +93,13 @@ def _shape_same(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 def _shape_reduce(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     axes = arg
     if list(axes) != sorted(set(axes)) or any(not 0 <= a < srcs[0].ndim for a in axes):
-        raise ShapeError(f"reduce: axes {axes} are not distinct, ascending axes of {srcs[0].shape}")
+        raise ShapeError(f"axes {axes} are not distinct, ascending axes of {srcs[0].shape}")
     return tuple(n for i, n in enumerate(srcs[0].shape) if i not in axes)
 
 
 def _shape_reshape(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     if not equal_dims(_elements(arg), _elements(srcs[0].shape)):
-        raise ShapeError(f"reshape: {srcs[0].shape} has another number of elements than {arg}")
+        raise ShapeError(f"{srcs[0].shape} has another number of elements than {arg}")
     return arg
 
 
@@ -114,7 +114,7 @@ def _elements(shape: Shape) -> Dim:
 
 def _shape_permute(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     if sorted(arg) != list(range(srcs[0].ndim)):
-        raise ShapeError(f"permute: {arg} is not an order of the {srcs[0].ndim} axes")
+        raise ShapeError(f"{arg} is not an order of the {srcs[0].ndim} axes")
     return tuple(srcs[0].shape[a] for a in arg)
 
 
@@ -127,7 +127,7 @@ def _shape_expand(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     for o, n in zip(old, tail):
         fits = fits and (o is n or equal_dims(o, 1) or equal_dims(o, n))
     if not fits:
-        raise ShapeError(f"expand: {old} does not broadcast to {arg}")
+        raise ShapeError(f"{old} does not broadcast to {arg}")
     return arg
 
 
@@ -136,11 +136,11 @@ def _shape_pad(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 
     pads, _ = arg
     if len(pads) != srcs[0].ndim:
-        raise ShapeError(f"pad: {len(pads)} paddings for {srcs[0].ndim} axes")
+        raise ShapeError(f"{len(pads)} paddings for {srcs[0].ndim} axes")
     out = []
     for n, (low, high, interior) in zip(srcs[0].shape, pads):
         if interior and not isinstance(n, int):
-            raise ShapeError("pad: interior padding needs a static size")
+            raise ShapeError("interior padding needs a static size")
         gaps = max(n - 1, 0) * interior if isinstance(n, int) else 0
         out.append(sym.add(sym.add(n, low), sym.add(high, gaps)))
     return tuple(out)
@@ -148,14 +148,14 @@ def _shape_pad(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
 
 def _shape_slice(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     if len(arg) != srcs[0].ndim:
-        raise ShapeError(f"slice: {len(arg)} slices for {srcs[0].ndim} axes")
+        raise ShapeError(f"{len(arg)} slices for {srcs[0].ndim} axes")
     for n, (start, size, step) in zip(srcs[0].shape, arg):
         if not (isinstance(n, int) and isinstance(start, int) and isinstance(size, int)):
             continue  # symbolic: proven when the kernel is lowered
         last = start + (size - 1) * step
         if size < 0 or step == 0 or (size and not (0 <= start < n and 0 <= last < n)):
             given = f"start {start}, size {size}, step {step}"
-            raise ShapeError(f"slice: {given} leaves an axis of {n}")
+            raise ShapeError(f"{given} leaves an axis of {n}")
     return tuple(size for _, size, _ in arg)
 
 
@@ -208,13 +208,13 @@ def _dtype_bool(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
 def _dtype_bitcast(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
     d = _dtype_given(srcs, arg, d)
     if d.bits != srcs[0].dtype.bits or (d is dt.bool_) != (srcs[0].dtype is dt.bool_):
-        raise DTypeError(f"bitcast: {srcs[0].dtype.name} and {d.name} differ in width")
+        raise DTypeError(f"{srcs[0].dtype.name} and {d.name} differ in width")
     return d
 
 
 def _dtype_where(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> DType:
     if srcs[0].dtype is not dt.bool_:
-        raise DTypeError(f"where: the condition must be bool, got {srcs[0].dtype.name}")
+        raise DTypeError(f"the condition must be bool, got {srcs[0].dtype.name}")
     return _dtype_same(srcs[1:], arg, d)
 
 

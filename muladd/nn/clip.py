@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from muladd.errors import ArgumentError
 from muladd.tensor import Tensor, no_grad
 
 
@@ -21,7 +22,7 @@ def clip_grad_norm_(
     """
     pairs = _with_gradient(parameters)
     if norm_type not in (1.0, 2.0, float("inf")):
-        raise ValueError(f"clip_grad_norm_: norm_type is 1, 2 or inf, got {norm_type}")
+        raise ArgumentError(f"clip_grad_norm_: norm_type is 1, 2 or inf, got {norm_type}")
     with no_grad():
         total: Tensor | None = None
         for _, gradient in pairs:

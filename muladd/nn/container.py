@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from muladd.errors import ArgumentError
 from muladd.nn.module import Module
 
 
@@ -15,6 +16,10 @@ class ModuleList(Module):
             self.append(module)
 
     def append(self, module: Module) -> ModuleList:
+        if not callable(module):
+            raise ArgumentError(
+                f"{type(self).__name__}: expected modules, got {module!r} at place {len(self)}"
+            )
         setattr(self, str(len(self)), module)
         return self
 

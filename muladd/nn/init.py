@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod, sqrt
 from typing import Any
 
-from muladd.errors import ShapeError
+from muladd.errors import ArgumentError, ShapeError
 from muladd.nn.module import static_shape
 from muladd.tensor import Tensor, no_grad
 
@@ -43,7 +43,9 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         slope = 0.01 if param is None else param
         return sqrt(2 / (1 + slope * slope))
     if nonlinearity not in GAINS:
-        raise ValueError(f"init: no gain is known for {nonlinearity!r}; known: {', '.join(GAINS)}")
+        raise ArgumentError(
+            f"init: no gain is known for {nonlinearity!r}; known: {', '.join(GAINS)}"
+        )
     return GAINS[nonlinearity]
 
 
@@ -111,7 +113,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"init: mode is fan_in or fan_out, got {mode!r}")
+        raise ArgumentError(f"init: mode is fan_in or fan_out, got {mode!r}")
     fan = fans(static_shape(tensor))[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / sqrt(fan)
 

@@ -12,6 +12,7 @@ from muladd.errors import ShapeError
 from muladd.nn import amp, init
 from muladd.nn.module import Module, Parameter
 from muladd.tensor import Tensor
+from muladd.tensor.random import probability
 
 Sizes = int | tuple[int, ...]
 
@@ -219,9 +220,7 @@ class Dropout(Module):
     """In training, zeroes elements with probability p and scales the rest by 1 / (1 - p)."""
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p is a probability, got {p}")
-        self.p = p
+        self.p = probability("Dropout", p)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.dropout(self.p, training=True) if self.training and self.p else x

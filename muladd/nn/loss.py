@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from muladd.errors import ArgumentError
 from muladd.nn import amp
 from muladd.nn.module import Module
 from muladd.tensor import Tensor
@@ -13,7 +14,7 @@ class _Loss(Module):
 
     def __init__(self, reduction: str = "mean", **settings: Any) -> None:
         if reduction not in ("none", "mean", "sum"):
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}: reduction is none, mean or sum, got {reduction!r}"
             )
         self._settings = {"reduction": reduction, **settings}

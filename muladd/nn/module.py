@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from muladd.errors import FormatError, ShapeError
+import numpy as np
+
+from muladd.errors import ArgumentError, FormatError, ShapeError
 from muladd.tensor import Tensor, no_grad
 from muladd.tensor.handle import changes
 
@@ -108,9 +110,14 @@ class Module:
 
         `state` maps names to Tensors or arrays (a file of `muladd.formats` as it is). Values are
         cast to the dtype of the tensor they fill. With `strict`, names must match exactly.
-        Raises FormatError for names and ShapeError for shapes that do not fit, before anything
-        is changed.
+        Raises ArgumentError for what is no mapping, FormatError for names and ShapeError for
+        shapes that do not fit, before anything is changed.
         """
+        if not isinstance(state, Mapping):
+            raise ArgumentError(
+                f"{type(self).__name__}.load_state_dict: expected a mapping from name to tensor, "
+                f"such as safetensors.load(path) gives, got {type(state).__name__}"
+            )
         own = self.state_dict()
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
@@ -126,9 +133,9 @@ class Module:
             )
         values = {name: state[name] for name in own if name in state}
         wrong = [
-            f"{name}: {tuple(own[name].shape)} here, {tuple(value.shape)} given"
+            f"{name}: {tuple(own[name].shape)} here, {np.shape(value)} given"
             for name, value in values.items()
-            if tuple(value.shape) != tuple(own[name].shape)
+            if np.shape(value) != tuple(own[name].shape)
         ]
         if wrong:
             raise ShapeError(
@@ -138,7 +145,7 @@ class Module:
         with no_grad():
             for name, value in values.items():
                 tensor = own[name]
-                given = value if isinstance(value, Tensor) else Tensor(value.__array__())
+                given = value if isinstance(value, Tensor) else Tensor(np.asarray(value))
                 tensor.assign(given.cast(tensor.dtype).to(tensor.device))
 
     # --- modes ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-from muladd.errors import ShapeError
+from muladd.errors import ArgumentError, ShapeError
 from muladd.nn import init
 from muladd.nn.layers import linear
 from muladd.nn.module import Module, Parameter
@@ -35,7 +35,7 @@ class _Recurrent(Module):
         **options: Any,
     ) -> None:  # fmt: skip
         if num_layers < 1 or not 0 <= dropout <= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}: needs num_layers >= 1 and 0 <= dropout <= 1, got "
                 f"{num_layers} and {dropout}"
             )

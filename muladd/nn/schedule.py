@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import log2, pi
 
+from muladd.errors import ArgumentError
 from muladd.ir import dtype as dt
 from muladd.tensor import Tensor
 
@@ -23,7 +24,7 @@ def _tensor(step: Tensor | float) -> Tensor:
 def _check(who: str, **sizes: float) -> None:
     for name, value in sizes.items():
         if value <= 0:
-            raise ValueError(f"schedule.{who}: {name} must be positive, got {value}")
+            raise ArgumentError(f"schedule.{who}: {name} must be positive, got {value}")
 
 
 def constant(rate: float) -> Schedule:
@@ -85,7 +86,7 @@ def step(rate: float, every: int, factor: float = 0.1) -> Schedule:
 def piecewise(rates: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     """rates[i] from step boundaries[i - 1] on."""
     if len(rates) != len(boundaries) + 1 or list(boundaries) != sorted(boundaries):
-        raise ValueError("schedule.piecewise: needs ascending boundaries and one more rate")
+        raise ArgumentError("schedule.piecewise: needs ascending boundaries and one more rate")
 
     def schedule(done: Tensor) -> Tensor:
         done = _tensor(done)

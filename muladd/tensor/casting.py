@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from muladd.errors import DTypeError
 from muladd.ir import dtype as dt
 from muladd.tensor import graph
 from muladd.tensor.handle import Handle
@@ -26,7 +27,13 @@ class Casting(Handle):
 
     def bitcast(self, dtype: Any) -> Tensor:
         """The same bits read as another dtype of equal width; no gradient passes."""
-        return self._result(graph.bitcast(self.node, dt.dtype(dtype)))
+        wanted = dt.dtype(dtype)
+        if wanted.bits != self.dtype.bits:
+            raise DTypeError(
+                f"bitcast: {self.dtype.name} has {self.dtype.bits} bits, {wanted.name} "
+                f"{wanted.bits}; expected a dtype of equal width"
+            )
+        return self._result(graph.bitcast(self.node, wanted))
 
     def float(self) -> Tensor:
         """Cast to float32."""

@@ -86,6 +86,16 @@ def pair(value: Any, count: int, who: str, what: str) -> tuple[int, ...]:
     return values
 
 
+def static(who: str, n: Dim) -> int:
+    """A size that is a number; ShapeError where it is symbolic."""
+    if not isinstance(n, int):
+        raise ShapeError(
+            f"{who}: needs an axis of fixed size, got the symbolic size {n!r}; leave this axis out "
+            "of jit's symbolic="
+        )
+    return n
+
+
 # --- movement -------------------------------------------------------------------------------------
 
 

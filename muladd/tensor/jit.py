@@ -120,7 +120,9 @@ class Jitted:
                 return trace.run(leaves)
         with state_lock:
             if key not in self._programs:
-                return self._first(key, args, kwargs)
+                if not named:
+                    return self._first(key, args, kwargs)
+                self._programs[key] = []  # traced at once: what needs a number says so now
             try:
                 trace = self._traced(key, leaves, structure, named, args, kwargs)
             except Inline:

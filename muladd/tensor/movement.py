@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from muladd.errors import DTypeError, ShapeError
@@ -10,7 +9,7 @@ from muladd.ir import Dim, Node, Shape, const, iota, ops, sym
 from muladd.ir import dtype as dt
 from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
-from muladd.tensor.creation import shape_of
+from muladd.tensor.creation import shape_of, size_of
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import as_operand, one_device, scalar_as_vector
 
@@ -202,7 +201,7 @@ class Movement(Handle):
     def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
         """Parts of one size along an axis (the last may be smaller), or of the sizes listed."""
         a = g.axis_of("split", dim, self.ndim)
-        n = _static("split", self.shape[a])
+        n = g.static("split", self.shape[a])
         if isinstance(split_size, int):
             if split_size <= 0:
                 raise ShapeError(f"split: a part's size is at least 1, got {split_size}")
@@ -216,7 +215,7 @@ class Movement(Handle):
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
         """At most `chunks` parts of equal size (the last may be smaller)."""
-        n = _static("chunk", self.shape[g.axis_of("chunk", dim, self.ndim)])
+        n = g.static("chunk", self.shape[g.axis_of("chunk", dim, self.ndim)])
         if chunks < 1:
             raise ShapeError(f"chunk: at least 1 part, got {chunks}")
         return self.split(max(1, -(-n // chunks)), dim)
@@ -224,7 +223,7 @@ class Movement(Handle):
     def tensor_split(self, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
         """That many parts, as equal as can be, or parts that end at the indices given."""
         a = g.axis_of("tensor_split", dim, self.ndim)
-        n = _static("tensor_split", self.shape[a])
+        n = g.static("tensor_split", self.shape[a])
         if isinstance(indices_or_sections, int):
             k = indices_or_sections
             return self.split([n // k + (i < n % k) for i in range(k)], a)
@@ -235,7 +234,7 @@ class Movement(Handle):
     def unbind(self, dim: int = 0) -> tuple[Tensor, ...]:
         """The slices along an axis, without it."""
         a = g.axis_of("unbind", dim, self.ndim)
-        return tuple(self.select(a, i) for i in range(_static("unbind", self.shape[a])))
+        return tuple(self.select(a, i) for i in range(g.static("unbind", self.shape[a])))
 
     def select(self, dim: int, index: int) -> Tensor:
         """One slice along an axis, without it. A view."""
@@ -248,7 +247,7 @@ class Movement(Handle):
         if a == b:
             raise ShapeError(f"diagonal: dim1 and dim2 are both axis {a}")
         x = self.movedim((a, b), (-2, -1))
-        rows, columns = (_static("diagonal", n) for n in x.shape[-2:])
+        rows, columns = (g.static("diagonal", n) for n in x.shape[-2:])
         top, left = max(-offset, 0), max(offset, 0)
         n = max(min(rows - top, columns - left), 0)
         if n == 0:
@@ -351,6 +350,7 @@ class Movement(Handle):
         x = self.flatten() if dim is None else self
         a = 0 if dim is None else g.axis_of("repeat_interleave", dim, self.ndim)
         if isinstance(repeats, int):
+            repeats = size_of(repeats, "repeat_interleave")
             shape = (*x.shape[: a + 1], repeats, *x.shape[a + 1 :])
             wide = g.expand(g.unsqueeze(x.node, a + 1), shape)
             total = sym.mul(x.shape[a], repeats)
@@ -391,7 +391,7 @@ class Movement(Handle):
         x = self.node
         for move, axis in zip(moves, axes):
             a = g.axis_of("roll", axis, self.ndim)
-            n = _static("roll", x.shape[a])
+            n = g.static("roll", x.shape[a])
             k = move % n if n else 0
             if k:
                 x = g.concatenate([g.cut(x, a, n - k, k), g.cut(x, a, 0, n - k)], a)
@@ -470,27 +470,18 @@ def full_shape(who: str, wanted: Shape, old: Shape) -> Shape:
         raise ShapeError(f"{who}: {list(wanted)} has more than one -1")
     if any(isinstance(n, int) and n < -1 for n in wanted):
         raise ShapeError(f"{who}: {list(wanted)} has a negative size")
+    fits = True
+    given = wanted
     if holes:
         rest = sym.product(n for n in wanted if not _is(n, -1))
-        if isinstance(count, int) and isinstance(rest, int) and (not rest or count % rest):
-            raise ShapeError(
-                f"{who}: {count} elements of shape {list(old)} cannot be arranged as {list(wanted)}"
-            )
-        filled = list(wanted)
-        filled[holes[0]] = sym.div(count, rest)
-        return tuple(filled)
-    if isinstance(count, int) and all(isinstance(n, int) for n in wanted):
-        if prod(wanted) != count:  # type: ignore[arg-type]
-            raise ShapeError(
-                f"{who}: {count} elements of shape {list(old)} cannot be arranged as {list(wanted)}"
-            )
+        fits = not _is(rest, 0)  # else any size would do
+        i = holes[0]
+        wanted = (*wanted[:i], sym.div(count, rest) if fits else 0, *wanted[i + 1 :])
+    if not fits or not equal_dims(sym.product(wanted), count):
+        raise ShapeError(
+            f"{who}: {count} elements of shape {list(old)} cannot be arranged as {list(given)}"
+        )
     return wanted
-
-
-def _static(who: str, n: Dim) -> int:
-    if not isinstance(n, int):
-        raise ShapeError(f"{who}: needs a static size, got the symbolic size {n}")
-    return n
 
 
 def _without_axis(others: tuple, dim: int) -> tuple[tuple, int]:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from muladd import config
-from muladd.errors import DTypeError, ShapeError
+from muladd.errors import ArgumentError, DTypeError, ShapeError
 from muladd.ir import Dim, Node, Shape, iota, make, ops, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import backend
 from muladd.tensor import graph as g
-from muladd.tensor.creation import shape_of, storage_node
+from muladd.tensor.creation import shape_of, size_of, storage_node
 from muladd.tensor.handle import Handle, no_grad
+from muladd.tensor.operands import is_number
 from muladd.tensor.special import PI
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class Random(Handle):
         from muladd.tensor.sorting import order
 
         name = backend.device_name(device)
-        node = order(words((n,), name), 0, False)
+        node = order(words((size_of(n, "randperm"),), name), 0, False)
         return cls._of(g.cast(node, dt.dtype(dtype or dt.int64)), name)
 
     def rand_like(self, dtype: Any = None) -> Tensor:
@@ -287,13 +288,11 @@ class Random(Handle):
 
     def dropout(self, p: float = 0.5, training: bool = True) -> Tensor:
         """Each element 0 with probability p, else divided by 1 - p; unchanged unless training."""
-        if not 0 <= p <= 1:
-            raise ShapeError(f"dropout: a probability lies in 0..1, got {p}")
         return _dropped(self, self.shape, p, training)
 
     def alpha_dropout(self, p: float = 0.5, training: bool = True) -> Tensor:
         """Dropout that keeps mean and variance of selu (Klambauer et al., 2017)."""
-        if not training or p == 0:
+        if probability("alpha_dropout", p) == 0 or not training:
             return self  # type: ignore[return-value]
         low = -1.7580993408473766
         a = ((1 - p) * (1 + p * low * low)) ** -0.5
@@ -382,8 +381,15 @@ class Random(Handle):
         return self.copy_(self.randn_like() * std + mean)
 
 
+def probability(who: str, p: Any) -> float:
+    """p, if it is a number in 0..1; else ArgumentError."""
+    if not is_number(p) or not 0 <= p <= 1:
+        raise ArgumentError(f"{who}: p is a probability in 0..1, got {p!r}")
+    return p
+
+
 def _dropped(x: Any, shape: Shape, p: float, training: bool) -> Any:
-    if not training or p == 0:
+    if probability("dropout", p) == 0 or not training:
         return x
     if p == 1:
         return x * 0

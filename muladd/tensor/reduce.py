@@ -327,9 +327,7 @@ def first_index(x: Node, axis: int, extreme: Node) -> Node:
 
 def product_along(x: Node, axis: int) -> Node:
     """The product along one axis, which stays with size 1."""
-    n = x.shape[axis]
-    if not isinstance(n, int):
-        raise ShapeError("prod: needs an axis of static size")
+    n = g.static("prod", x.shape[axis])
     if n == 0:
         nothing = g.keep(g.total(x, (axis,)), x.shape, (axis,))
         return g.add(nothing, 1)

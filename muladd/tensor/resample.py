@@ -115,8 +115,12 @@ def _pairs(x: Handle, pad: Any) -> list[tuple[int, int]]:
         return [(low, high) for low, high in pad]
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         raise ShapeError(f"pad: {pad} is not pairs of (low, high) for at most {x.ndim} axes")
-    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
-    return [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
+    given = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    pairs = [(0, 0)] * (x.ndim - len(given)) + given[::-1]
+    for (low, high), n in zip(pairs, x.shape):
+        if isinstance(n, int) and n + min(low, 0) + min(high, 0) < 0:
+            raise ShapeError(f"pad: ({low}, {high}) cuts off more than the size {n} of an axis")
+    return pairs
 
 
 def _cut(x: Node, axis: int, low: int, high: int) -> Node:

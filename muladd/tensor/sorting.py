@@ -33,6 +33,12 @@ class Sorting(Handle):
 
     __slots__ = ()
 
+    def _static_axis(self, who: str, dim: Any) -> int:
+        """An axis of this tensor whose size is a number."""
+        a = g.axis_of(who, dim, self.ndim)
+        g.static(who, self.shape[a])
+        return a
+
     # --- order ------------------------------------------------------------------------------------
 
     @scalar_as_vector
@@ -41,7 +47,7 @@ class Sorting(Handle):
         axis: Any = UNSET,
     ) -> ValuesIndices:  # fmt: skip
         """(sorted values, their indices) along an axis (default the last). Always stable."""
-        a = g.axis_of("sort", chosen("sort", axis, dim, -1), self.ndim)
+        a = self._static_axis("sort", chosen("sort", axis, dim, -1))
         index = order(self.node, a, descending)
         return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
 
@@ -62,7 +68,7 @@ class Sorting(Handle):
         axis: Any = UNSET,
     ) -> ValuesIndices:  # fmt: skip
         """The k greatest (or least) along an axis (default the last), in order."""
-        a = g.axis_of("topk", chosen("topk", axis, dim, -1), self.ndim)
+        a = self._static_axis("topk", chosen("topk", axis, dim, -1))
         if not 0 <= k <= self.shape[a]:  # type: ignore[operator]
             raise ShapeError(f"topk: k={k} of an axis of size {self.shape[a]}")
         index = g.cut(order(self.node, a, largest), a, 0, k)
@@ -71,7 +77,7 @@ class Sorting(Handle):
     @scalar_as_vector
     def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> ValuesIndices:
         """The k-th least (from 1) along an axis."""
-        a = g.axis_of("kthvalue", dim, self.ndim)
+        a = self._static_axis("kthvalue", dim)
         if not 1 <= k <= self.shape[a]:  # type: ignore[operator]
             raise ShapeError(f"kthvalue: k={k} of an axis of size {self.shape[a]}")
         index = g.cut(order(self.node, a, False), a, k - 1, 1)
@@ -89,7 +95,7 @@ class Sorting(Handle):
             if flat.shape[0] == 0 and self.dtype.is_float:
                 return self._made(float("nan"), self.dtype)
             return flat.median(0).values
-        a = g.axis_of("median", wanted, self.ndim)
+        a = self._static_axis("median", wanted)
         n: Any = self.shape[a]
         if n == 0:
             raise ShapeError(f"median: axis {a} of {list(self.shape)} has no elements")
@@ -106,7 +112,7 @@ class Sorting(Handle):
     def quantile(self, q: Any, dim: Any = None, keepdim: bool = False) -> Tensor:
         """The value below which the share q lies, linear between neighbours."""
         x: Any = self if self.ndim and dim is not None else self.flatten()
-        a = g.axis_of("quantile", 0 if dim is None else dim, x.ndim)
+        a = x._static_axis("quantile", 0 if dim is None else dim)
         values = x.sort(a).values
         place = q * (x.shape[a] - 1)
         if isinstance(q, Handle):
@@ -161,7 +167,7 @@ class Sorting(Handle):
         """Sums of everything up to each element along an axis."""
         from muladd.tensor.reduce import _sum_dtype
 
-        a = g.axis_of("cumsum", chosen("cumsum", axis, dim, 0), self.ndim)
+        a = self._static_axis("cumsum", chosen("cumsum", axis, dim, 0))
         x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
         return self._result(g.cast(running_sum(widened(x), a), x.dtype))
 
@@ -170,7 +176,7 @@ class Sorting(Handle):
         """Products of everything up to each element along an axis."""
         from muladd.tensor.reduce import _sum_dtype
 
-        a = g.axis_of("cumprod", chosen("cumprod", axis, dim, 0), self.ndim)
+        a = self._static_axis("cumprod", chosen("cumprod", axis, dim, 0))
         x = g.cast(self.node, _sum_dtype(self.dtype, dtype))
         return self._result(doubling(x, a, g.mul, 1))
 
@@ -184,7 +190,7 @@ class Sorting(Handle):
 
     @scalar_as_vector
     def _running(self, who: str, dim: int, later_wins: Any) -> ValuesIndices:
-        a = g.axis_of(who, dim, self.ndim)
+        a = self._static_axis(who, dim)
         value = g.stop(self.node)
         n: Any = self.shape[a]
         index = g.along(iota(n), a, self.shape)
@@ -202,7 +208,7 @@ class Sorting(Handle):
     def logcumsumexp(self, dim: Any = UNSET, *, axis: Any = UNSET) -> Tensor:
         """log of the sum of exp of everything up to each element."""
         check_floating("logcumsumexp", self)
-        a = g.axis_of("logcumsumexp", chosen("logcumsumexp", axis, dim, 0), self.ndim)
+        a = self._static_axis("logcumsumexp", chosen("logcumsumexp", axis, dim, 0))
         return self._result(doubling(self.node, a, logaddexp, -float("inf")))
 
     def diff(self, n: int = 1, dim: int = -1) -> Tensor:
@@ -239,8 +245,6 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     """The indices (int64) that sort x along an axis, stably."""
     x = g.stop(x)
     n: Any = x.shape[axis]
-    if not isinstance(n, int):
-        raise ShapeError("sort: needs an axis of static size")
     places = [i for i in range(x.ndim) if i != axis] + [axis]
     keys = g.permute(sortable(x), places)
     if descending:
@@ -336,8 +340,6 @@ _BLOCK = 32  # terms that are summed for each place anew: n / 2 additions, side 
 def running_sum(x: Node, axis: int) -> Node:
     """Sums inside blocks, plus the running sum of the blocks' totals."""
     n: Any = x.shape[axis]
-    if not isinstance(n, int):
-        raise ShapeError("cumsum: needs an axis of static size")
     if n <= _BLOCK:
         return _triangle(x, axis)
     block = _BLOCK
@@ -376,8 +378,6 @@ def _shifted(x: Node, axis: int, by: int, value: Any = 0) -> Node:
 def doubling(x: Node, axis: int, join: Callable[[Node, Node], Node], neutral: Any) -> Node:
     """Running totals of any associative operation, in log2(n) steps (Hillis and Steele, 1986)."""
     n: Any = x.shape[axis]
-    if not isinstance(n, int):
-        raise ShapeError("a running total needs an axis of static size")
     shift = 1
     while shift < n:
         x = join(_shifted(x, axis, shift, neutral), x)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from muladd import Tensor, config, int64, jit, vmap
-from muladd.errors import DTypeError, IndexingError, ShapeError
+from muladd.errors import ArgumentError, DTypeError, IndexingError, ShapeError
 
 
 def zeros(*shape, **named):
@@ -11,6 +11,7 @@ def zeros(*shape, **named):
 
 
 X = (3, 4)
+N = {"x": {0: ("n", 1, 64)}}
 
 MISUSE = {
     # sizes that do not fit
@@ -43,6 +44,21 @@ MISUSE = {
     "axis and dim": (lambda: zeros(*X).sum(0, axis=1), ShapeError, "axis=1 and dim=0"),
     "axis 1 of a scalar": (lambda: zeros().sum(1), ShapeError, "sum.*axis 1.*-1 <= axis < 1"),
     "select of a scalar": (lambda: zeros().select(0, 0), ShapeError, "axis 0.*a scalar has none"),
+    "reshape of a symbolic size": (
+        lambda: jit(lambda x: x.reshape(-1, 7), symbolic=N)(zeros(7, 3)), ShapeError,
+        r"reshape: n\*3 elements of shape \[n, 3\] cannot be arranged as \[-1, 7\]"),
+    "cumsum over a symbolic axis": (
+        lambda: jit(lambda x: x.cumsum(0), symbolic=N)(zeros(7, 3)), ShapeError,
+        "cumsum.*the symbolic size n; leave this axis out of jit's symbolic="),
+    "topk over a symbolic axis": (
+        lambda: jit(lambda x: x.topk(1, 0).values, symbolic=N)(zeros(7, 3)), ShapeError,
+        "topk.*the symbolic size n"),
+    "cut off more than there is": (lambda: zeros(3).pad((-5, 1)), ShapeError, r"^pad: \(-5, 1\)"),
+    "a number of repetitions": (
+        lambda: zeros(3).repeat_interleave(-1), ShapeError, "^repeat_interleave"),
+    "bits of another width": (lambda: zeros(3).bitcast("float64"), DTypeError, "^bitcast: float32"),
+    "dropout": (lambda: zeros(3).dropout(2), ArgumentError, r"^dropout: p is a probab.*got 2"),
+    "dropout by a word": (lambda: zeros(3).dropout("a"), ArgumentError, "^dropout.*got 'a'"),
     # element types
     "full of a word": (lambda: Tensor.full((2,), "a"), DTypeError, "full: expected a number.*'a'"),
     "full_like of a list": (lambda: zeros(2).full_like([1]), DTypeError, r"full_like.*\[1\]"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from muladd.errors import ArgumentError
 from muladd.nn.optim.base import Group, Optimizer, Schedule, State, scalar, zeros
 from muladd.tensor import Tensor
 
@@ -20,7 +21,7 @@ class _Corrected(Optimizer):
     def check(self, group: Group) -> None:
         super().check(group)
         if not all(0 <= b < 1 for b in group["betas"]):
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}: betas must lie in [0, 1), got {group['betas']}"
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from muladd.errors import FormatError
+from muladd.errors import ArgumentError, FormatError
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
 from muladd.tensor import Tensor, no_grad
@@ -34,9 +34,14 @@ class Optimizer:
     def __init__(
         self, params: Iterable[Tensor] | Iterable[Group], lr: float | Schedule, **settings: Any
     ) -> None:
+        who = type(self).__name__
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise ArgumentError(
+                f"{who}: params are several tensors, such as model.parameters(), got {params!r:.80}"
+            )
         given = list(params)
         if not given:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to train")
+            raise ArgumentError(f"{who}: there are no parameters to train")
         groups = given if isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[Group] = []
         self.step_count = Tensor(0, dtype=dt.int64)
@@ -54,16 +59,21 @@ class Optimizer:
         known = {id(p) for p in self.parameters()}
         for p in tensors:
             if not isinstance(p, Tensor) or not p.requires_grad or not p.is_leaf:
-                raise ValueError(
+                raise ArgumentError(
                     f"{who}: every parameter is a tensor with requires_grad=True, got {p!r:.80}"
                 )
             if id(p) in known:
-                raise ValueError(f"{who}: a parameter was given twice ({p!r:.80})")
+                raise ArgumentError(f"{who}: a parameter was given twice ({p!r:.80})")
             known.add(id(p))
         group = {**group, "params": tensors}
         group["scalars"] = _widest(tensors)
-        if not callable(group["lr"]):
-            group["lr"] = Tensor(float(group["lr"]), dtype=group["scalars"])
+        rate = group["lr"]
+        if not callable(rate):
+            if not hasattr(rate, "__float__") or not float(rate) >= 0:
+                raise ArgumentError(
+                    f"{who}: lr is a number of at least 0, or a schedule, got {rate!r:.80}"
+                )
+            group["lr"] = Tensor(float(rate), dtype=group["scalars"])
         self.check(group)
         self.groups.append(group)
         self.state.append([self.start(p, group) for p in tensors])
@@ -99,11 +109,12 @@ class Optimizer:
     # --- what a subclass says ------------------------------------------------------------------
 
     def check(self, group: Group) -> None:
-        """Raise ValueError for settings out of range."""
+        """Raise ArgumentError for settings out of range."""
         for name, value in group.items():
             least = 0 if isinstance(value, int | float) and name != "lr" else None
             if least is not None and value < least:
-                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
+                who = type(self).__name__
+                raise ArgumentError(f"{who}: {name} must not be negative, got {value}")
 
     def start(self, parameter: Tensor, group: Group) -> State:
         """The state of one parameter before the first step."""

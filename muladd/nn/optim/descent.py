@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import prod, sqrt
 from typing import Any
 
-from muladd.errors import ShapeError
+from muladd.errors import ArgumentError, ShapeError
 from muladd.nn.module import static_shape
 from muladd.nn.optim.base import Group, Optimizer, Schedule, State, zeros
 from muladd.tensor import Tensor
@@ -25,7 +25,7 @@ class SGD(Optimizer):
         dampening: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False,
     ) -> None:  # fmt: skip
         if nesterov and (momentum <= 0 or dampening):
-            raise ValueError("SGD: nesterov needs a momentum and no dampening")
+            raise ArgumentError("SGD: nesterov needs a momentum and no dampening")
         super().__init__(
             params, lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
             nesterov=nesterov,
@@ -92,7 +92,7 @@ class Muon(Optimizer):
         adjust: str = "original",
     ) -> None:  # fmt: skip
         if adjust not in ("original", "match_rms_adamw"):
-            raise ValueError(f"Muon: adjust is original or match_rms_adamw, got {adjust!r}")
+            raise ArgumentError(f"Muon: adjust is original or match_rms_adamw, got {adjust!r}")
         super().__init__(
             params, lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
             steps=steps, eps=eps, adjust=adjust,
