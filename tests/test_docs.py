@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 import muladd
 from muladd import config
+from muladd.ir import dtype as dt
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +64,24 @@ def test_the_table_of_settings_is_the_codes():
     ]
     table = (ROOT / "docs/environment.md").read_text().split("<!-- settings -->")[1]
     assert table.strip().splitlines()[2:] == rows
+
+
+def test_the_tables_of_promotion_are_the_codes():
+    """The pairs in the tutorial's two tables, and its rule for all others."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in (ROOT / "docs/tutorial.md").read_text().splitlines()
+            if re.match(r"\| (\w+ )?\|.*\b(int|float|bfloat)\d", line)]  # fmt: skip
+    pairs: dict[tuple[str, str], str] = {}
+    columns: list[str] = []
+    for name, *cells in rows:
+        columns = columns if name else cells
+        pairs |= {(name, column): cell for column, cell in zip(columns, cells) if name}
+    assert len(pairs) == 20
+    kinds = {"b": 0, "u": 1, "i": 1, "f": 2}  # bool < integer < float, and the wider of a kind
+    for a, b in itertools.product(dt.ALL, dt.ALL):
+        wanted = pairs.get((a.name, b.name)) or pairs.get((b.name, a.name)) \
+            or max(a, b, key=lambda d: (kinds[d.kind], d.bits)).name  # fmt: skip
+        assert dt.promote(a, b).name == wanted, (a.name, b.name)
 
 
 def _shown(default: object) -> str:

@@ -140,7 +140,7 @@ def promote(a: DType, b: DType) -> DType:
     bool < unsigned < signed < float. Two of one kind give the wider; unsigned with signed gives
     the narrowest signed type that holds both (uint64 with any signed gives float32, as in JAX's
     and torch's spirit of never losing sign); an integer with a float gives the float; float16
-    with bfloat16, or the two float8, give float32.
+    with bfloat16 gives float32, the two float8 give float16.
     """
     if a is b:
         return a

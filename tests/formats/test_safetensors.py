@@ -155,6 +155,24 @@ def test_bad_names_and_metadata(tmp_path):
         safetensors.to_bytes({}, {"epoch": 3})  # type: ignore[dict-item]
 
 
+def test_saving_over_a_file_in_use_leaves_what_was_loaded(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.save({"a": np.arange(100_000.0)}, path)
+    loaded = safetensors.load(path)
+    safetensors.save({"a": np.zeros(1)}, path)  # shorter: a page behind its end would be fatal
+    assert loaded["a"].numpy()[-1] == 99_999 and safetensors.load(path)["a"].shape == (1,)
+    whole = safetensors.parse(path.read_bytes())
+    assert whole["a"].numpy().tolist() == [0.0]
+
+
+def test_a_file_cut_short_is_refused_when_it_is_opened(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    safetensors.save({"a": np.arange(100_000.0)}, path)
+    os.truncate(path, 5000)
+    with pytest.raises(FormatError, match="'a' has data_offsets .* in .* bytes of data"):
+        safetensors.load(path)
+
+
 def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.safetensors"
     safetensors.write_file(path, {"x": stored([1.0])})
