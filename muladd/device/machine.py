@@ -32,10 +32,14 @@ class Machine:
     l3: int
     cores: int  # physical cores this process may use
 
+    def lanes(self, itemsize: int) -> int:
+        """Values of so many bytes in one vector."""
+        return self.vector_bits // (8 * itemsize)
+
     @property
     def float_lanes(self) -> int:
         """float32 values in one vector."""
-        return self.vector_bits // 32
+        return self.lanes(4)
 
     @property
     def key(self) -> str:

@@ -9,6 +9,11 @@ from muladd.loop.kernel import Kernel, Stage
 
 FAR = 1 << 30  # stands for a stride that is symbolic or irregular
 
+# The cost of vectors along an axis: of each access whose lanes do not lie side by side, each store
+# that all lanes join in, where no access has lanes side by side, and of lanes that stay empty.
+STRIDED, _JOINED, _ALL_STRIDED, _EMPTY = 8.0, 0.5, 4.0, 4.0
+_LEAST_LANES = 4
+
 
 @dataclass(frozen=True)
 class Access:
@@ -75,13 +80,13 @@ def cost_of_lanes(kernel: Kernel, stage: Stage, axis: Node) -> float:
     total = 0.0
     for x in accesses(kernel, stage):
         s = abs(x.stride(axis))
-        total += 0.0 if s == 0 else 0.0 if s == 1 else 8.0
+        total += STRIDED * (s > 1)
         if x.store and s == 0:
-            total += 0.5
+            total += _JOINED
     kept = stage.argument is None and axis in stage.axes  # in a buffer, where it lies as we like
     if not kept and not any(abs(x.stride(axis)) == 1 for x in accesses(kernel, stage)):
-        total += 4.0
-    return total + (4.0 if extent(axis) < 4 else 0.0)
+        total += _ALL_STRIDED
+    return total + _EMPTY * (extent(axis) < _LEAST_LANES)
 
 
 @dataclass(frozen=True)

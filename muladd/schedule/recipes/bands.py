@@ -1,6 +1,19 @@
 """Chains of products, as in attention: a band of rows at a time goes through all stages.
 
-The columns are a stage's own axis, and what lies between the products stays in the cache.
+The nest for rows r, of which each product has columns c and terms k of its own, r.3 and c.1 written
+out and c.2 in vectors:
+
+    grid others r.0                  chunks, for the threads
+      c0[k, c] = operand             an operand of a product that does not lie along its columns
+      for r.1                        bands: r.2 tiles of r.3 rows
+        for c.0 r.2                  a product, tile by tile
+          for k
+            r.3 c.1 c.2              the tile of results in registers
+        for r.2 r.3                  what stands between: vectors along its own axis (see `rows`)
+        for c.0 r.2                  the next product
+          ...
+
+What lies between the products is one band high and stays in the cache.
 """
 from __future__ import annotations
 
@@ -21,13 +34,16 @@ from muladd.schedule.recipes.operands import (
 )
 from muladd.schedule.recipes.rows import along, stream
 
+_LEAST_ROWS = 4  # fewer are no tile
+_BAND = 2  # tiles in a band: more share a panel, but must all stay in the cache
+
 
 def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     """Every stage for a band of rows at a time; products use register tiles of it."""
     kernel = plan.kernel
     row = next((a for a in reversed(kernel.shared)
                 if all(a in (*p.rows, *p.columns) for p in found)), None)  # fmt: skip
-    if row is None or extent(row) < 4:
+    if row is None or extent(row) < _LEAST_ROWS:
         return None
     rows = extent(row)
     chosen: list[tuple[Product, Node, Node, Node]] = []
@@ -38,8 +54,9 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
             return None
         column = max(free, key=lambda a: (moves(kernel, vector, a) == 1, extent(a)))
         chosen.append((p, column, vector, broadcast))
-    t = tile(machine, rows, max(extent(c) for _, c, _, _ in chosen), False)
-    high = max(1, min(2, rows // t.rows))
+    widest, longest, _, _ = max(chosen, key=lambda x: extent(x[1]))
+    t = tile(machine, widest.stage, rows, extent(longest))
+    high = max(1, min(_BAND, rows // t.rows))
     others = [a for a in kernel.shared if a is not row]
     bands_in_all = -(-rows // (t.rows * high))
     parts = max(1, min(bands_in_all, -(-CHUNKS // max(size(others), 1))))
@@ -64,7 +81,7 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     for p, column, _, _ in chosen:
         s = plan.kernel.stage(p.stage.name)
         done_stages.add(s.name)
-        wide = tile(machine, t.rows, extent(column), False)
+        wide = tile(machine, p.stage, t.rows, extent(column))
         vectors = max(1, min(t.vectors, -(-extent(column) // wide.lanes)))
         C = column.arg.name
         plan = step(plan, f"split {C} {vectors} {wide.lanes}")
@@ -94,7 +111,7 @@ def _computed(operand: Node) -> bool:
 def _pack_lanes(plan: Plan, machine: Machine, s: Stage, column: Node) -> Plan:
     """A transposing copy: the columns lie side by side in it."""
     name = f"{s.name}.{column.arg.name}"
-    plan = step(plan, f"split {name} {machine.float_lanes}")
+    plan = step(plan, f"split {name} {machine.lanes(s.accumulator.itemsize)}")
     others = [x.arg.name for x in plan.nests[s.name] if not x.arg.name.startswith(name)]
     plan = step(plan, " ".join(["layout", s.name, *others, f"{name}.0", f"{name}.1"]))
     plan = step(plan, " ".join(["nest", s.name, f"{name}.0", *others, f"{name}.1"]))

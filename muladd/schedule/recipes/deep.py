@@ -1,4 +1,20 @@
-"""Long sums: a block of the sum at a time for an area of results, which wait meanwhile."""
+"""Long sums: a block of the sum at a time for an area of results, which wait meanwhile.
+
+The nest of out[i, j] += left[i, k] * right[k, j], i.2 and j.2 written out and j.3 in vectors:
+
+    grid batch j.0 i.0                     an area of results, tiles j.1 by i.1
+      for k.0                              blocks of the sum
+        c0[j.1, k.1, j.2, j.3] = right     the block's panels of columns
+        c1[i.1, k.1, i.2] = left           and, where terms do not lie side by side, of rows
+        for j.1 i.1
+          for k.1
+            i.2 j.2 j.3                    a tile: its results are loaded, summed on, and kept
+      d0                                   stores the results, with what is done to them
+
+A panel of columns stays in the first cache while all rows of the area pass by, the panels of rows
+in the second. More axes of the results (the taps of a convolution) stand inside k.0, more reduced
+ones inside k.1.
+"""
 from __future__ import annotations
 
 from muladd.device.machine import Machine
@@ -17,10 +33,16 @@ from muladd.schedule.recipes.operands import (
 )
 from muladd.schedule.recipes.rows import stream
 
+_LINE = 64  # bytes that a cache moves at once
+_LONG = 4  # a sum is long if it takes so many times the lines of the first cache
+_LEAST_ROWS = 16  # results that share a vector of the other side's copy, at least
+_MORE_DOWN, _MOST_ACROSS = 8, 16  # how many areas are tried beyond the least downwards, and across
+_COPY_PRICE = 12.0  # what copying an element costs, in multiply-adds of a vector
 
-def terms_of(machine: Machine, t: Tile) -> int:
-    """Terms of a sum for which the panels of one tile stay in the nearest cache."""
-    return machine.l1 * 3 // 4 // ((t.columns + t.rows) * 4)
+
+def terms_of(machine: Machine, t: Tile, p: Product) -> int:
+    """Terms of a sum for which the panels of one tile take three quarters of the first cache."""
+    return machine.l1 * 3 // 4 // ((t.columns + t.rows) * p.left.dtype.itemsize)
 
 
 def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
@@ -29,7 +51,7 @@ def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
     Such is the derivative of a convolution for its weights: a sum over all pixels of all images,
     for each pair of channels and each tap. Columns are the channels that stand alone on their side.
     """
-    lanes = machine.float_lanes
+    lanes = machine.lanes(p.stage.accumulator.itemsize)
     if kernel.exact or len(p.rows) + len(p.columns) < 3 or len(p.stage.reduced) < 2:
         return None
     best: tuple[int, Sides] | None = None
@@ -40,32 +62,29 @@ def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
                for x, axes in ((left, rows), (right, columns)) for a in axes):  # fmt: skip
             return None
         (j, *others), i = sorted(columns, key=extent, reverse=True), max(rows, key=extent)
-        if not others and extent(j) >= lanes and size(rows) >= 16:
+        if not others and extent(j) >= lanes and size(rows) >= _LEAST_ROWS:
             sides = Sides(i, j, left, right)
             if best is None or size(rows) > best[0]:
                 best = (size(rows), sides)
-    if best is None or size(p.stage.reduced) < 4 * machine.l1 // 64:
+    if best is None or size(p.stage.reduced) < _LONG * machine.l1 // _LINE:
         return None
     return best[1]
 
 
 def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Plan:
-    """A long sum, a block of it at a time for a whole area of results, which wait meanwhile.
-
-    Panels of columns (c0), and of rows where they lie so (c1), are copied for each block: a panel
-    of columns stays in the first cache while all rows of the area pass by.
-    """
+    """The nest above, with those of the copies c0 and c1 that the plan has."""
     i, j, name = sides.row, sides.column, p.stage.name
-    t = tile(machine, extent(i), extent(j), False)
+    t = tile(machine, p.stage, extent(i), extent(j))
     plan = merge_reduced(step(plan, f"keep {name} d0"), name)
     I, J = i.arg.name, j.arg.name
     k, *rest = (a for a in plan.kernel.stage(name).reduced if extent(a) > 1)
-    K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t)))
+    K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t, p)))
     terms = max(1, -(-extent(k) // blocks))
     more = [a for a in (*p.rows, *p.columns) if a is not i and a is not j]  # results of a block too
     batch = [a for a in plan.kernel.shared if a not in (i, j, *more)]
+    row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows
     rows, columns = -(-extent(i) // t.rows), -(-extent(j) // t.columns)
-    high, wide = _area(machine, rows, columns, t, terms * size(rest), size(batch), size(more))
+    high, wide = _area(machine, rows, columns, t, row, size(batch), size(more))
     plan = step(plan, f"split {I} {high} {t.rows}")
     plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
     for loop in (K, *(f"{c}.{K}" for c in copies)):
@@ -101,21 +120,22 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
 
 
 def _area(
-    machine: Machine, rows: int, columns: int, t: Tile, depth: int, others: int, more: int
+    machine: Machine, rows: int, columns: int, t: Tile, panel: int, batch: int, more: int
 ) -> tuple[int, int]:
-    """Tiles down and across of the results that one thread sums at a time.
+    """Tiles down and across of the results that one thread sums at a time, of so many in all.
 
-    As few copies as can be, with rows of a block in the second cache, and work for all cores.
+    As few copies as can be, with the panels of rows in half of the second cache, and work for all
+    cores: two chunks for each, and the last ones at the same time.
     """
-    least = -(-rows * t.rows * depth * 4 // (machine.l2 // 2))
+    least = -(-rows * panel // (machine.l2 // 2))
     best: tuple[float, int, int] | None = None
-    for down in range(min(least, rows), min(least + 8, rows) + 1):
-        for across in range(1, min(columns, 16) + 1):
-            chunks = down * across * others
+    for down in range(min(least, rows), min(least + _MORE_DOWN, rows) + 1):
+        for across in range(1, min(columns, _MOST_ACROSS) + 1):
+            chunks = down * across * batch
             uneven = -(-chunks // machine.cores) * machine.cores / chunks
             few = max(1.0, 2 * machine.cores / chunks)
             high, wide = -(-rows // down), -(-columns // across)
-            copied = 12.0 / (high * t.rows * more) + 12.0 / (wide * t.columns * more)
+            copied = _COPY_PRICE / (high * t.rows * more) + _COPY_PRICE / (wide * t.columns * more)
             score = (1 + copied) * uneven * few
             if best is None or score < best[0]:
                 best = (score, high, wide)

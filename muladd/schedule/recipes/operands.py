@@ -1,4 +1,15 @@
-"""What the recipes of products share: tiles of results, the sides of a product, copies of them."""
+"""What the recipes of products share: tiles of results, the sides of a product, copies of them.
+
+A tile is the results that are in registers while their sum runs. For each term of it, a tile of
+`rows` rows and `vectors` vectors loads
+
+                  vector vector        vectors of the right side
+    one number    result result
+    one number    result result        and one number, broadcast, for each row
+    one number    result result
+
+and does rows * vectors multiply-adds with rows + vectors loads.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,6 +26,14 @@ from muladd.schedule.primitives.collapse import collapsed
 MANY_ROWS = 24  # rows from which packing the other operand pays
 CHUNKS = 8  # chunks of the grid that keep all threads busy to the end
 
+_VECTORS = (1, 2, 3, 4, 6, 8)  # widths of tiles that are tried
+_MOST_TILE_ROWS = 16
+_SHORT_VECTOR = 16  # bytes: vectors are halved for narrow results, but not below this
+# multiply-adds under way that keep two multipliers busy, which take four cycles for each
+_CHAINS = 8
+# loads for each multiply-add that cost nothing, as in a tile of 6 x 2; more cost a quarter
+_FREE_LOADS, _LOAD_PRICE = 0.66, 0.25
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -29,27 +48,31 @@ class Tile:
         return self.vectors * self.lanes
 
 
-def tile(machine: Machine, rows: int, columns: int, whole_vectors: bool) -> Tile:
+def tile(
+    machine: Machine, stage: Stage, rows: int, columns: int, whole_vectors: bool = False
+) -> Tile:
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
     whole_vectors: the row count must be a power of two, so that panels of rows are copied by
     vectors.
     """
-    lanes = machine.float_lanes
-    while lanes > 4 and lanes >= 2 * columns:
+    itemsize = stage.accumulator.itemsize
+    lanes = machine.lanes(itemsize)
+    while lanes * itemsize > _SHORT_VECTOR and lanes >= 2 * columns:
         lanes //= 2
-    budget = machine.vector_registers * 3 // 4
+    budget = machine.vector_registers * 3 // 4  # the others hold operands
     best: tuple[float, Tile] | None = None
-    for vectors in (1, 2, 3, 4, 6, 8):
-        for r in range(1, 17):
-            if r * vectors > budget or r * vectors + vectors + 1 > machine.vector_registers:
+    for vectors in _VECTORS:
+        for r in range(1, _MOST_TILE_ROWS + 1):
+            results = r * vectors
+            if results > budget or results + vectors + 1 > machine.vector_registers:
                 continue
             if whole_vectors and r & (r - 1):
                 continue
             waste = _ratio(rows, r) * _ratio(columns, vectors * lanes)
-            loads = (r + vectors) / (r * vectors)
-            starved = max(0.0, 8 / (r * vectors) - 1) if r * vectors < 8 else 0.0
-            score = waste * (1 + 0.25 * max(0.0, loads - 0.66) + starved)
+            loads = (r + vectors) / results
+            starved = max(0.0, _CHAINS / results - 1)
+            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - _FREE_LOADS) + starved)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
     assert best is not None
@@ -57,6 +80,7 @@ def tile(machine: Machine, rows: int, columns: int, whole_vectors: bool) -> Tile
 
 
 def _ratio(n: int, by: int) -> float:
+    """Work with the last tile filled up, by the work that is asked for."""
     return -(-n // by) * by / max(n, 1)
 
 

@@ -1,13 +1,28 @@
 """Matrix products with their epilogues: a tile of results in registers, operands in panels.
 
-Panels are packed in the order they are read. Rows and columns are both shared axes; chains of
-products are in `bands`, long sums over operands that do not lie along the results in `deep`.
+The nest of out[i, j] += left[i, k] * right[k, j] with both sides packed, i.2 and j.2 written out
+and j.3 in vectors:
+
+    grid batch j.0 i.0                 chunks, for the threads
+      c0[j.1, k, j.2, j.3] = right     some panels of columns, for all rows of the chunk
+      for i.1                          the chunk's tiles downwards
+        c1[k, i.2] = left              a panel of rows
+        for j.1                        each panel of columns
+          for k
+            i.2 j.2 j.3                the tile of results in registers
+        for i.2 j.1                    bias, activation: over the rows just finished
+          j.2 j.3
+
+c0 stays in the second cache, c1 and one panel of c0 in the first. Rows and columns are both shared
+axes; chains of products are in `bands`, long sums over operands that do not lie along the results
+in `deep`.
 """
 from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import toposort
+from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size, work
 from muladd.schedule.primitives import step
@@ -16,6 +31,8 @@ from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.operands import (
     CHUNKS,
     MANY_ROWS,
+    Sides,
+    Tile,
     merge_reduced,
     moves,
     own_names,
@@ -26,6 +43,13 @@ from muladd.schedule.recipes.operands import (
 )
 from muladd.schedule.recipes.rows import stream
 
+_LEAST_COLUMNS = 4  # results in fewer columns are no work for vectors
+_SOME_ROWS = 4  # rows from which packing pays, if the columns do not lie side by side
+_ROWS_OF_A_COPY, _COLUMNS_OF_A_COPY = 8, 32  # results from which copying panels of rows pays
+_LEAST_PANELS = 4  # panels of columns that a copied panel of rows must serve
+_MOST_PANELS = 16  # panels of columns that are copied together
+_LEAST_TILES = 4  # tiles downwards in a chunk
+_ROWS_OF_A_PACK = 96  # rows that each copy of the columns must serve
 _LIGHT = 48  # operations of an epilogue of which several vectors are computed side by side
 
 
@@ -44,6 +68,7 @@ def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
 
 
 def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
+    """The nest above, or that of `deep` for a sum which is long for the caches."""
     kernel = plan.kernel
     wide = across_depth(kernel, machine, p)
     if wide is not None:
@@ -51,59 +76,61 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         if packed:
             return deep(plan, machine, p, wide, ["c0"])
     sides = sides_of(kernel, p)
-    if sides is None or extent(sides.column) < 4:
+    if sides is None or extent(sides.column) < _LEAST_COLUMNS:
         return None
-    s, i, j = p.stage, sides.row, sides.column
-    depth = size(s.reduced)
-    rows, columns = extent(i), extent(j)
-    lies_along_rows = moves(kernel, sides.broadcast, i) == 1 and rows >= 4
-    along_depth = any(moves(kernel, sides.broadcast, r) == 1 for r in s.reduced)
-    pack_rows = lies_along_rows and not along_depth and rows >= 8 and columns >= 32
-    t = tile(machine, rows, columns, pack_rows)
-    strided = moves(kernel, sides.vector, j) != 1
-    pack_columns = rows >= MANY_ROWS or (strided and rows >= 4)
-    batch = [a for a in kernel.shared if a is not i and a is not j]
-    plan, packed = pack(plan, s, sides.vector, "c0") if pack_columns else (plan, False)
-    plan, packed_rows = pack(plan, s, sides.broadcast, "c1") if pack_rows else (plan, False)
-    plan = merge_reduced(plan, s.name)
-    itemsize = 4
-    depths = [a for a in plan.kernel.stage(s.name).reduced if extent(a) > 1]
+    rows, columns = extent(sides.row), extent(sides.column)
+    strided = moves(kernel, sides.vector, sides.column) != 1
+    packed = rows >= MANY_ROWS or (strided and rows >= _SOME_ROWS)
+    packed_rows = _lies_along_rows(kernel, p, sides)
+    t = tile(machine, p.stage, rows, columns, packed_rows)
+    if packed:
+        plan, packed = pack(plan, p.stage, sides.vector, "c0")
+    if packed_rows:
+        plan, packed_rows = pack(plan, p.stage, sides.broadcast, "c1")
+    plan = merge_reduced(plan, p.stage.name)
+    depths = [a for a in plan.kernel.stage(p.stage.name).reduced if extent(a) > 1]
     if packed and packed_rows and len(depths) == 1:
-        square = tile(machine, rows, columns, False)
-        if depth >= 2 * terms_of(machine, square):
+        square = tile(machine, p.stage, rows, columns)
+        if size(p.stage.reduced) >= 2 * terms_of(machine, square, p):
             return deep(plan, machine, p, sides, ["c0", "c1"])
-    fitting = machine.l2 // 2 // max(depth * t.columns * itemsize, 1)
-    if pack_rows:  # a copied panel of rows must serve several panels of columns
-        fitting = max(fitting, 4)
-    panels = max(1, min(-(-columns // t.columns), fitting, 16))
-    groups = -(-columns // (t.columns * panels)) * size(batch)
-    most = max(machine.cores, rows // 96) if packed else rows  # each part packs anew
-    parts = max(1, min(CHUNKS // max(groups, 1), -(-rows // (t.rows * 4)), most))
-    tiles = -(-rows // (t.rows * parts))
-    I, J = i.arg.name, j.arg.name
+    return _panels(plan, machine, p, sides, t)
+
+
+def _lies_along_rows(kernel: Kernel, p: Product, sides: Sides) -> bool:
+    """Whether the broadcast side is to be copied, because rows and not terms lie side by side."""
+    if extent(sides.row) < _ROWS_OF_A_COPY or extent(sides.column) < _COLUMNS_OF_A_COPY:
+        return False
+    along_depth = any(moves(kernel, sides.broadcast, r) == 1 for r in p.stage.reduced)
+    return moves(kernel, sides.broadcast, sides.row) == 1 and not along_depth
+
+
+def _panels(plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile) -> Plan:
+    """The nest above, with the copies c0 and c1 where the plan has them."""
+    s, copies = p.stage.name, [x.name for x in plan.kernel.stages if x.name in ("c0", "c1")]
+    I, J = sides.row.arg.name, sides.column.arg.name
+    batch = [a for a in plan.kernel.shared if a is not sides.row and a is not sides.column]
+    panels, tiles = _counts(machine, p, sides, t, size(batch), copies)
     plan = step(plan, f"split {I} {tiles} {t.rows}")
     plan = step(plan, f"split {J} {panels} {t.vectors} {t.lanes}")
     names = [a.arg.name for a in batch]
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0", f"{I}.1"]))
     plan = step(plan, f"parallel {len(names) + 2}")
-    depth_loops = reduced_names(plan, s.name)
-    plan = step(plan, f"nest {s.name} {J}.1 {depth_loops} {I}.2 {J}.2 {J}.3")
-    plan = step(plan, f"unroll {s.name} {I}.2 {J}.2")
-    if packed:
-        plan = _panel(plan, "c0", len(names) + 2, f"{J}.1", f"{J}.2 {J}.3")
+    plan = _tile(plan, s, I, J)
+    if "c0" in copies:
+        order = " ".join(x for x in (f"{J}.1", own_names(plan, "c0"), f"{J}.2 {J}.3") if x)
+        plan = step(plan, f"at c0 {len(names) + 2}")
+        plan = step(plan, f"layout c0 {order}")
+        plan = step(plan, f"nest c0 {order}")
         plan = step(plan, f"unroll c0 {J}.2")
-    if packed_rows:
+    if "c1" in copies:
         plan = step(plan, f"layout c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"nest c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"vector c1 {I}.2")
     for other in plan.kernel.stages:
-        if other.name in (s.name, "c0", "c1"):
+        if other.name in (s, *copies):
             continue
-        again = product(plan.kernel, other)
-        if again is not None and other.reduced:
-            loops = reduced_names(plan, other.name)
-            plan = step(plan, f"nest {other.name} {J}.1 {loops} {I}.2 {J}.2 {J}.3")
-            plan = step(plan, f"unroll {other.name} {I}.2 {J}.2")
+        if product(plan.kernel, other) is not None:
+            plan = _tile(plan, other.name, I, J)
         else:
             own = [x.arg.name for x in plan.nests[other.name]
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
@@ -116,9 +143,27 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     return stream(plan)
 
 
-def _panel(plan: Plan, name: str, level: int, outermost: str, innermost: str) -> Plan:
-    """A copy made once per outer loop, in panels as wide as the tile."""
-    plan = step(plan, f"at {name} {level}")
-    order = " ".join(x for x in (outermost, own_names(plan, name), innermost) if x)
-    plan = step(plan, f"layout {name} {order}")
-    return step(plan, f"nest {name} {order}")
+def _counts(
+    machine: Machine, p: Product, sides: Sides, t: Tile, batch: int, copies: list[str]
+) -> tuple[int, int]:
+    """Panels of columns and tiles downwards in a chunk.
+
+    The panels fill half of the second cache; the chunks are enough for all threads, yet few, since
+    each packs its columns anew.
+    """
+    rows, columns = extent(sides.row), extent(sides.column)
+    panel = size(p.stage.reduced) * t.columns * sides.vector.dtype.itemsize
+    fitting = machine.l2 // 2 // max(panel, 1)
+    if "c1" in copies:
+        fitting = max(fitting, _LEAST_PANELS)
+    panels = max(1, min(-(-columns // t.columns), fitting, _MOST_PANELS))
+    groups = -(-columns // (t.columns * panels)) * batch
+    most = max(machine.cores, rows // _ROWS_OF_A_PACK) if "c0" in copies else rows
+    parts = max(1, min(CHUNKS // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
+    return panels, -(-rows // (t.rows * parts))
+
+
+def _tile(plan: Plan, stage: str, I: str, J: str) -> Plan:
+    """A product's own loops: for each panel of columns its sum, and the tile inside."""
+    plan = step(plan, f"nest {stage} {J}.1 {reduced_names(plan, stage)} {I}.2 {J}.2 {J}.3")
+    return step(plan, f"unroll {stage} {I}.2 {J}.2")

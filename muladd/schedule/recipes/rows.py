@@ -1,8 +1,24 @@
 """Elementwise work, and reductions along or across rows.
 
-Elementwise kernels and reductions across rows run vectors along a shared axis. Reductions along
-rows give each point (a row) to one thread; each stage runs vectors along an axis of its own, and
-the rows in between stay in the cache.
+Elementwise kernels and reductions across rows run vectors along a shared axis p. All stages are
+done for p.2 vectors (written out) of p.3 lanes at a time; if nothing is reduced, a chunk has p.1
+such steps:
+
+    grid others p.0
+      for p.1
+        for k                s0[p.2, p.3] += ...
+          p.2 p.3
+        p.2 p.3              s1[p.2, p.3] = ...
+
+Reductions along rows give each point (a row) to one thread. Each stage runs vectors along an axis
+of its own, a reduced one (with partial results in f.1 vectors of f.2 lanes) or not, and the rows
+in between stay in the cache:
+
+    grid rows
+      for f.0                s0 += ...
+        f.1 f.2
+      for g.0                s1[g.0, g.1, g.2] = ...
+        g.1 g.2
 """
 from __future__ import annotations
 
@@ -10,11 +26,18 @@ from muladd.device.machine import Machine
 from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import accesses, cost_of_lanes, extent, size, work
-from muladd.schedule.primitives import step
+from muladd.schedule.analysis import STRIDED, accesses, cost_of_lanes, extent, size, work
+from muladd.schedule.primitives import loop_named, step
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
 _STREAM = 1 << 22  # bytes from which results go past the caches
+_WHOLE = 16  # elements: arrays of such sizes begin at whole vectors also within a stack of them
+_NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
+_FEW = 8  # an axis of fewer points is left to the threads, where another one suits lanes as well
+# vectors side by side: partial results that do not wait for each other; across rows also whole
+# lines of the cache; else what hides the latency of loads, where a point is not work enough itself
+_PARTIAL_ALONG, _PARTIAL_ACROSS, _SIDE_BY_SIDE = 4, 8, 2
+_MUCH = 64  # iterations for a point from which one vector is work enough
 
 
 def rows(plan: Plan, machine: Machine) -> Plan:
@@ -23,7 +46,7 @@ def rows(plan: Plan, machine: Machine) -> Plan:
     if shared is not None:
         plan = _across(plan, machine, shared)
     else:
-        plan = grid(plan, list(kernel.shared))
+        plan = _grid(plan, list(kernel.shared))
         for s in kernel.stages:
             plan = along(plan, machine, s)
     return stream(plan)
@@ -43,22 +66,20 @@ def _lanes_axis(kernel: Kernel) -> Node | None:
     own = 0.0
     for s in kernel.stages:
         axes = [*kernel.free_axes(s), *s.reduced]
-        own += work(s) * min((cost_of_lanes(kernel, s, a) for a in axes), default=16.0)
-    few = extent(best[1]) < 8 and own < float("inf")
+        own += work(s) * min((cost_of_lanes(kernel, s, a) for a in axes), default=_NO_LANES)
+    few = extent(best[1]) < _FEW
     return None if own < best[0] or (few and own <= best[0]) else best[1]
 
 
-def grid(plan: Plan, axes: list[Node], chunks: int = 0) -> Plan:
+def _grid(plan: Plan, axes: list[Node]) -> Plan:
     """Shared axes as outer loops, as many of them parallel as make chunks of a decent size."""
     kernel = plan.kernel
     total = sum(work(s) for s in kernel.stages)
     wanted = max(1, total // GRAIN)
     names: list[str] = []
-    points = parallel = 0
-    points = 1
+    points, parallel = 1, 0
     for a in axes:
-        name = a.arg.name
-        n = extent(a)
+        name, n = a.arg.name, extent(a)
         if points >= wanted:
             names.append(name)
             continue
@@ -82,8 +103,8 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     lanes = _width(machine, extent(axis))
     reduces = any(s.reduced for s in kernel.stages)
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
-    turns = min(8 if reduces else 2 if per_point < 64 else 1,
-                max(1, extent(axis) // lanes))  # fmt: skip
+    most = _PARTIAL_ACROSS if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
+    turns = min(most, max(1, extent(axis) // lanes))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
     inner = turns * lanes
@@ -140,10 +161,7 @@ def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
 
 
 def extent_of(plan: Plan, loop: str) -> int:
-    from muladd.ir import sym
-    from muladd.schedule.primitives import loop_named
-
-    return sym.bounds(loop_named(plan, loop).arg.extent)[1]
+    return extent(loop_named(plan, loop))
 
 
 def _width(machine: Machine, n: int) -> int:
@@ -167,10 +185,11 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     if not candidates:
         return plan
     axis = min(candidates, key=lambda a: (cost_of_lanes(kernel, stage, a), -extent(a)))
-    if cost_of_lanes(kernel, stage, axis) >= 8.0 * max(len(accesses(kernel, stage)), 1):
+    if cost_of_lanes(kernel, stage, axis) >= STRIDED * max(len(accesses(kernel, stage)), 1):
         return plan
     lanes = _width(machine, extent(axis))
-    turns = max(1, min(4 if axis in stage.reduced else 2, extent(axis) // lanes))
+    most = _PARTIAL_ALONG if axis in stage.reduced else _SIDE_BY_SIDE
+    turns = max(1, min(most, extent(axis) // lanes))
     return _lanes(plan, stage, axis, turns, lanes)
 
 
@@ -202,7 +221,7 @@ def stream(plan: Plan) -> Plan:
         large = size(s.axes) * s.dtype.itemsize >= _STREAM
         again = any(r.arg[0] == s.name for t in kernel.stages for r in t.reads())
         count = kernel.arguments[s.argument].size
-        whole = isinstance(count, int) and count % 16 == 0  # slices of a stack stay aligned
+        whole = isinstance(count, int) and count % _WHOLE == 0
         if large and whole and not again and s.dtype.bits >= 32:
             plan = step(plan, f"nontemporal {s.name}")
     return plan

@@ -1,0 +1,50 @@
+"""Recipes: what they derive from the machine."""
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+
+from muladd.device import Machine
+from muladd.ir import dtype, make, ops, sym
+from muladd.loop.kernel import Argument, Kernel, Stage
+from muladd.loop.plan import Plan
+from muladd.schedule import heuristic
+
+
+def product(n: int, d: dtype.DType) -> Kernel:
+    """A product of n x n matrices."""
+    i, j, k = (sym.axis(name, n) for name in ("p0", "p1", "r0"))
+    left = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(i, n), k)),), 0, d)
+    right = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(k, n), j)),), 1, d)
+    stage = Stage("s0", (i, j), make(ops.MUL, (left, right)), ops.SUM, (k,), 2,
+                  sym.add(sym.mul(i, n), j), contracted=True)  # fmt: skip
+    arguments = tuple(Argument(x, d, n * n, written=x == 2) for x in range(3))
+    return Kernel((stage,), (i, j), arguments)
+
+
+def side_by_side(plan: Plan) -> tuple[int, int]:
+    """Lanes of the product's vectors, and results that are summed at once."""
+    s = plan.kernel.stage("s0")
+    lanes = [x.arg.extent for x in plan.nests["s0"] if plan.spreads(s, x)]
+    turns = [x.arg.extent for x in plan.nests["s0"] if plan.unrolls(s, x)]
+    return prod(lanes), prod(lanes) * prod(turns)
+
+
+@pytest.mark.parametrize("kind", ["avx2", "avx512", "neon", "sve"])
+@pytest.mark.parametrize("d", [dtype.float32, dtype.float64], ids=lambda d: d.name)
+def test_a_tile_is_made_of_whole_vectors_and_stays_in_registers(kind, d):
+    machine = Machine.named(kind)
+    lanes, results = side_by_side(heuristic.schedule(product(512, d), machine))
+    assert lanes * d.bits == machine.vector_bits
+    assert results * d.bits < machine.vector_bits * machine.vector_registers
+
+
+def test_panels_of_columns_take_half_of_the_second_cache():
+    machine = Machine.named("avx2")
+    for d in (dtype.float32, dtype.float64):
+        plan = heuristic.schedule(product(1024, d), machine)
+        _, depth, *panel = plan.nests["c0"]
+        panels = plan.nests["c0"][0].arg.extent
+        size = d.itemsize * depth.arg.extent * prod(x.arg.extent for x in panel)
+        assert panels * size <= machine.l2 // 2 < (panels + 1) * size
