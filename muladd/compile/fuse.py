@@ -1,8 +1,19 @@
 """From graph to kernels: a stage per cut node, then producers merged into their users' kernels.
 
-A merge is legal when every read between the two kernels happens at equal points of the axes they
-will share, and no third kernel lies between them. It is worth it by the few rules at the end of
-this file. What is left of a kernel's results that nobody else reads never reaches memory.
+A merged kernel has the axes that its stages *share*: a stage reads another one's results only
+where these axes have the values that they have for itself. Of a softmax
+
+    top[i] = max over j of x[i, j]
+    raised[i, j] = exp(x[i, j] - top[i])
+    total[i] = sum over j of raised[i, j]
+
+raised reads top at its own row i, and total reads raised at its own row i, but at all columns. So
+they share i, and the merged kernel does a row at a time. Had total been over i, of raised[i, j] for
+each j, it would share j with raised, but raised shares only i with top: no axis is left for all
+three, and total stays a kernel of its own.
+
+A merge is legal if no third kernel lies between the two, and it is worth it by the few rules at the
+end of this file. Results that nobody outside of their kernel reads never reach memory.
 """
 
 from __future__ import annotations
@@ -81,7 +92,10 @@ def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft])
 
 
 def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft, Node]] | None:
-    """The axes that all reads of p by c agree on; None if a read cannot stay inside a kernel."""
+    """The axes that p and c would share: along which every stage of c reads p at its own point.
+
+    Each is a dictionary from stage to its own axis. None if a read cannot stay inside a kernel.
+    """
     links: set[tuple[int, int]] | None = None
     for d in c.drafts:
         for producer, indices, guarded in d.reads:
@@ -104,7 +118,7 @@ def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft
             links = here if links is None else links & here
     if links is None:
         return None
-    used: set[int] = set()  # a read of a diagonal has one index for two axes: it walks one of them
+    used: set[int] = set()  # c[i] = p[i, i] has one axis for two of p: it walks along one of them
     pairs: dict[int, int] = {}
     for i, j in sorted(links):
         if j not in pairs and i not in used:
