@@ -200,6 +200,54 @@ class Creation(Handle):
         return type(self)(data, dtype=dtype or self.dtype, device=self.device)  # type: ignore
 
 
+    def new_empty(self, *shape: Any, dtype: Any = None) -> Tensor:
+        """The same as new_zeros."""
+        return self.new_zeros(*shape, dtype=dtype)
+
+    def vander(self, N: int | None = None, increasing: bool = False) -> Tensor:
+        """Rows of falling (or rising) powers of each element."""
+        count = self.shape[0] if N is None else N
+        powers = [self**k for k in range(count)]  # type: ignore[arg-type]
+        first, *rest = powers if increasing else powers[::-1]
+        return first.stack(*rest, dim=1)
+
+    @classmethod
+    def tril_indices(cls, row: int, col: int, offset: int = 0, device: Any = None) -> Tensor:
+        """The row and column numbers (2, n) of the elements that tril keeps."""
+        return cls._array(np.stack(np.tril_indices(row, offset, col)), device)
+
+    @classmethod
+    def triu_indices(cls, row: int, col: int, offset: int = 0, device: Any = None) -> Tensor:
+        """The row and column numbers (2, n) of the elements that triu keeps."""
+        return cls._array(np.stack(np.triu_indices(row, offset, col)), device)
+
+    @classmethod
+    def hann_window(cls, n: int, periodic: bool = True, device: Any = None) -> Tensor:
+        """Hann's window: half a cosine."""
+        return cls._window(n, periodic, (0.5, 0.5), device)
+
+    @classmethod
+    def hamming_window(cls, n: int, periodic: bool = True, device: Any = None) -> Tensor:
+        """Hamming's window."""
+        return cls._window(n, periodic, (0.54, 0.46), device)
+
+    @classmethod
+    def blackman_window(cls, n: int, periodic: bool = True, device: Any = None) -> Tensor:
+        """Blackman's window."""
+        return cls._window(n, periodic, (0.42, 0.5, 0.08), device)
+
+    @classmethod
+    def _window(cls, n: int, periodic: bool, terms: Sequence[float], device: Any) -> Tensor:
+        place = np.arange(n) * (2 * math.pi / max(n if periodic else n - 1, 1))
+        values = sum((-1) ** k * c * np.cos(k * place) for k, c in enumerate(terms))
+        values = np.ones(n) if n == 1 else np.asarray(values)
+        return cls._array(values.astype(np.float32), device)
+
+    @classmethod
+    def _array(cls, values: np.ndarray, device: Any) -> Any:
+        return cls(values, device=device)  # type: ignore[call-arg]
+
+
 def storage_node(array: np.ndarray, d: dt.DType, device: str) -> Node:
     """An INPUT holding a NumPy array's values."""
     return make(ops.INPUT, (), backend.write(array, d, device))

@@ -48,6 +48,10 @@ class Elementwise(Handle):
         """self / other as floats; rounding_mode 'floor' or 'trunc' rounds the quotient."""
         return self._result(_divide(self, other, rounding_mode))
 
+    def true_divide(self, other: Any) -> Tensor:
+        """The same as div."""
+        return self / other
+
     def rdiv(self, other: Any) -> Tensor:
         """other / self."""
         return self._result(_divide(other, self, None))
@@ -69,6 +73,12 @@ class Elementwise(Handle):
         if self.dtype is dt.bool_:
             raise DTypeError("neg: bool has no negative; use ~x (logical_not) or cast first")
         return self._result(graph.neg(self.node))
+
+    def positive(self) -> Tensor:
+        """+x."""
+        if self.dtype is dt.bool_:
+            raise DTypeError("positive: bool has no sign; cast first")
+        return self.clone()
 
     def maximum(self, other: Any) -> Tensor:
         """The greater of each pair; NaN if either is NaN."""
@@ -218,7 +228,7 @@ class Elementwise(Handle):
         a, n = _numbers(*_bits("bitwise_left_shift", self, other))
         for k in range(7):
             factor = graph.like(a, 1 << (1 << k)) if 1 << k < a.dtype.bits else graph.like(a, 0)
-            a = graph.where(_bit(n, k), graph.mul(a, factor), a)
+            a = graph.where(bit(n, k), graph.mul(a, factor), a)
         return self._result(a)
 
     def bitwise_right_shift(self, other: Any) -> Tensor:
@@ -233,7 +243,7 @@ class Elementwise(Handle):
             shifted = graph.div(a, 1 << step)
             if step < 1 << k:
                 shifted = graph.div(graph.div(shifted, 2), 2)
-            a = graph.where(_bit(n, k), shifted, a)
+            a = graph.where(bit(n, k), shifted, a)
         return self._result(a)
 
     # --- selection --------------------------------------------------------------------------------
@@ -359,7 +369,7 @@ def _xor(a: Node, b: Node) -> Node:
     return make(ops.XOR, (a, b))
 
 
-def _bit(n: Node, k: int) -> Node:
+def bit(n: Node, k: int) -> Node:
     """Whether bit k of n is set."""
     if 1 << k > n.dtype.max:
         return graph.like(graph.cast(n, dt.bool_), False)
@@ -393,3 +403,9 @@ def absolute(x: Node) -> Node:
     if x.dtype.kind in "bu":
         return x
     return graph.maximum(graph.neg(x), x)
+
+
+def sign_bit(x: Node) -> Node:
+    """Whether the sign bit of a float is set: true of -0.0 too."""
+    whole = {8: dt.int8, 16: dt.int16, 32: dt.int32, 64: dt.int64}[x.dtype.bits]
+    return graph.lt(graph.bitcast(x, whole), 0)

@@ -1,6 +1,7 @@
 """Products of matrices, vectors and tensors. Each is one MUL directly under one SUM."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from muladd.ir.ops import equal_dims
 from muladd.tensor import graph as g
 from muladd.tensor import precision
 from muladd.tensor.handle import Handle
+from muladd.tensor.movement import tensors_given
 from muladd.tensor.operands import one_device
 
 if TYPE_CHECKING:
@@ -177,6 +179,52 @@ class Linear(Handle):
         if len(operands) == 1 and isinstance(operands[0], list | tuple):
             operands = tuple(operands[0])
         return einsum(equation, operands)
+
+
+    def adjoint(self) -> Tensor:
+        """The last two axes exchanged."""
+        return self.transpose(-2, -1)
+
+    def ger(self, other: Tensor) -> Tensor:
+        """The same as outer."""
+        return self.outer(other)
+
+    def vdot(self, other: Tensor) -> Tensor:
+        """The same as dot."""
+        return self.dot(other)
+
+    def vecdot(self, other: Tensor, dim: int = -1) -> Tensor:
+        """The sum of products along one axis."""
+        return (self * other).sum(dim)
+
+    def multi_dot(self, *others: Any) -> Tensor:
+        """The product of a chain of matrices."""
+        first, *rest = tensors_given("multi_dot", self, others)
+        return first.chain_matmul(*rest) if rest else first
+
+    def vector_norm(self, ord: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+        """The p-norm of the elements."""
+        return self.norm(ord, dim, keepdim)
+
+    def matrix_norm(self, ord: Any = "fro", keepdim: bool = False) -> Tensor:
+        """A norm of the last two axes: 'fro', 1, -1, inf, -inf, 2, -2 or 'nuc'."""
+        if ord == "fro":
+            return self.norm(2, (-2, -1), keepdim)
+        if ord in (2, -2, "nuc"):
+            values = self.svdvals()
+            result = values.sum(-1) if ord == "nuc" else \
+                values.amax(-1) if ord == 2 else values.amin(-1)  # fmt: skip
+        elif ord in (1, -1, math.inf, -math.inf):
+            sums = self.abs().sum(-2 if abs(ord) == 1 else -1)
+            result = sums.amax(-1) if ord > 0 else sums.amin(-1)
+        else:
+            raise ShapeError(f"matrix_norm: ord={ord!r}, expected fro, nuc, 1, 2, inf or negative")
+        return result.unsqueeze(-1).unsqueeze(-1) if keepdim else result
+
+    def bilinear(self, other: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x1 weight[k] x2 + bias[k] for each k; weight is (out, in1, in2)."""
+        product = self.einsum("...i,kij,...j->...k", self, weight, other)
+        return product if bias is None else product + bias
 
 
 def _scaled(x: Any, factor: Any) -> Any:

@@ -215,6 +215,21 @@ class Loss(Handle):
         return reduced("multi_margin_loss", losses, reduction)
 
 
+    def multilabel_margin_loss(self, target: Tensor, reduction: str = "mean") -> Tensor:
+        """max(0, 1 - (x[t] - x[c])) over right classes t and wrong c; targets end at the first -1.
+        """
+        count: Any = self.shape[-1]
+        named = (target < 0).long().cumsum(-1) == 0
+        hits = (named & (target >= 0)).unsqueeze(-1) & (
+            target.unsqueeze(-1) == self.arange(count, device=self.device))  # fmt: skip
+        right = hits.any(-2)
+        scores = (hits.where(self.unsqueeze(-2), 0.0)).sum(-1)
+        each = (1 - scores.unsqueeze(-1) + self.unsqueeze(-2)).relu()
+        counted = named.unsqueeze(-1) & ~right.unsqueeze(-2)
+        losses = counted.where(each, 0.0).sum((-2, -1)) / count
+        return reduced("multilabel_margin_loss", losses, reduction)
+
+
 def reduced(who: str, losses: Any, reduction: str) -> Any:
     """Losses by 'mean', 'sum' or 'none'."""
     if reduction == "mean":

@@ -1,17 +1,18 @@
-"""Functions of one or two numbers: powers, exponentials, angles, rounding, tests for NaN."""
+"""Functions of one or two numbers: exponentials, powers, angles, gamma, rounding, tests for NaN."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from muladd.errors import DTypeError
 from muladd.ir import Node, const
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor import special
-from muladd.tensor.elementwise import absolute, floor, trunc
+from muladd.tensor.elementwise import absolute, floor, sign_bit, trunc
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import as_operand, common, floating, is_number, widened
+from muladd.tensor.powers import power
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -69,6 +70,11 @@ class Mathematics(Handle):
         """log(exp(a) + exp(b)) without overflow."""
         return self._real2("logaddexp", other, logaddexp)
 
+    def logaddexp2(self, other: Any) -> Tensor:
+        """log2(2**a + 2**b) without overflow."""
+        return self._real2("logaddexp2", other, lambda a, b: g.mul(
+            logaddexp(g.mul(a, g.LN_2), g.mul(b, g.LN_2)), g.LOG2_E))  # fmt: skip
+
     def logit(self, eps: float | None = None) -> Tensor:
         """log(x / (1 - x)); with eps, x is clamped to eps..1-eps first."""
         x: Any = self if eps is None else self.clamp(eps, 1 - eps)
@@ -101,6 +107,17 @@ class Mathematics(Handle):
     def cbrt(self) -> Tensor:
         """The cube root, of negative numbers too: a power, and one Newton step."""
         return self._real(_cbrt)
+
+    def float_power(self, exponent: Any) -> Tensor:
+        """self ** exponent, computed in float64."""
+        exponent = exponent if is_number(exponent) else exponent.double()
+        return self.double() ** exponent
+
+    def ldexp(self, other: Any) -> Tensor:
+        """self * 2**other."""
+        if is_number(other):
+            return self * 2.0**other
+        return self * (other if other.dtype.is_float else other.float()).exp2()
 
     def reciprocal(self) -> Tensor:
         """1 / x."""
@@ -201,6 +218,21 @@ class Mathematics(Handle):
         """The derivative of lgamma."""
         return self._real(special.digamma)
 
+    def mvlgamma(self, p: int) -> Tensor:
+        """The logarithm of the multivariate gamma function of dimension p."""
+        total: Any = p * (p - 1) / 4 * math.log(math.pi)
+        for j in range(p):
+            total = (self - j / 2).lgamma() + total
+        return total
+
+    def entr(self) -> Tensor:
+        """-x log(x); 0 at 0, -inf below."""
+        return (self < 0).where(-math.inf, -self.xlogy((self < 0).where(1.0, self)))
+
+    def ndtr(self) -> Tensor:
+        """The normal distribution function: the share of a standard normal below x."""
+        return (self * -math.sqrt(0.5)).erfc() * 0.5
+
     # --- rounding and signs -----------------------------------------------------------------------
 
     def floor(self) -> Tensor:
@@ -258,7 +290,7 @@ class Mathematics(Handle):
         """Whether the sign bit is set (true for -0.0)."""
         x = self.node
         if x.dtype.is_float:
-            return self._result(_sign_bit(x))
+            return self._result(sign_bit(x))
         if x.dtype is dt.bool_:
             return self._result(const(False, dt.bool_, x.shape))
         return self._result(g.lt(x, 0))
@@ -267,8 +299,6 @@ class Mathematics(Handle):
         """|self| with the sign of other."""
         other = as_operand(other, self.device, "copysign")
         if is_number(other):
-            import math
-
             negative = math.copysign(1.0, other) < 0
             return -(self.abs()) if negative else self.abs()
         magnitude, other = (
@@ -387,20 +417,15 @@ def _atan2(y: Node, x: Node) -> Node:
     origin = g.eq(low, 0.0)
     both_infinite = g.both(g.eq(ax, float("inf")), g.eq(ay, float("inf")))
     ratio = g.div(top, g.where(g.either(origin, both_infinite), 1.0, low))
-    one = g.where(g.ne(_sign_bit(x), _sign_bit(y)), -1.0, g.like(x, 1.0))
+    one = g.where(g.ne(sign_bit(x), sign_bit(y)), -1.0, g.like(x, 1.0))
     angle = special.atan(g.where(both_infinite, one, ratio))
-    below, left = _sign_bit(y), _sign_bit(x)  # the signs of zeros count
+    below, left = sign_bit(y), sign_bit(x)  # the signs of zeros count
     angle = g.where(g.both(origin, g.invert(steep)), g.where(below, -0.0, g.like(x, 0.0)), angle)
     quarter = g.where(below, -HALF_PI, g.like(y, HALF_PI))
     half = g.where(below, -special.PI, g.like(y, special.PI))
     flat = g.where(left, g.add(angle, half), angle)
     angle = g.where(steep, g.add(angle, quarter), flat)
     return g.where(g.ne(x, x), x, g.where(g.ne(y, y), y, angle))
-
-
-def _sign_bit(x: Node) -> Node:
-    whole = {8: dt.int8, 16: dt.int16, 32: dt.int32, 64: dt.int64}[x.dtype.bits]
-    return g.lt(g.bitcast(x, whole), 0)
 
 
 def _sinh(x: Node) -> Node:
@@ -426,92 +451,3 @@ def _acosh(x: Node) -> Node:
     near = special.log1p(g.add(t, g.sqrt(g.add(g.mul(t, 2.0), g.mul(t, t)))))
     far = g.add(g.log(g.where(big, x, 1.0)), g.LN_2)
     return g.where(g.lt(x, 1.0), float("nan"), g.where(big, far, near))
-
-
-# --- powers ---------------------------------------------------------------------------------------
-
-
-def power(base: Any, exponent: Any) -> Tensor:
-    """base ** exponent, where at least one is a tensor."""
-    owner = base if isinstance(base, Handle) else exponent
-    if is_number(exponent):
-        value = exponent.item() if hasattr(exponent, "item") else exponent
-        special_case = _power_of_number(base, value)
-        if special_case is not None:
-            return special_case
-    elif is_number(base) and base == 2 and exponent.dtype.is_float:
-        return exponent.exp2()
-    a, b = common("pow", (base, exponent))
-    if not a.dtype.is_float:
-        return owner._result(_integer_power(a, b))
-    return owner._result(g.cast(_general_power(widened(a), widened(b)), a.dtype))
-
-
-def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
-    """Whole exponents by squaring, and the square root; None for the rest."""
-    if isinstance(exponent, float) and not x.dtype.is_float:
-        return power(x.float(), exponent)
-    if exponent == 0.5:
-        return x.sqrt()
-    if exponent == -0.5:
-        return x.rsqrt()
-    if exponent != int(exponent) or abs(exponent) > 64:
-        return None
-    n = int(exponent)
-    if x.dtype is dt.bool_:  # bool counts as 0 and 1 here
-        return power(x.cast(dt.int64), n)
-    if n < 0:
-        if not x.dtype.is_float:
-            raise DTypeError(
-                f"pow: an integer tensor to the power {n} is no integer; cast it to a float"
-            )
-        return power(x, -n).reciprocal()
-    if n == 0:
-        return x._result(g.level(g.like(x.node, 1), x.node))
-    result: Any = None
-    square = x
-    while n:
-        if n & 1:
-            result = square if result is None else result * square
-        n >>= 1
-        square = square * square if n else square
-    return result if result is not x else x._result(x.node)
-
-
-def _integer_power(a: Node, b: Node) -> Node:
-    """By squaring over the bits of the exponent; negative exponents of integers give 0 (or 1, -1).
-    """
-    from muladd.tensor.elementwise import _bit
-
-    result, square = g.like(a, 1), a
-    for k in range(6):
-        result = g.where(_bit(b, k), g.mul(result, square), result)
-        square = g.mul(square, square)
-    if b.dtype.kind != "i":
-        return result
-    unit = g.where(g.eq(a, 1), 1, g.like(a, 0))
-    odd = g.ne(g.mod(b, 2), 0)
-    unit = g.where(g.eq(a, -1), g.where(odd, -1, g.like(a, 1)), unit)
-    return g.where(g.lt(b, 0), unit, result)
-
-
-def _general_power(a: Node, b: Node) -> Node:
-    magnitude = absolute(a)
-    zero = g.eq(magnitude, 0.0)
-    # the logarithm sees no zero, so that gradients there stay finite
-    safe = g.where(zero, 1.0, magnitude)
-    result = g.exp2(g.mul(b, g.log2(safe)))
-    half = g.mul(b, 0.5)
-    whole, even = g.eq(floor(b), b), g.eq(floor(half), half)
-    negative = g.lt(a, 0.0)
-    odd = g.both(whole, g.invert(even))
-    signed = g.where(g.both(negative, odd), g.neg(result), result)
-    undefined = g.both(g.both(negative, g.invert(whole)), g.lt(magnitude, float("inf")))
-    signed = g.where(undefined, g.like(a, float("nan")), signed)
-    at_zero = g.where(g.lt(b, 0.0), float("inf"), g.like(b, 0.0))
-    at_zero = g.where(g.both(odd, _sign_bit(a)), g.neg(at_zero), at_zero)
-    signed = g.where(zero, g.where(g.ne(b, b), b, at_zero), signed)
-    # |a| = 1 to the power of an infinity is 1, though 0 * infinity is NaN; 1 to any power is 1
-    infinite = g.both(g.eq(magnitude, 1.0), g.eq(absolute(b), float("inf")))
-    signed = g.where(g.either(infinite, g.eq(a, 1.0)), 1.0, signed)
-    return g.where(g.eq(b, 0.0), 1.0, signed)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from muladd.tensor import graph
 from muladd.tensor.handle import Handle
-from muladd.tensor.mathematics import power
 from muladd.tensor.operands import is_operand, weak_dtype
+from muladd.tensor.powers import power
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor

@@ -15,7 +15,6 @@ from muladd.tensor import backend, graph
 from muladd.tensor.activation import Activation
 from muladd.tensor.backend import frame
 from muladd.tensor.casting import Casting
-from muladd.tensor.composed import Composed
 from muladd.tensor.convolution import Convolution
 from muladd.tensor.creation import Creation, storage_node
 from muladd.tensor.decomposition import Decomposition
@@ -31,17 +30,19 @@ from muladd.tensor.movement import Movement
 from muladd.tensor.normalization import Normalization
 from muladd.tensor.operands import is_operand
 from muladd.tensor.operators import Operators
+from muladd.tensor.parts import Parts
 from muladd.tensor.pooling import Pooling
 from muladd.tensor.random import Random
 from muladd.tensor.reduce import Reduce
 from muladd.tensor.resample import Resample
 from muladd.tensor.sorting import Sorting
+from muladd.tensor.statistics import Statistics
 
 
 class Tensor(
     Creation, Random, Elementwise, Casting, Mathematics, Reduce, Movement, Indexing, Gathering,
     Linear, Decomposition, Convolution, Pooling, Resample, Normalization, Activation, Loss,
-    Sorting, Operators, Composed, Explaining,
+    Sorting, Parts, Statistics, Operators, Explaining,
 ):  # fmt: skip
     """A multi-dimensional array that is computed when its values are asked for.
 
