@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from operator import is_
 from pathlib import Path
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,11 +29,11 @@ from muladd.errors import TraceError
 from muladd.tensor.handle import Handle
 from muladd.tensor.tree import is_module
 
-CELL, ITEM, ATTRIBUTE, CLASS, LIST, DICT, SET, ARRAY = range(8)
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "missing"})()
 SIMPLE = (int, float, bool, str, bytes, complex, type(None))
 _HERE = str(Path(muladd.__file__).parent)
 _FOREIGN = frozenset((*sys.stdlib_module_names, "numpy", "muladd")) - {"__main__"}
+_INSTALLED = {"site-packages", "dist-packages"}
 _REFLECTION = {"getattr", "setattr", "vars", "__dict__", "locals", "globals", "eval", "exec"}
 
 
@@ -53,70 +58,89 @@ def same(now: Any, then: Any) -> bool:
     return isinstance(now, np.generic) and now.tobytes() == then.tobytes()
 
 
+# --- places ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of place where a value stands: how it is read (containers as copies), whether two
+    readings are the same, and how another value is put there."""
+
+    read: Callable[[Any, Any], Any]
+    write: Callable[[Any, Any, Any], None]
+    same: Callable[[Any, Any], bool] = same
+
+
+def _cell(holder: Any, _: Any) -> Any:
+    try:
+        return holder.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def _put_item(holder: Any, key: Any, value: Any) -> None:
+    if value is MISSING:
+        holder.pop(key, None)
+    else:
+        holder[key] = value
+
+
+def _refill(holder: Any, _: Any, items: Any) -> None:
+    if isinstance(holder, deque | dict | set):
+        holder.clear()
+    else:  # an array.array has no clear()
+        del holder[:]
+    (holder.update if isinstance(holder, dict | set) else holder.extend)(items)
+
+
+def _same_items(now: Any, then: Any) -> bool:
+    return len(now) == len(then) and all(map(same, now, then))
+
+
+def _same_dicts(now: dict, then: dict) -> bool:
+    return tuple(now) == tuple(then) and all(map(same, now.values(), then.values()))
+
+
+def _same_arrays(now: np.ndarray, then: np.ndarray) -> bool:
+    alike = now.shape == then.shape and now.dtype == then.dtype
+    return alike and now.tobytes() == then.tobytes()
+
+
+CELL = Kind(_cell, lambda cell, _, value: setattr(cell, "cell_contents", value))
+ITEM = Kind(lambda holder, key: holder.get(key, MISSING), _put_item)
+ATTRIBUTE = Kind(lambda holder, key: getattr(holder, key, MISSING), setattr)
+CLASS = Kind(lambda holder, key: vars(holder).get(key, MISSING), setattr)
+CONTEXT = Kind(lambda holder, _: holder.get(MISSING), lambda holder, _, value: holder.set(value))
+LIST = Kind(lambda holder, _: list(holder), _refill, _same_items)
+DICT = Kind(lambda holder, _: dict(holder), _refill, _same_dicts)
+SET = Kind(lambda holder, _: frozenset(holder), _refill, operator.eq)
+ARRAY = Kind(lambda holder, _: holder.copy(), lambda holder, _, value: np.copyto(holder, value),
+             _same_arrays)  # fmt: skip
+
+
 class Entry:
     """One guarded value: where it stands (holder, key) and what it was."""
 
     __slots__ = ("kind", "holder", "key", "value", "counted", "pattern")
 
-    def __init__(self, kind: int, holder: Any, key: Any, counted: bool = False) -> None:
+    def __init__(self, kind: Kind, holder: Any, key: Any, counted: bool = False) -> None:
         self.kind, self.holder, self.key, self.counted = kind, holder, key, counted
         self.pattern: Any = None  # set for places that tracing gave other tensors
         self.value: Any = self.now()
-        if kind == ARRAY:
-            self.value = holder.copy()
 
     def now(self) -> Any:
-        """The value as it is, containers as tuples or dicts of their own."""
-        kind, holder = self.kind, self.holder
-        if kind == CELL:
-            try:
-                return holder.cell_contents
-            except ValueError:
-                return MISSING
-        if kind == ITEM:
-            return holder.get(self.key, MISSING)
-        if kind == ATTRIBUTE:
-            return getattr(holder, self.key, MISSING)
-        if kind == CLASS:
-            return vars(holder).get(self.key, MISSING)
-        if kind == LIST:
-            return list(holder)
-        if kind == DICT:
-            return dict(holder)
-        return frozenset(holder) if kind == SET else holder
+        """The value as it is, containers as copies."""
+        return self.kind.read(self.holder, self.key)
 
     def holds(self) -> bool:
         """Whether the value is what it was, or for a place of tensors: of the same kind."""
-        now, then = self.now(), self.value
         if self.pattern is not None:
-            return take_apart(now)[0] == self.pattern
-        if self.kind == LIST:
-            return len(now) == len(then) and all(map(same, now, then))
-        if self.kind == DICT:
-            return tuple(now) == tuple(then) and all(map(same, now.values(), then.values()))
-        if self.kind == ARRAY:
-            return bool(now.shape == then.shape and now.dtype == then.dtype
-                        and now.tobytes() == then.tobytes())  # fmt: skip
-        return now == then if self.kind == SET else same(now, then)
+            return take_apart(self.now())[0] == self.pattern
+        return self.kind.same(self.now(), self.value)
 
     def set(self, value: Any) -> None:
         """Put another value in its place."""
-        kind, holder = self.kind, self.holder
-        if kind == CELL:
-            holder.cell_contents = value
-        elif kind == ITEM and value is MISSING:
-            holder.pop(self.key, None)
-        elif kind == ITEM:
-            holder[self.key] = value
-        elif kind in (ATTRIBUTE, CLASS):
-            setattr(holder, self.key, value)
-        elif kind == LIST and isinstance(holder, list):
-            holder[:] = value
-        elif kind == ARRAY:
-            holder[...] = value
-        else:
-            holder.clear()
-            (holder.extend if kind == LIST else holder.update)(value)
+        self.kind.write(self.holder, self.key, value)
 
     def __repr__(self) -> str:
         return f"{self.key}" if isinstance(self.key, str) else f"{type(self.holder).__name__}"
@@ -173,6 +197,21 @@ def put_together(value: Any, tensors: Iterator[Any]) -> Any:
 
 # --- everything a function can see ----------------------------------------------------------------
 
+# (types, how their own contents are watched, what else can be seen from them)
+_WATCHED: tuple[tuple[Any, Kind | None, Callable[[Any], Iterable[Any]]], ...] = (
+    (SIMPLE, None, lambda x: ()),
+    (dict, DICT, lambda x: x.values()),
+    (list | deque, LIST, lambda x: x),
+    (array | bytearray, LIST, lambda x: ()),
+    (set, SET, lambda x: x),
+    (tuple | frozenset, None, lambda x: x),
+    (np.ndarray, ARRAY, lambda x: ()),
+    (MethodType, None, lambda x: (x.__func__, x.__self__)),
+    (functools.partial, None, lambda x: (x.func, *x.args, *x.keywords.values())),
+    (staticmethod | classmethod, None, lambda x: (x.__func__,)),
+    (property, None, lambda x: (x.fget, x.fset)),
+)
+
 
 class Guards:
     """All that `roots` (functions, objects) can see now: `entries`, and the tensors among it."""
@@ -202,15 +241,17 @@ class Guards:
         plain = [e for e in self.entries if e.pattern is None]
         self._watched = [e for e in plain if e.counted]
         loose = [e for e in plain if not e.counted]
-        self._cells = [(e.holder, e.value) for e in loose if e.kind == CELL]
-        self._items = [(e.holder, e.key, e.value) for e in loose if e.kind == ITEM]
-        self._lists = [(e.holder, e.value) for e in loose if e.kind == LIST]
-        dicts = [e for e in loose if e.kind == DICT]
+        cells = [e for e in loose if e.kind is CELL]
+        self._cells = [(e.holder, e.value) for e in cells if e.value is not MISSING]
+        self._items = [(e.holder, e.key, e.value) for e in loose if e.kind is ITEM]
+        self._lists = [(e.holder, e.value) for e in loose if e.kind is LIST]
+        dicts = [e for e in loose if e.kind is DICT]
         self._empty = [e.holder for e in dicts if not e.value]
         self._dicts = [
             (e.holder, tuple(e.value), tuple(e.value.values())) for e in dicts if e.value
         ]
-        self._others = special + [e for e in loose if e.kind not in (CELL, ITEM, LIST, DICT)]
+        self._others = special + [e for e in cells if e.value is MISSING]
+        self._others += [e for e in loose if e.kind not in (CELL, ITEM, LIST, DICT)]
 
     def hold(self, anything_changed: bool) -> bool:
         """Whether everything is as it was. Modules count their changes: they are looked at only
@@ -251,31 +292,22 @@ class Guards:
     # --- one object ---
 
     def _visit(self, x: Any) -> None:
+        for types, kind, inside in _WATCHED:
+            if isinstance(x, types):
+                if kind is not None:
+                    self.entries.append(Entry(kind, x, None))
+                self._todo += inside(x)
+                return
         if isinstance(x, Handle):
             self.tensors.append(x)
-        elif isinstance(x, SIMPLE) or inspect.ismodule(x):
-            return
+        elif isinstance(x, ModuleType):
+            self._module(x)
         elif isinstance(x, type):
-            if not _is_foreign(x):
-                self._class(x)
-        elif inspect.ismethod(x):
-            self._todo += [x.__func__, x.__self__]
-        elif isinstance(x, functools.partial):
-            self._todo += [x.func, *x.args, *x.keywords.values()]
-        elif isinstance(x, staticmethod | classmethod):
-            self._todo.append(x.__func__)
-        elif isinstance(x, property):
-            self._todo += [f for f in (x.fget, x.fset) if f is not None]
+            self._class(x)
+        elif isinstance(x, ContextVar):
+            self._item(CONTEXT, x, None)
         elif hasattr(x, "__code__"):
             self._function(x)
-        elif isinstance(x, list | deque | tuple):
-            self._container(x, LIST if not isinstance(x, tuple) else None, x)
-        elif isinstance(x, dict):
-            self._container(x, DICT, x.values())
-        elif isinstance(x, set | frozenset):
-            self._container(x, SET if isinstance(x, set) else None, x)
-        elif isinstance(x, np.ndarray):
-            self.entries.append(Entry(ARRAY, x, None))
         elif isinstance(x, Iterator) and not hasattr(x, "fileno"):
             raise TraceError(
                 f"jit: the function can see an iterator ({type(x).__name__}), whose values would "
@@ -284,22 +316,24 @@ class Guards:
         else:
             self._object(x)
 
-    def _container(self, x: Any, kind: int | None, items: Iterable[Any]) -> None:
-        if kind is not None:
-            self.entries.append(Entry(kind, x, None))
-        self._todo += list(items)
-
-    def _item(self, kind: int, holder: Any, key: Any, counted: bool = False) -> None:
+    def _item(self, kind: Kind, holder: Any, key: Any, counted: bool = False) -> None:
         entry = Entry(kind, holder, key, counted)
-        value = entry.value
-        if inspect.ismodule(value) or isinstance(value, type) and _is_foreign(value):
-            if inspect.ismodule(value) and not _is_foreign_name(value.__name__):
-                for name in self.names & vars(value).keys():
-                    if id(value) != id(vars(value)[name]):
-                        self._item(ITEM, vars(value), name)
+        if isinstance(entry.value, type) and _is_foreign(entry.value):
             return
-        self.entries.append(entry)
-        self._todo.append(value)
+        self._todo.append(entry.value)
+        if not isinstance(entry.value, ModuleType):
+            self.entries.append(entry)
+
+    def _module(self, x: ModuleType) -> None:
+        """What code mentions of a module: of Python's own, containers alone (sys.argv)."""
+        held, names = vars(x), self.names
+        if _is_foreign_name(x.__name__):
+            names = names | {"environ"} if "getenv" in names else names
+            found = [held[name] for name in sorted(names & held.keys())]
+            self._todo += [v for v in found if isinstance(v, Container) and not callable(v)]
+        else:
+            for name in sorted(names & held.keys()):
+                self._item(ITEM, held, name)
 
     def _function(self, x: Any) -> None:
         code = x.__code__
@@ -322,19 +356,20 @@ class Guards:
             self._todo.append(x.__wrapped__)
         if kind.__module__ == "muladd.tensor.jit":  # a jitted function, a method of an instance
             self._todo.append(x.bound() if hasattr(x, "bound") else x.function)
-        ours = kind.__module__.startswith("muladd.nn")
-        if _is_foreign(kind) and not ours and not is_module(x):
+        ours, foreign = kind.__module__.startswith("muladd.nn"), _is_foreign(kind)
+        if kind.__module__.startswith("muladd.") and not ours and not is_module(x):
             return
         if not ours:
             self._class(kind)
-        reflection = bool(self.names & _REFLECTION)
+        # a container of Python's own (UserDict, os.environ) keeps its items in its attributes
+        whole = ours or bool(self.names & _REFLECTION) or foreign and isinstance(x, Container)
         held = getattr(x, "__dict__", None) or {}
         counted = is_module(x) and any(c.__module__.startswith("muladd.nn") for c in kind.__mro__)
         for name, value in list(held.items()):
             inside = counted and not isinstance(value, SIMPLE)
-            if ours or reflection or inside or name in self.names:
+            if whole or inside or name in self.names:
                 self._item(ITEM, held, name, counted)
-        for name in sorted(self.names - held.keys()):
+        for name in () if foreign and not ours else sorted(self.names - held.keys()):
             found = inspect.getattr_static(kind, name, MISSING)
             if inspect.ismemberdescriptor(found):
                 self._item(ATTRIBUTE, x, name)
@@ -364,12 +399,21 @@ def _names(code: Any) -> set[str]:
     return names
 
 
+@functools.cache
 def _is_foreign_name(module: str | None) -> bool:
-    return (module or "builtins").partition(".")[0] in _FOREIGN
+    """Modules whose code is not followed: of Python, NumPy, muladd itself, and of installed
+    packages (torch, say) all that have not imported anything of muladd's."""
+    if (module or "builtins").partition(".")[0] in _FOREIGN:
+        return True
+    loaded = sys.modules.get(module or "")
+    if not _INSTALLED & set(Path(getattr(loaded, "__file__", None) or "").parts):
+        return False
+    known = (v for v in vars(loaded).values() if isinstance(v, ModuleType | type | FunctionType))
+    homes = (v.__name__ if isinstance(v, ModuleType) else v.__module__ for v in known)
+    return not any(str(home).partition(".")[0] == "muladd" for home in homes)
 
 
 def _is_foreign(kind: type) -> bool:
-    """Classes of Python, NumPy and muladd itself, whose code is not followed."""
     return _is_foreign_name(getattr(kind, "__module__", None))
 
 

@@ -22,7 +22,7 @@ from muladd.ir import Node, Storage, ops, param, substitute, sym, toposort, var
 from muladd.ir.node import stored, variables
 from muladd.tensor import backend
 from muladd.tensor import handle as handles
-from muladd.tensor.guards import ARRAY, Entry, Guards, put_together, random_states, take_apart
+from muladd.tensor.guards import Entry, Guards, put_together, random_states, take_apart
 from muladd.tensor.handle import Handle, _leaves, grad_enabled, no_grad
 from muladd.tensor.random import default_generator
 from muladd.tensor.tensor import Tensor
@@ -369,7 +369,7 @@ class Trace:
         return self.outs[id(t)]
 
     def _effect(self, watch: Watch, e: Entry, number: dict[int, int], random: Any) -> Effect:
-        value = e.now().copy() if e.kind == ARRAY else e.now()
+        value = e.now()
         _, tensors = take_apart(value)
         return Effect(e, value, [self._out(watch, t, number, random) for t in tensors])
 

@@ -78,7 +78,13 @@ def flatten(tree: Any) -> tuple[list[Any], Structure]:
         plain = isinstance(x, dict | list | tuple)
         return Branch(type(x), keys, tuple(walk(c) for c in children), None if plain else x)
 
-    return leaves, walk(tree)
+    try:
+        return leaves, walk(tree)
+    except RecursionError:
+        raise ShapeError(
+            "flatten: a tree of tensors holds itself, or is nested a thousand deep; take out "
+            "the way back (a child's reference to its parent, say)"
+        ) from None
 
 
 def unflatten(structure: Structure, leaves: Sequence[Any]) -> Any:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import random
+import sys
 import threading
 import weakref
+from argparse import Namespace
+from array import array
+from collections import ChainMap, UserDict, UserList
+from contextvars import ContextVar
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import muladd
 from muladd import Tensor, config, grad, jit, nn, no_grad
@@ -142,6 +150,92 @@ def test_closed_over_array():
     assert f(T(1, 1)).tolist() == [9, 2]
 
 
+KEPT = {  # how it is made, read, changed
+    "Namespace": (lambda: Namespace(k=1.0), lambda x: x.k, lambda x: setattr(x, "k", 2.0)),
+    "SimpleNamespace": (lambda: SimpleNamespace(inner=SimpleNamespace(k=1.0)),
+                        lambda x: x.inner.k, lambda x: setattr(x.inner, "k", 2.0)),
+    "UserDict": (lambda: UserDict(k=1.0), lambda x: x["k"], lambda x: x.update(k=2.0)),
+    "UserList": (lambda: UserList([1.0]), lambda x: x[0], lambda x: x.insert(0, 2.0)),
+    "ChainMap": (lambda: ChainMap({}, {"k": 1.0}), lambda x: x["k"], lambda x: x.update(k=2.0)),
+    "array": (lambda: array("d", [1.0]), lambda x: x[0], lambda x: x.insert(0, 2.0)),
+    "bytearray": (lambda: bytearray([1]), lambda x: x[0], lambda x: x.insert(0, 2)),
+    "ContextVar": (lambda: ContextVar("k", default=1.0), lambda x: x.get(), lambda x: x.set(2.0)),
+    "environ": (lambda: os.environ, lambda x: float(x["MULADD_TEST"]),
+                lambda x: x.update(MULADD_TEST="2")),
+    "getenv": (lambda: None, lambda _: float(os.getenv("MULADD_TEST")),
+               lambda _: os.environ.update(MULADD_TEST="2")),
+    "argv": (lambda: None, lambda _: len(sys.argv), lambda _: sys.argv.append("more")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make, read, change", KEPT.values(), ids=KEPT)
+def test_what_an_object_of_python_holds(make, read, change, monkeypatch):
+    monkeypatch.setenv("MULADD_TEST", "1")
+    monkeypatch.setattr(sys, "argv", ["muladd"])
+    holder = make()
+    f = jit(lambda x: x * read(holder))
+    g = jit(lambda h, x: x * read(h))
+    for _ in range(3):
+        assert f(T(1)).item() == g(holder, T(1)).item() == 1
+    change(holder)
+    assert f(T(1)).item() == g(holder, T(1)).item() == 2
+
+
+def test_an_array_that_the_function_changes():
+    counts, names = array("d", [0.0]), UserDict(k=0.0)
+
+    @jit
+    def f(x):
+        counts[0] += 1
+        names["k"] += 1
+        return x * counts[0] * names["k"]
+
+    assert [f(T(1)).item() for _ in range(5)] == [1, 4, 9, 16, 25]
+    assert counts[0] == names["k"] == 5
+
+
+def test_modules_and_objects_that_refer_to_each_other():
+    one, two = ModuleType("one"), ModuleType("two")
+    one.other, two.other, two.k = two, one, 2.0
+    parent, child = SimpleNamespace(k=3.0), SimpleNamespace()
+    parent.child, child.parent = child, parent
+    items = [5.0]
+    items.append(items)
+    f = jit(lambda x: x * one.other.other.other.k * child.parent.child.parent.k * items[1][0])
+    for _ in range(3):
+        assert f(T(1)).item() == 30
+    two.k = 4.0
+    assert f(T(1)).item() == 60
+    parent.k = 6.0
+    assert f(T(1)).item() == 120
+
+
+def test_a_package_that_knows_nothing_of_muladd_is_not_followed():
+    f = jit(lambda x: x + (2 if torch.is_tensor(x) or torch.nn.functional is None else 1))
+    for _ in range(3):
+        assert f(T(1)).item() == 2
+
+
+def test_a_variable_without_a_value_yet():
+    def make():
+        f = jit(lambda x: x * (late if x.ndim > 1 else 2))
+        for _ in range(3):
+            assert f(T(1)).item() == 2
+        late = 3
+        assert f(T(1)).item() == 2
+        assert f(T(1).reshape(1, 1)).item() == late
+
+    make()
+
+
+def test_a_module_that_holds_itself_is_refused_as_an_argument():
+    inner = nn.Linear(2, 2)
+    outer = nn.Sequential(inner)
+    inner.parent = outer
+    with pytest.raises(MuladdError, match="holds itself"):
+        jit(lambda net, x: net(x))(outer, T(1, 2))
+
+
 def test_array_argument():
     f = jit(lambda x, a: x * Tensor(a))
     a = np.array([1.0, 2.0], "float32")
@@ -251,7 +345,8 @@ def test_list_append():
     assert [l.item() for l in losses] == [0, 2, 4, 6]
 
 
-def test_gradients_left_for_a_step_outside():
+def gradient_step():
+    """(a leaf, a jitted function that adds to the leaf's gradient what it is given)"""
     w = T(2.0).requires_grad_()
 
     @jit
@@ -260,6 +355,11 @@ def test_gradients_left_for_a_step_outside():
         loss.backward()
         return loss.detach()
 
+    return w, f
+
+
+def test_gradients_left_for_a_step_outside():
+    w, f = gradient_step()
     for i in range(5):
         w.grad = None
         f(T(float(i)))
@@ -267,14 +367,7 @@ def test_gradients_left_for_a_step_outside():
 
 
 def test_gradients_accumulate_over_calls():
-    w = T(2.0).requires_grad_()
-
-    @jit
-    def f(x):
-        loss = (w * x).sum()
-        loss.backward()
-        return loss.detach()
-
+    w, f = gradient_step()
     for i in range(1, 6):
         f(T(1.0))
         assert w.grad.item() == i
