@@ -88,5 +88,12 @@ def _shown(default: object) -> str:
     return "empty" if default == "" else str(int(default) if isinstance(default, bool) else default)
 
 
+def test_the_lines_of_a_backend_are_counted_right():
+    page = (ROOT / "docs/new-backend.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", page, re.M)
+    lines = {name: len((ROOT / "muladd" / name).read_text().splitlines()) for name, _ in rows}
+    assert rows and {name: int(count) for name, count in rows} == lines
+
+
 def test_the_front_door_has_what_it_names():
     assert all(hasattr(muladd, name) for name in muladd.__all__)

@@ -1,11 +1,11 @@
-"""The loop language: seven kinds of statement over scalar and vector expressions.
+"""The loop language: six kinds of statement over scalar and vector expressions.
 
-    statement ::= Grid(loops, body)            the chunks of the launch, spread over threads
+    statement ::= Grid(loops, body)              the chunks of the launch, spread over threads
                 | For(loop, start, stop, body)
-              | Threads(loop, 0, count, body)    the turns at once, one on each thread of a group
+                | Threads(loop, 0, count, body)  the turns at once, one on each thread of a group
                 | If(condition, body, orelse)
                 | Store(place, index, value, guard)
-                | Barrier()                    threads of a group meet (GPUs)
+                | Barrier()                      threads of a group meet (GPUs)
     place     ::= argument number | name of a scratch or register array
 
 Expressions are the language's own nodes of shape () or (lanes,), with RANGE for loop variables and
