@@ -6,7 +6,7 @@ and j.3 in vectors:
     grid batch j.0 i.0                 chunks, for the threads
       c0[j.1, k, j.2, j.3] = right     some panels of columns, for all rows of the chunk
       for i.1                          the chunk's tiles downwards
-        c1[k, i.2] = left              a panel of rows
+        c1[k, i.2] = left              a panel of rows, if they lie so or have to be converted
         for j.1                        each panel of columns
           for k
             i.2 j.2 j.3                the tile of results in registers
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import toposort
+from muladd.ir import ops, toposort
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size, work
@@ -41,7 +41,7 @@ from muladd.schedule.recipes.operands import (
     sides_of,
     tile,
 )
-from muladd.schedule.recipes.rows import stream
+from muladd.schedule.recipes.rows import along, stream
 
 _LEAST_COLUMNS = 4  # results in fewer columns are no work for vectors
 _SOME_ROWS = 4  # rows from which packing pays, if the columns do not lie side by side
@@ -81,30 +81,32 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     rows, columns = extent(sides.row), extent(sides.column)
     strided = moves(kernel, sides.vector, sides.column) != 1
     packed = rows >= MANY_ROWS or (strided and rows >= _SOME_ROWS)
-    packed_rows = _lies_along_rows(kernel, p, sides)
-    t = tile(machine, p.stage, rows, columns, packed_rows)
+    along_rows = _lies_along_rows(kernel, p, sides)
+    packed_rows = rows >= _ROWS_OF_A_COPY and columns >= _COLUMNS_OF_A_COPY and (
+        along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
+    t = tile(machine, p.stage, rows, columns, along_rows and packed_rows)
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
     if packed_rows:
         plan, packed_rows = pack(plan, p.stage, sides.broadcast, "c1")
     plan = merge_reduced(plan, p.stage.name)
     depths = [a for a in plan.kernel.stage(p.stage.name).reduced if extent(a) > 1]
-    if packed and packed_rows and len(depths) == 1:
+    if packed and packed_rows and along_rows and len(depths) == 1:
         square = tile(machine, p.stage, rows, columns)
         if size(p.stage.reduced) >= 2 * terms_of(machine, square, p):
             return deep(plan, machine, p, sides, ["c0", "c1"])
-    return _panels(plan, machine, p, sides, t)
+    return _panels(plan, machine, p, sides, t, along_rows)
 
 
 def _lies_along_rows(kernel: Kernel, p: Product, sides: Sides) -> bool:
-    """Whether the broadcast side is to be copied, because rows and not terms lie side by side."""
-    if extent(sides.row) < _ROWS_OF_A_COPY or extent(sides.column) < _COLUMNS_OF_A_COPY:
-        return False
+    """Whether rows, and not terms, of the broadcast side lie side by side."""
     along_depth = any(moves(kernel, sides.broadcast, r) == 1 for r in p.stage.reduced)
     return moves(kernel, sides.broadcast, sides.row) == 1 and not along_depth
 
 
-def _panels(plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile) -> Plan:
+def _panels(
+    plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile, along_rows: bool
+) -> Plan:
     """The nest above, with the copies c0 and c1 where the plan has them."""
     s, copies = p.stage.name, [x.name for x in plan.kernel.stages if x.name in ("c0", "c1")]
     I, J = sides.row.arg.name, sides.column.arg.name
@@ -122,7 +124,9 @@ def _panels(plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile) -> 
         plan = step(plan, f"layout c0 {order}")
         plan = step(plan, f"nest c0 {order}")
         plan = step(plan, f"unroll c0 {J}.2")
-    if "c1" in copies:
+    if "c1" in copies and not along_rows:
+        plan = along(plan, machine, plan.kernel.stage("c1"))
+    elif "c1" in copies:
         plan = step(plan, f"layout c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"nest c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"vector c1 {I}.2")
