@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from muladd import config
 from muladd import device as devices
 from muladd.compile import kept, report
@@ -31,6 +33,7 @@ from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
 from muladd.compile.kernels import compile_kernel
+from muladd.compile.numbers import lifted
 from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.device import Device
@@ -42,6 +45,7 @@ from muladd.ir import (
     Storage,
     Var,
     const,
+    dtype,
     make,
     ops,
     param,
@@ -63,9 +67,9 @@ _MOST_PROGRAMS = 4096
 def realize(roots: Sequence[Node], device: str) -> list[Storage]:
     """The values of graphs whose inputs are realised, computed together on a device."""
     graph, storages = parameters(tuple(roots))
-    program = compile_graph(graph, device)
     place = devices.get(device)
-    buffers = program.run([s.buffer for s in storages])
+    program, numbers = program_of(graph, len(storages), device)
+    buffers = program.run([*[s.buffer for s in storages], *numbers])
     out = []
     for r, b in zip(roots, buffers):
         out.append(Storage(r.shape, r.dtype, place.name, b))
@@ -88,18 +92,43 @@ def parameters(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Storage]
     return tuple([done[r] for r in roots]), storages
 
 
+def _key(graph: tuple[Node, ...], device: str) -> tuple:
+    return graph, device, config.get("PROFILE"), config.get("CHECK")
+
+
+def _stored(number: Node, place: Device) -> Any:
+    """A constant in a buffer of its own."""
+    d = number.dtype
+    stored = dtype.encode(np.array([number.arg], d.numpy), d)
+    buffer = place.allocate(stored.nbytes)
+    place.copy_in(buffer, stored)
+    return buffer
+
+
+def program_of(
+    graph: tuple[Node, ...], inputs: int, device: str
+) -> tuple[Program, list[Any]]:
+    """The program of a graph over so many Params, and further inputs for it: numbers in which the
+    graph differs from one that was compiled before (numbers.py)."""
+    numbers: list[Node] = []
+    if _key(graph, device) not in _programs:
+        graph, numbers = lifted(graph, inputs)
+    place = devices.get(device)
+    return compile_graph(graph, device), [_stored(n, place) for n in numbers]
+
+
 def compile_graph(outputs: Sequence[Node], device: str) -> Program:
     """The program of a graph over Params (and symbolic sizes), from the cache if it was seen."""
-    profile = config.get("PROFILE")
     outputs = tuple(outputs)
-    key = (outputs, device, profile, config.get("CHECK"))
+    key = _key(outputs, device)
     found = _programs.get(key)
     if found is None:
         start = time.perf_counter()
         was_collecting = gc.isenabled()
         gc.disable()  # one collection with a large library loaded costs as much as five kernels
         try:
-            found = _kept_or_compiled(outputs, devices.get(device), profile == "exact")
+            exact = config.get("PROFILE") == "exact"
+            found = _kept_or_compiled(outputs, devices.get(device), exact)
         finally:
             if was_collecting:
                 gc.enable()

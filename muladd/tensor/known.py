@@ -21,8 +21,8 @@ _ARRAY = "array"  # stands in a key for an array, before its shape and dtype
 _LABELLED = frozenset((ops.PAD, ops.CAST, ops.BITCAST))  # arg alone does not say what they do
 _VARIADIC = frozenset((ops.CALL, ops.SCAN))
 
-# key -> (program, the place of each of its inputs among the arrays of the walk)
-_programs: dict[tuple, tuple[Any, tuple[int, ...]]] = {}
+# key -> (program, the place of each of its inputs among the arrays of the walk, further inputs)
+_programs: dict[tuple, tuple[Any, tuple[int, ...], list[Any]]] = {}
 _MOST_PROGRAMS = 1024
 _LONGEST = 20_000  # the key of a larger graph costs memory, and looking costs little beside its run
 
@@ -112,15 +112,15 @@ def run(roots: Sequence[Node], reading: Reading, device: str) -> list[Storage]:
         # what the walk saw, not what is at hand by now: other threads compute meanwhile
         given = {x: stored(array) for x, array in reading.at_hand.items()}
         graph, storages = compiler.parameters(substitute(tuple(roots), given))
-        program = compiler.compile_graph(graph, device)
+        program, numbers = compiler.program_of(graph, len(storages), device)
         place = {s: i for i, s in enumerate(arrays)}
-        found = program, tuple([place[s] for s in storages])
+        found = program, tuple([place[s] for s in storages]), numbers
         if short:
             while len(_programs) >= _MOST_PROGRAMS:
                 _programs.pop(next(iter(_programs)), None)
             _programs[key] = found
-    program, order = found
-    buffers = program.run([arrays[i].buffer for i in order])
+    program, order, numbers = found
+    buffers = program.run([arrays[i].buffer for i in order] + numbers)
     name = devices.get(device).name
     return [Storage(r.shape, r.dtype, name, b) for r, b in zip(roots, buffers)]
 
