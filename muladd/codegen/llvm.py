@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from muladd.codegen import Rendered
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, Node, Var, dtype, make, ops, sym, toposort
+from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
+from muladd.loop.vector import at_lane
 
 _Operand = Callable[[Node], str]  # the register that holds a node's value
 
@@ -321,9 +322,9 @@ class _Renderer:
         return p
 
     def lane_index(self, index: Node, lane: int, lanes: int) -> str:
-        base, step = _ramp(index)
-        if base is not None and step is not None:
-            return self.value(_turn(base, step, lane))
+        scalar = at_lane(index, lane)
+        if scalar is not None:
+            return self.value(scalar)
         x = self.fresh()
         self.here(f"{x} = extractelement <{lanes} x i64> {self.value(index)}, i64 {lane}")
         return x
@@ -396,15 +397,20 @@ class _Renderer:
     ) -> str:
         """Lanes that do not lie side by side are loaded one by one."""
         kind = memory_type(n.dtype)
-        base, step = _ramp(n.srcs[0])
         result = "zeroinitializer" if guard is not None else "poison"
         for lane in range(lanes):
-            if base is not None and step is not None:
-                i = self.value_in(_turn(base, step, lane), lines)
+            known = at_lane(guard, lane) if guard is not None else None
+            if known is not None and is_const(known, False):
+                continue
+            checked = guard is not None and not (known is not None and is_const(known, True))
+            scalar = at_lane(n.srcs[0], lane)
+            if scalar is not None:
+                i = self.value_in(scalar, lines)
             else:
                 i = self.fresh()
                 lines.append(f"{i} = extractelement <{lanes} x i64> {arg(n.srcs[0])}, i64 {lane}")
-            if guard is not None:
+            if checked:
+                assert guard is not None
                 b, safe = self.fresh(), self.fresh()
                 mask = arg(guard)
                 lines.append(f"{b} = extractelement <{lanes} x i1> {mask}, i64 {lane}")
@@ -413,7 +419,7 @@ class _Renderer:
             p, v = self.fresh(), self.fresh()
             lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
             lines.append(f"{v} = load {kind}, ptr {p}, align {n.dtype.itemsize}")
-            if guard is not None:
+            if checked:
                 kept = self.fresh()
                 lines.append(f"{kept} = select i1 {b}, {kind} {v}, {kind} {_zero(n.dtype)}")
                 v = kept
@@ -452,24 +458,6 @@ def _contiguous(index: Node) -> bool:
 def _base(index: Node) -> Node:
     first = index.srcs[0]
     return first.srcs[0] if first.op is ops.EXPAND else first
-
-
-def _ramp(index: Node) -> tuple[Node | None, Node | None]:
-    """(base, step) of base + lane * step; or of one index for all lanes (step 0)."""
-    if index.op is ops.EXPAND:
-        return index.srcs[0], sym.as_node(0)
-    if index.op is ops.ADD and index.srcs[0].op is ops.EXPAND:
-        right = index.srcs[1]
-        if right.op is ops.IOTA:
-            return index.srcs[0].srcs[0], sym.as_node(1)
-        if right.op is ops.MUL and right.srcs[0].op is ops.IOTA and right.srcs[1].op is ops.EXPAND:
-            return index.srcs[0].srcs[0], right.srcs[1].srcs[0]
-    return None, None
-
-
-def _turn(base: Node, step: Node, lane: int) -> Node:
-    """One lane's value of a ramp."""
-    return sym.as_node(sym.add(sym.as_dim(base), sym.mul(sym.as_dim(step), lane)))
 
 
 def _wide(n: Node | None, lanes: int) -> Node:

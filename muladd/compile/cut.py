@@ -117,17 +117,31 @@ class Cut:
         """Values that several stages use. `user` is the one stage that uses a node, or many."""
         many = object()
         user: dict[Node, object] = {}
+        users: dict[Node, list[Node]] = {}
+        for n in self.order:
+            for s in dict.fromkeys(n.srcs):
+                users.setdefault(s, []).append(n)
         for n in reversed(self.order):
             mine = n if n in self.chosen else user.get(n)
             if mine is many and n.op.elementwise and n not in self.chosen:
                 dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
                 if dear and (self.loads[n] or self.cost[n] >= _LOADLESS_COST):
-                    self.chosen.add(n)
-                    mine = n
+                    mine = self._as_used(n, users)
+                    self.chosen.add(mine)
             if n.op in OPAQUE or mine is None:
                 continue
             for s in n.srcs:
                 user[s] = mine if user.get(s, mine) is mine else many
+
+
+    def _as_used(self, n: Node, users: dict[Node, list[Node]]) -> Node:
+        """A value in the order of elements that its users see, where windows were put together."""
+        top, permuted, joined = n, False, False
+        while len(users[top]) == 1 and users[top][0].op in (ops.PERMUTE, ops.RESHAPE):
+            top = users[top][0]
+            permuted = permuted or top.op is ops.PERMUTE
+            joined = joined or permuted and top.op is ops.RESHAPE
+        return top if joined and top not in self.chosen else n
 
 
 def _grows(n: Node) -> bool:

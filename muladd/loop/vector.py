@@ -167,3 +167,34 @@ def _affine(n: Node, vector: Node, lanes: int, varies: set[Node]) -> Node | None
     if stride != 1:
         ramp = make(ops.MUL, (ramp, _wide(sym.as_node(stride), lanes)))
     return make(ops.ADD, (_wide(sym.as_node(sym.build(base)), lanes), ramp))
+
+
+def at_lane(value: Node, lane: int) -> Node | None:
+    """An index, or a condition of indices, for one lane; None if that needs what lanes load."""
+    done: dict[Node, Node] = {}
+    for n in toposort((value,), into=lambda m: m.op is not ops.EXPAND):
+        if n.op is ops.EXPAND and not n.srcs[0].shape:
+            done[n] = n.srcs[0]
+        elif n.op is ops.IOTA:
+            done[n] = sym.as_node(lane)
+        elif not n.shape:
+            done[n] = n
+        elif any(s not in done for s in n.srcs):
+            return None
+        elif n.dtype is dtype.INDEX and not all(sym.trusted(done[s]) for s in n.srcs):
+            return None
+        elif n.op in sym.FUNCTIONS and n.dtype is dtype.INDEX:
+            done[n] = sym.apply(n.op, tuple(done[s] for s in n.srcs))
+        elif n.op is ops.LT and n.srcs[0].dtype is dtype.INDEX:
+            left, right = (sym.as_dim(done[s]) for s in n.srcs)
+            done[n] = sym.as_condition(sym.less(left, right))
+        elif n.op is ops.MUL and n.dtype is dtype.bool_:
+            a, b = (_known(done[s]) for s in n.srcs)
+            done[n] = sym.as_condition(sym.both(a, b))
+        else:
+            return None
+    return done[value]
+
+
+def _known(condition: Node) -> sym.Condition:
+    return bool(condition.arg) if condition.op is ops.CONST else condition

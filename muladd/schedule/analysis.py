@@ -10,8 +10,9 @@ from muladd.loop.kernel import Kernel, Stage
 FAR = 1 << 30  # stands for a stride that is symbolic or irregular
 
 # The cost of vectors along an axis: of each access whose lanes do not lie side by side, each store
-# that all lanes join in, where no access has lanes side by side, and of lanes that stay empty.
-STRIDED, _JOINED, _ALL_STRIDED, _EMPTY = 8.0, 0.5, 4.0, 4.0
+# that all lanes join in, where no access has lanes side by side, where the stage's own buffer has
+# them apart, and of lanes that stay empty.
+STRIDED, _JOINED, _ALL_STRIDED, _APART, _EMPTY = 8.0, 0.5, 4.0, 4.0, 4.0
 _LEAST_LANES = 4
 
 
@@ -83,7 +84,9 @@ def cost_of_lanes(kernel: Kernel, stage: Stage, axis: Node) -> float:
         total += STRIDED * (s > 1)
         if x.store and s == 0:
             total += _JOINED
-    kept = stage.argument is None and axis in stage.axes  # in a buffer, where it lies as we like
+    kept = stage.argument is None and axis in stage.axes
+    if kept and axis is not stage.axes[-1]:
+        total += _APART
     if not kept and not any(abs(x.stride(axis)) == 1 for x in accesses(kernel, stage)):
         total += _ALL_STRIDED
     return total + _EMPTY * (extent(axis) < _LEAST_LANES)

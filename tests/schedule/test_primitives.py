@@ -56,6 +56,15 @@ def doubled(rows: int = 40, columns: int = 50) -> Kernel:
                                      Argument(1, FLOAT, rows * columns, True)))  # fmt: skip
 
 
+def cut_out(rows: int = 40, columns: int = 50, width: int = 58) -> Kernel:
+    """out[i, j] = a[i, j] of an array with longer rows."""
+    i, j = sym.axis("p0", rows), sym.axis("p1", columns)
+    x = load(0, sym.add(sym.mul(i, width), j))
+    stage = Stage("s3", (i, j), x, argument=1, position=sym.add(sym.mul(i, columns), j))
+    return Kernel((stage,), (i, j), (Argument(0, FLOAT, rows * width),
+                                     Argument(1, FLOAT, rows * columns, True)))  # fmt: skip
+
+
 def copied(columns: int = 32, depth: int = 20) -> Kernel:
     """c0[j, f] = b[f, j], which s0 then sums along f with the rows of a."""
     i, j = sym.axis("p0", 12), sym.axis("p1", columns)
@@ -164,6 +173,9 @@ EXAMPLES = {
     "collapse": Example(doubled, (), collapsed,
                         "out[p0, p1] = b0[((p0 * 50) + p1)] (p0<40, p1<50)",
                         "out[p0] = b0[p0] (p0<2000)"),
+    "merge": Example(cut_out, (), collapsed,
+                     "out[p0, p1] = b0[((p0 * 58) + p1)] (p0<40, p1<50)",
+                     "out[p0] = b0[(((p0 / 50) * 58) + (p0 % 50))] (p0<2000)"),
     "vector": Example(doubled, ("split p1 2 8", "outer p0 p1.0"), loop_of("p1.2"), "p1.2<8",
                       "p1.2<8*v"),
     "unroll": Example(doubled, ("split p0 2", "outer p0.0"), loop_of("p0.1"), "p0.1<2",
@@ -305,6 +317,7 @@ def test_partial_results_need_a_place():
     ("unroll p0", "512 turns"),
     ("copy s0 middle c0", "side"),
     ("collapse p0 p1", "not one axis"),
+    ("merge p0 r0", "not one axis"),
     ("nontemporal s9", "no stage 's9'"),
     ("layout s9 p0", "no stage 's9'"),
 ])  # fmt: skip

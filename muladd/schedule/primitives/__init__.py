@@ -14,7 +14,7 @@ from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan, plain
 
-NAMES = ("collapse", "split", "outer", "parallel", "copy", "keep", "at", "nest", "layout",
+NAMES = ("collapse", "merge", "split", "outer", "parallel", "copy", "keep", "at", "nest", "layout",
          "vector", "unroll", "bind", "nontemporal")  # fmt: skip
 Schedule = tuple[str, ...]
 

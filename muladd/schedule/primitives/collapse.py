@@ -23,8 +23,11 @@ def apply(plan: Plan, outer: str, inner: str) -> Plan:
     return plain(new)
 
 
-def collapsed(kernel: Kernel, a: Node, b: Node) -> Kernel | None:
-    """The kernel with axes a and b merged into one named like a, or None if that cannot be."""
+def collapsed(kernel: Kernel, a: Node, b: Node, loads: bool = True) -> Kernel | None:
+    """The kernel with axes a and b merged into one named like a, or None if that cannot be.
+
+    loads: whether every load must see one axis too, not only every store.
+    """
     whole = sym.axis(a.arg.name, sym.mul(a.arg.extent, b.arg.extent))
     axes: dict[Node, Dim] = {a: sym.div(whole, b.arg.extent), b: sym.mod(whole, b.arg.extent)}
     stages = []
@@ -40,7 +43,9 @@ def collapsed(kernel: Kernel, a: Node, b: Node) -> Kernel | None:
             return None
         value = reaxis(s.value, axes, {})
         position = reindex(s.position, axes)
-        if _splits(value, whole) or (isinstance(position, Node) and _splits(position, whole)):
+        if loads and _splits(value, whole):
+            return None
+        if isinstance(position, Node) and _splits(position, whole):
             return None
         swap = lambda xs: tuple(whole if x is a else x for x in xs if x is not b)  # noqa: E731
         stages.append(replace(s, axes=swap(s.axes), reduced=swap(s.reduced),

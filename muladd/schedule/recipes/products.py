@@ -28,6 +28,7 @@ from muladd.schedule.analysis import Product, extent, product, size, work
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
+from muladd.schedule.recipes.images import merged, taps_first
 from muladd.schedule.recipes.operands import (
     CHUNKS,
     MANY_ROWS,
@@ -69,6 +70,7 @@ def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
 
 def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     """The nest above, or that of `deep` for a sum which is long for the caches."""
+    plan, p = merged(plan, machine, p)
     kernel = plan.kernel
     wide = across_depth(kernel, machine, p)
     if wide is not None:
@@ -122,7 +124,7 @@ def _panels(
         order = " ".join(x for x in (f"{J}.1", own_names(plan, "c0"), f"{J}.2 {J}.3") if x)
         plan = step(plan, f"at c0 {len(names) + 2}")
         plan = step(plan, f"layout c0 {order}")
-        plan = step(plan, f"nest c0 {order}")
+        plan = step(plan, f"nest c0 {J}.1 {taps_first(plan, 'c0')} {J}.2 {J}.3")
         plan = step(plan, f"unroll c0 {J}.2")
     if "c1" in copies and not along_rows:
         plan = along(plan, machine, plan.kernel.stage("c1"))
