@@ -6,16 +6,17 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from muladd.errors import TraceError
+from muladd.errors import ArgumentError, TraceError
 from muladd.tensor import backend
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.tree import Structure, flatten
 
 
 def check_function(who: str, function: Any) -> None:
-    """TraceError for what cannot be called, or has not run to its end when it returns."""
+    """ArgumentError for what cannot be called, TraceError for what returns before it has run."""
     if not callable(function):
-        raise TraceError(f"{who}: expected a function, got {type(function).__name__} {function!r}")
+        given = type(function).__name__
+        raise ArgumentError(f"{who}: expected a function, got {given} {function!r}")
     for code in (function, type(function).__call__):
         if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
             kind = "a generator function"

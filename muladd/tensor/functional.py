@@ -12,12 +12,14 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+import numpy as np
+
 from muladd import transform
 from muladd.errors import GradientError
 from muladd.ir import Body, CallArg, Node, iota, make, ops, substitute
 from muladd.tensor import backend
 from muladd.tensor import graph as g
-from muladd.tensor.arguments import device_of, tensors_of
+from muladd.tensor.arguments import check_function, device_of, name_of, tensors_of
 from muladd.tensor.handle import _leaves, no_grad, set_grad_enabled
 from muladd.tensor.repeat import scan, vmap
 from muladd.tensor.tensor import Tensor
@@ -51,6 +53,36 @@ class _StandIns:
         return list(substitute(tuple(nodes), back))
 
 
+def _as_tensors(arguments: Sequence[Any]) -> list[Any]:
+    """Arguments to differentiate by: a Python float is a tensor."""
+    return [Tensor(x) if isinstance(x, float | np.floating) else x for x in arguments]
+
+
+def _replaced(
+    who: str, arguments: Sequence[Any], argnums: int | Sequence[int]
+) -> tuple[list[Any], _StandIns]:
+    """All arguments, those of `argnums` exchanged for stand-ins; and these."""
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    for i in numbers:
+        if not -len(arguments) <= i < len(arguments):
+            raise GradientError(
+                f"{who}: argnums names argument {i}, but {len(arguments)} came by position"
+            )
+    chosen = _as_tensors([arguments[i] for i in numbers])
+    for i, x in zip(numbers, chosen):
+        if not any(t.dtype.is_float for t in tree_leaves(x)):
+            given = g.describe(x.node) if isinstance(x, Tensor) else type(x).__name__
+            raise GradientError(
+                f"{who}: argument {i} is {given}; a derivative is by a float, a float tensor, or a "
+                "container of such"
+            )
+    inside = _StandIns(chosen)
+    replaced = list(arguments)
+    for i, new in zip(numbers, inside.tree):
+        replaced[i] = new
+    return replaced, inside
+
+
 def _scalar(who: str, out: Any) -> Tensor:
     if not isinstance(out, Tensor) or any(not g.equal_dims(n, 1) for n in out.shape):
         given = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -72,17 +104,15 @@ def value_and_grad(
     each float tensor in it and None for the others. With has_aux the function returns (loss, aux),
     and the value is that pair.
     """
+    check_function("grad", function)
 
     @wraps(function)
     def with_gradient(*arguments: Any, **named: Any) -> tuple[Any, Any]:
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        chosen = [arguments[i] for i in numbers]
-        inside = _StandIns(chosen)
-        replaced = list(arguments)
-        for i, new in zip(numbers, inside.tree):
-            replaced[i] = new
+        replaced, inside = _replaced("grad", arguments, argnums)
         with set_grad_enabled(True):
             result = function(*replaced, **named)
+            if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+                raise GradientError("grad: with has_aux the function must return (loss, aux)")
             loss = _scalar("grad", result[0] if has_aux else result)
             outs, structure = flatten(result)
             grads = _pull(loss, inside)
@@ -119,9 +149,18 @@ def grad(
     return gradient
 
 
+def _check_alike(what: str, given: Sequence[Node], wanted: Sequence[Node]) -> None:
+    for i, (x, like) in enumerate(zip(given, wanted)):
+        if like.dtype.is_float and not (
+            g.equal_shapes(x.shape, like.shape) and x.dtype is like.dtype
+        ):
+            raise GradientError(f"{what} {i} is {g.describe(x)}, expected {g.describe(like)}")
+
+
 def vjp(function: Callable, *primals: Any) -> tuple[Any, Callable]:
     """(result, f): f takes cotangents in the result's structure, gives a tuple for the primals."""
-    inside = _StandIns(primals)
+    check_function("vjp", function)
+    inside = _StandIns(tuple(_as_tensors(primals)))
     with set_grad_enabled(True):
         outs, structure = tensors_of(function(*inside.tree))
         out_nodes = [t.node for t in outs]
@@ -129,9 +168,10 @@ def vjp(function: Callable, *primals: Any) -> tuple[Any, Callable]:
     result = unflatten(structure, [Tensor._of(n, t.device) for n, t in zip(real, outs)])
 
     def pull(cotangents: Any) -> Any:
-        given = tree_leaves(cotangents)
+        given, _ = tensors_of(cotangents)
         if len(given) != len(outs):
             raise GradientError(f"vjp: got {len(given)} cotangents for {len(outs)} results")
+        _check_alike("vjp: cotangent", [c.node for c in given], out_nodes)
         floats = [(o, c.node) for o, c in zip(out_nodes, given) if o.dtype.is_float]
         found = transform.gradient([o for o, _ in floats], inside.nodes, [c for _, c in floats])
         nodes = [g.like(n, 0) if c is None else c for c, n in zip(found, inside.nodes)]
@@ -143,12 +183,14 @@ def vjp(function: Callable, *primals: Any) -> tuple[Any, Callable]:
 
 def jvp(function: Callable, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """(result, its tangent) at the primals, moved along the tangents."""
-    inside = _StandIns(tuple(primals))
-    moved = tree_leaves(tuple(tangents))
+    check_function("jvp", function)
+    inside = _StandIns(tuple(_as_tensors(primals)))
+    moved = tree_leaves(_as_tensors(tangents))
     if len(moved) != len(inside.tensors):
         raise GradientError(
             f"jvp: got {len(moved)} tangents for {len(inside.tensors)} tensors in the primals"
         )
+    _check_alike("jvp: tangent", [t.node for t in moved], inside.nodes)
     with set_grad_enabled(True):
         outs, structure = tensors_of(function(*inside.tree))
         out_nodes = [t.node for t in outs]
@@ -166,14 +208,11 @@ def jacobian(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
     One reverse pass, vectorised over the elements of the result.
     """
+    check_function("jacobian", function)
 
     @wraps(function)
     def derivatives(*arguments: Any, **named: Any) -> Any:
-        numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-        inside = _StandIns([arguments[i] for i in numbers])
-        replaced = list(arguments)
-        for i, new in zip(numbers, inside.tree):
-            replaced[i] = new
+        replaced, inside = _replaced("jacobian", arguments, argnums)
         with set_grad_enabled(True):
             outs, structure = tensors_of(function(*replaced, **named))
             rows = [_rows(t.node, inside) for t in outs]
@@ -212,6 +251,7 @@ def hessian(function: Callable, argnums: int = 0) -> Callable:
 
 def checkpoint(function: Callable) -> Callable:
     """The function, of whose inside nothing is kept for the derivative: it is computed again."""
+    check_function("checkpoint", function)
 
     @wraps(function)
     def checkpointed(*arguments: Any, **named: Any) -> Any:
@@ -232,11 +272,18 @@ def custom_gradient(function: Callable) -> Callable:
     `backward` takes one cotangent per tensor of the result and returns one per tensor of the
     arguments (None: zero). Values that the function closes over count as constants.
     """
+    check_function("custom_gradient", function)
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
         inside = _StandIns(arguments)
-        result, backward = function(*inside.tree)
+        both = function(*inside.tree)
+        if not (isinstance(both, tuple) and len(both) == 2 and callable(both[1])):
+            raise GradientError(
+                f"custom_gradient of {name_of(function)}: the function must return (result, "
+                "backward), backward being a function of cotangents"
+            )
+        result, backward = both
         outs, structure = flatten(result)
         out_nodes = [t.node for t in outs]
         cotangents = [backend.defer(g.like(n, 1), t.device) for n, t in zip(out_nodes, outs)]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from muladd.errors import DTypeError, GradientError, ShapeError
 from muladd.ir import DType, Node, Shape, Storage, const, make, ops
 from muladd.ir import dtype as dt
+from muladd.ir.node import stored
 from muladd.tensor import backend, graph
 from muladd.tensor.backend import frame
 
@@ -59,6 +60,18 @@ class no_grad(set_grad_enabled):
 _leaves: weakref.WeakKeyDictionary[Storage, tuple[weakref.ref, bool]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+class _End:
+    """Stands as the leaf below what a jitted function gave: its history ended there."""
+
+
+END = _End()
+
+
+def end_history(storage: Storage) -> None:
+    """Let backward() say, where it meets this array, that it came out of a jitted function."""
+    _leaves[storage] = (weakref.ref(END), True)
 
 
 def leaf_of(node: Node) -> tuple[Any, bool] | None:
@@ -275,6 +288,13 @@ class Handle:
     def _enter_leaves(self, node: Node, assigned: bool = False) -> None:
         self._raw = backend.defer(node, self.device, self, assigned)
         _leaves[self._raw.arg] = (weakref.ref(self), False)
+
+    def _end_history(self) -> None:
+        """Keep the value, which is at hand, and forget how it came about."""
+        kept = self._kept
+        self._kept = Storage(kept.shape, kept.dtype, kept.device, kept.buffer)
+        self._raw = stored(self._kept)
+        end_history(self._kept)
 
     def _own(self) -> None:
         """Cut a view from its root: a tensor of its own with the same value."""

@@ -31,6 +31,7 @@ from muladd import config
 from muladd.errors import TraceError
 from muladd.ir import ops
 from muladd.tensor import backend
+from muladd.tensor.arguments import check_function, name_of
 from muladd.tensor.guards import SIMPLE, Identity, simple_key
 from muladd.tensor.handle import ambient, grad_enabled
 from muladd.tensor.tensor import Tensor
@@ -52,11 +53,13 @@ def jit(
     symbolic={"x": {0: ("n", 1, 512)}}: axis 0 of argument x is the symbolic size n, between 1 and
     512; calls with other sizes need no new trace and no new code. Use as a decorator too, on
     functions and methods. Raises TraceError where the function asks for a value (.item(), bool).
-    Gradients stay in .grad as without jit, except where the function itself assigned their tensor
-    (its optimiser used them up): those are dropped.
+    What it returns has memory of its own, unless it is an argument itself, and no history: call
+    backward() inside. Gradients stay in .grad as without jit, except where the function itself
+    assigned their tensor (its optimiser used them up): those are dropped.
     """
     if function is None:
         return functools.partial(jit, symbolic=symbolic)
+    check_function("jit", function)
     return Jitted(function, symbolic or {})
 
 
@@ -69,8 +72,8 @@ class Jitted:
         self.traces = 0
         self._programs: dict[Any, list[Trace]] = {}  # empty: the signature was seen once
         self._methods: dict[int, tuple[Any, Jitted]] = {}
-        self._last: Trace | None = None
-        self._shape: Any = None  # of the one argument of the last trace
+        self._last: Trace | None = None  # replayed without a further look, where
+        self._kind: Any = None  # its one argument is of this kind
         self._warned = False
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -91,28 +94,24 @@ class Jitted:
         return found[1]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if backend.frame.get() is not None:
+            return self._as_part(args, kwargs)
         last = self._last
         if last is not None and len(args) == 1 and not kwargs:
-            t = args[0]
-            if type(t) is Tensor and backend.frame.get() is None:
-                raw = t._raw
-                shape, dtype, device, leaf, grad, around = self._shape
-                if (
-                    raw.shape == shape and raw.dtype is dtype and t.device == device
-                    and t._leaf is leaf and t._origin is None and raw.op is _INPUT
-                    and grad_enabled() is grad and config._overrides.get() is last.overrides
-                    and (not ambient or _around() == around) and raw.arg.buffer is not None
-                    and last.holds(args)
-                ):  # fmt: skip
-                    return last.run_quickly(args)
-        if backend.is_tracing():  # inside another trace: part of it
-            return self.function(*args, **kwargs)
+            if _kind(args[0]) == self._kind and last.holds(args):
+                return last.run_quickly(args)
         return self._call(args, kwargs)
+
+    def _as_part(self, args: tuple, kwargs: dict) -> Any:
+        """Inside of jit, vmap, scan, and where gradients shall pass: without a program of its own.
+        """
+        tensors, structure = flatten(self.function(*args, **kwargs))
+        return unflatten(structure, _without_views(tensors))
 
     def _call(self, args: tuple, kwargs: dict) -> Any:
         leaves, structure = flatten((args, kwargs))
         if any(_has_history(t) for t in leaves):
-            return self.function(*args, **kwargs)  # gradients shall pass: no program of its own
+            return self._as_part(args, kwargs)
         named = self._symbolic_leaves(leaves, structure)
         key = _key(leaves, structure, named)
         for trace in self._programs.get(key, ()):
@@ -126,25 +125,30 @@ class Jitted:
             try:
                 trace = self._traced(key, leaves, structure, named, args, kwargs)
             except Inline:
-                return self.function(*args, **kwargs)
+                return self._as_part(args, kwargs)
             return trace.run(leaves)
 
     def _first(self, key: Any, args: tuple, kwargs: dict) -> Any:
-        """The first call of a signature runs as it stands."""
-        undo = Undo(f"jit of {_name(self.function)}")
+        """The first call of a signature runs as it stands; its results are like those of replays.
+        """
+        undo = Undo(f"jit of {name_of(self.function)}")
         try:
             with backend.inside(undo):
-                result = self.function(*args, **kwargs)
+                tensors, structure = flatten(self.function(*args, **kwargs))
+                tensors = _without_views(tensors)
         except BaseException:
             undo.restore()
             raise
-        tensors, _ = flatten(result)
-        if tensors:
-            tensors[0].realize(*tensors[1:])
+        known = [t for t in tensors if not has_stand_in(t)]
+        if known:
+            known[0].realize(*known[1:])
+        for t in known:
+            if undo.is_born(t) and not t._leaf and grad_enabled() and t.requires_grad:
+                t._end_history()
         self._programs[key] = []
         if len(self._programs) > _MOST_SIGNATURES:
             self._programs.pop(next(iter(self._programs)))
-        return result
+        return unflatten(structure, tensors)
 
     def _traced(
         self, key: Any, leaves: list[Any], structure: Structure, named: dict[int, dict],
@@ -152,7 +156,7 @@ class Jitted:
     ) -> Trace:  # fmt: skip
         kept = self._programs[key]
         self._warn(kept)
-        name = _name(self.function)
+        name = name_of(self.function)
         trace = Trace(self.function, name, leaves, args, kwargs, named, _seen_by(structure))
         after = flatten((args, kwargs))
         if list(map(id, after[0])) != list(map(id, leaves)) or _frozen(after[1]) != _frozen(
@@ -166,16 +170,15 @@ class Jitted:
         kept[:] = [*kept[-_MOST_TRACES + 1 :], trace]
         if trace.quick and not self.symbolic and len(args) == 1 and not kwargs and leaves \
                 and args[0] is leaves[0]:  # fmt: skip
-            t = leaves[0]
-            self._shape = (t.shape, t.dtype, t.device, t._leaf, grad_enabled(), _around())
-            self._last = trace
+            self._kind = _kind(args[0])
+            self._last = None if self._kind is None else trace
         return trace
 
     def _warn(self, kept: list[Trace]) -> None:
         if self.traces >= _MANY and kept and not self._warned:
             self._warned = True
             warnings.warn(
-                f"jit of {_name(self.function)}: traced {self.traces} times because "
+                f"jit of {name_of(self.function)}: traced {self.traces} times because "
                 f"{kept[-1].guards.broken()} changed; what changes often should be a Tensor",
                 stacklevel=4,
             )
@@ -192,7 +195,7 @@ class Jitted:
             if type(place) is not int:
                 raise TraceError(
                     f"jit: symbolic names {name!r}, which is no tensor argument of "
-                    f"{_name(self.function)}"
+                    f"{name_of(self.function)}"
                 )
             found[place] = axes
         return found
@@ -218,11 +221,24 @@ def _forget(jitted: weakref.ref, number: int, _: Any) -> None:
         owner._methods.pop(number, None)
 
 
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)
+def _without_views(tensors: list[Any]) -> list[Any]:
+    """Results of which none is a view: writing to one never reaches another tensor."""
+    return [t if t._parent is None else t._of(t._value(), t.device, t._stopped) for t in tensors]
 
 
 # --- signatures -----------------------------------------------------------------------------------
+
+
+def _kind(t: Any) -> tuple | None:
+    """What makes one argument, and the settings around a call, like another; None for what is no
+    tensor with memory of its own."""
+    if type(t) is not Tensor or t._origin is not None:
+        return None
+    raw = t._raw
+    if raw.op is not _INPUT or raw.arg.buffer is None:
+        return None
+    return (raw.shape, raw.dtype, t.device, t._leaf, grad_enabled(), config._overrides.get(),
+            ambient and _around())  # fmt: skip
 
 
 def _has_history(t: Any) -> bool:

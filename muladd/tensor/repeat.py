@@ -13,12 +13,13 @@ from functools import wraps
 from typing import Any
 
 from muladd import transform
-from muladd.errors import ShapeError, TraceError
+from muladd.errors import ArgumentError, ShapeError, TraceError
 from muladd.ir import Dim, DType, Node, ScanArg, Shape, iota, make, ops, substitute, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import backend
 from muladd.tensor import graph as g
 from muladd.tensor.arguments import check_function, device_of, name_of, tensors_of
+from muladd.tensor.creation import size_of
 from muladd.tensor.handle import Handle, grad_enabled
 from muladd.tensor.random import Generator, advanced
 from muladd.tensor.tensor import Tensor
@@ -123,7 +124,7 @@ def vmap(
     """
     check_function("vmap", function)
     if randomness not in ("error", "different", "same"):
-        raise TraceError(
+        raise ArgumentError(
             f"vmap: randomness is {randomness!r}, expected 'error', 'different' or 'same'"
         )
 
@@ -236,6 +237,7 @@ def _steps(slices: Sequence[Tensor], length: Dim | None) -> Dim:
         length = slices[0].shape[0]
     if length is None:
         raise ShapeError("scan: without xs that have a leading axis, give length=")
+    length = size_of(length, "scan: length")
     for t in slices:
         if not t.ndim or not g.equal_dims(t.shape[0], length):
             raise ShapeError(

@@ -21,7 +21,7 @@ from muladd.tensor.decomposition import Decomposition
 from muladd.tensor.elementwise import Elementwise
 from muladd.tensor.explain import Explaining
 from muladd.tensor.gathering import Gathering
-from muladd.tensor.handle import _carries_gradient, grad_enabled, leaf_of
+from muladd.tensor.handle import END, _carries_gradient, grad_enabled, leaf_of
 from muladd.tensor.indexing import Indexing
 from muladd.tensor.linear import Linear
 from muladd.tensor.loss import Loss
@@ -268,6 +268,12 @@ class Tensor(
             if entry is None:
                 continue
             leaf, retired = entry
+            if leaf is END:
+                raise GradientError(
+                    "backward: this was computed from the result of a jitted function, which has "
+                    "no history; call backward() inside that function, or jit "
+                    "muladd.value_and_grad of it"
+                )
             if retired:
                 raise GradientError(
                     f"backward: a leaf of shape {list(node.shape)} was assigned after it was used "

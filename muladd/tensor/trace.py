@@ -23,7 +23,7 @@ from muladd.ir.node import stored, variables
 from muladd.tensor import backend
 from muladd.tensor import handle as handles
 from muladd.tensor.guards import Entry, Guards, put_together, random_states, take_apart
-from muladd.tensor.handle import Handle, _leaves, grad_enabled, no_grad
+from muladd.tensor.handle import Handle, _leaves, end_history, grad_enabled, no_grad
 from muladd.tensor.random import default_generator
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.tree import Leaf, flatten, unflatten
@@ -33,11 +33,6 @@ class Inline(Exception):
     """The function meets a stand-in of grad, vmap and the like: it has to become part of those."""
 
 
-class _Gone:
-    """Nobody: the owner of a result whose history ended at the jit."""
-
-
-_nobody: weakref.ref = weakref.ref(_Gone())
 RANDOM = object()  # stands for the state of the random numbers, whichever tensor holds it now
 state_lock = threading.RLock()  # tracing, and runs that change state, one at a time
 
@@ -205,42 +200,63 @@ class Trace:
         self.name = name
         self.guards = Guards([function, *statics])
         self.device = leaves[0].device if leaves else backend.default_device()
-        self.sizes: dict[str, list[tuple[int, int, int, int]]] = {}
-        before = {id(t): t.grad for t in (*self.guards.tensors, *leaves)}
-        draws = random_states(self.guards)
-        if leaves:
-            leaves[0].realize(*leaves[1:])
-        storages = [storage_of(t) for t in leaves]
-        default_generator().state(self.device)
         self.overrides = config._overrides.get()
         self.seen_changes = -1
-        watch = Watch(f"jit of {name}")
-        try:
-            with backend.inside(watch):
-                self._take_arguments(watch, leaves, storages, symbolic)
-                result = function(*args, **kwargs)
-                if random_states(self.guards) != draws:
-                    raise TraceError(
-                        f"jit of {name}: random numbers of Python or NumPy were drawn inside, and "
-                        "would be the same in every call; use Tensor.rand and the like, or pass "
-                        "them as arguments"
-                    )
-                self._collect(watch, leaves, result, before)
-        finally:
-            for e in self.guards.changed():
-                e.set(e.value)  # the run that follows changes it, as later ones do
-            watch.restore()
+        self._record(lambda: function(*args, **kwargs), leaves, symbolic, [])
         self._settle_places()
         self._compile()
 
     # --- tracing ---
 
-    def _take_arguments(
-        self, watch: Watch, leaves: list[Any], storages: list[Storage], symbolic: dict
+    def _record(
+        self, call: Callable[[], Any], leaves: list[Any], symbolic: dict, replaced: list[Any]
+    ) -> None:
+        """Run the function, and note all that it does. `replaced` are tensors for which it puts
+        others; how they came about does not matter, so they get stand-ins as the arguments do."""
+        before = {id(t): t.grad for t in (*self.guards.tensors, *leaves)}
+        draws = random_states(self.guards)
+        given = [*leaves, *replaced]
+        if given:
+            given[0].realize(*given[1:])
+        storages = [storage_of(t) for t in given]
+        default_generator().state(self.device)
+        watch = Watch(f"jit of {self.name}")
+        try:
+            with backend.inside(watch):
+                self._take(watch, given, storages, symbolic)
+                result = call()
+                if random_states(self.guards) != draws:
+                    raise TraceError(
+                        f"jit of {self.name}: random numbers of Python or NumPy were drawn inside, "
+                        "and would be the same in every call; use Tensor.rand and the like, or "
+                        "pass them as arguments"
+                    )
+                more = self._replaced(watch, given)
+                if not more:
+                    self._collect(watch, leaves, result, before)
+        finally:
+            for e in self.guards.changed():
+                e.set(e.value)  # the run that follows changes it, as later ones do
+            watch.restore()
+        if more:
+            self._record(call, leaves, symbolic, [*replaced, *more])
+
+    def _replaced(self, watch: Watch, given: list[Any]) -> list[Any]:
+        """Tensors for which the function put others, and which were read by way of another: views
+        (h.detach() of the last call) and those with a history."""
+        known = set(map(id, given))
+        histories = {id(reference()) for reference, _ in watch.history}
+        old = [t for e in self.guards.changed() for t in take_apart(e.value)[1]]
+        return [t for t in old if id(t) not in known
+                and (t._parent is not None or id(t) in histories)]  # fmt: skip
+
+    def _take(
+        self, watch: Watch, given: list[Any], storages: list[Storage], symbolic: dict
     ) -> None:
         """Give every argument a stand-in of its own, views cut loose, axes made symbolic."""
         self.views: list[tuple[Handle, Handle]] = []
-        for i, t in enumerate(leaves):
+        self.sizes: dict[str, list[tuple[int, int, int, int]]] = {}
+        for i, t in enumerate(given):
             shape = list(t.shape)
             for axis, (name, low, high) in symbolic.get(i, {}).items():
                 shape[axis] = var(name, low, high)
@@ -255,7 +271,7 @@ class Trace:
                 t._parent = t._origin = t._step = t._seen = None
             watch.stand_in(t, s, storages[i], tuple(shape))
             if history:  # a gradient through an argument's past would be lost: refuse it
-                _leaves[t._raw.arg] = (weakref.ref(t), True)
+                end_history(t._raw.arg)
 
     def _collect(self, watch: Watch, leaves: list[Any], result: Any, before: dict) -> None:
         """What the call gives: results, new values of handles, gradients, Python values."""
@@ -263,6 +279,7 @@ class Trace:
             self._note_gradient(watch, t, before)
         number = {id(t): i for i, t in enumerate(leaves)}
         self.outs: dict[int, int] = {}
+        self.carrying: set[int] = set()  # outputs whose history ends here
         random = default_generator().tensors.get(self.device)
         self.roots: list[Node] = []
         places: dict[int, tuple[Entry, int]] = {}
@@ -272,7 +289,6 @@ class Trace:
                 places.setdefault(id(t), (e, j))
         tensors, self.structure = flatten(result)
         self.results = [self._out(watch, t, number, random) for t in tensors]
-        self.carries = any(not t._stopped and t.requires_grad for t in tensors) and grad_enabled()
         self.changed = []
         grads: list[tuple[Any, int | None]] = []
         changed_ids = set()
@@ -366,6 +382,8 @@ class Trace:
             return ("same", self._known(t, number, random))
         if id(t) not in self.outs:
             self.outs[id(t)] = self._root(t._value())
+            if grad_enabled() and t.requires_grad:
+                self.carrying.add(self.outs[id(t)])
         return self.outs[id(t)]
 
     def _effect(self, watch: Watch, e: Entry, number: dict[int, int], random: Any) -> Effect:
@@ -469,6 +487,8 @@ class Trace:
                 return self._find(x[1], leaves)
             if x not in made:
                 made[x] = _tensor(stores[x])
+                if x in self.carrying:
+                    end_history(stores[x])
             return made[x]
 
         for who, i in self.changed:
@@ -478,12 +498,7 @@ class Trace:
         for e in self.effects:
             e.entry.set(put_together(e.value, iter([tensor(x) for x in e.tensors])))
             handles.changes[0] += e.entry.counted
-        tensors = [tensor(x) for x in self.results]
-        if self.carries:  # their history ended here: backward() through them says so
-            for t in tensors:
-                if not t._leaf and t._raw.op is ops.INPUT:
-                    _leaves.setdefault(t._raw.arg, (_nobody, True))
-        return unflatten(self.structure, tensors)
+        return unflatten(self.structure, [tensor(x) for x in self.results])
 
     def _outputs(self, buffers: list[Any], leaves: Sequence[Any]) -> list[Any]:
         """The memory of the outputs: new, or that of the state which each replaces, if nobody else
@@ -567,8 +582,8 @@ class Trace:
     def _fresh(self, nbytes: int) -> Node:
         """A node over new memory for a result."""
         storage = Storage(self.shapes[0], self.types[0], self.device, self.place.allocate(nbytes))
-        if self.carries:
-            _leaves[storage] = (_nobody, True)
+        if self.carrying:
+            end_history(storage)
         return stored(storage)
 
     def _fix(self, leaves: Sequence[Any]) -> tuple:

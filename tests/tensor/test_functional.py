@@ -7,7 +7,7 @@ import torch
 
 import muladd
 from muladd import Tensor
-from muladd.errors import GradientError, ShapeError
+from muladd.errors import GradientError, MuladdError, ShapeError
 
 
 def close(a, b, rtol=1e-5):
@@ -167,6 +167,42 @@ def test_misuse_of_scan_and_vmap(device):
 def test_grad_of_a_vector_is_refused(device):
     with pytest.raises(GradientError, match="one element"):
         muladd.grad(lambda x: x)(Tensor(X))
+
+
+def test_a_python_float_is_a_tensor(device):
+    cube = lambda x: x * x * x  # noqa: E731
+    assert muladd.grad(cube)(2.0).item() == 12
+    assert muladd.grad(muladd.grad(cube))(np.float32(2)).item() == 12
+    assert [x.item() for x in muladd.grad(lambda a, b: a * b, argnums=(0, 1))(2.0, 3.0)] == [3, 2]
+    assert muladd.jacobian(cube)(2.0).item() == muladd.hessian(cube)(2.0).item() == 12
+    assert [x.item() for x in muladd.jvp(cube, (2.0,), (0.5,))] == [8, 6]
+    assert muladd.vjp(cube, 2.0)[1](0.5)[0].item() == 6
+
+
+MISUSE = [
+    (lambda: muladd.grad(3), "grad: expected a function, got int 3"),
+    (lambda: muladd.hessian(None), "expected a function"),
+    (lambda: muladd.vmap(3), "vmap: expected a function"),
+    (lambda: muladd.scan(3, 0.0, length=1), "scan: expected a function"),
+    (lambda: muladd.jit(3), "jit: expected a function"),
+    (lambda: muladd.grad(f)(2), "grad: argument 0 is int"),
+    (lambda: muladd.grad(f)(Tensor([1, 2])), r"grad: argument 0 is int64\[2\]"),
+    (lambda: muladd.grad(f)(x=2.0), "argnums names argument 0, but 0 came by position"),
+    (lambda: muladd.grad(f, has_aux=True)(2.0), r"must return \(loss, aux\)"),
+    (lambda: muladd.jvp(f, (Tensor(X),), (Tensor(X[:2]),)),
+     r"jvp: tangent 0 is float32\[2\], expected float32\[3\]"),
+    (lambda: muladd.vjp(lambda x: x * 1, Tensor(X))[1](Tensor(X[:2])),
+     r"vjp: cotangent 0 is float32\[2\], expected float32\[3\]"),
+    (lambda: muladd.custom_gradient(lambda x: x)(Tensor(X)), r"must return \(result, backward\)"),
+    (lambda: muladd.scan(lambda h, x: (h, None), 0.0, length=-1), "scan: length: a size"),
+    (lambda: muladd.scan(lambda h, x: (h, None), 0.0, length=2.5), "scan: length: a size"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, words", MISUSE)
+def test_misuse_is_told_by_the_public_name(call, words, device):
+    with pytest.raises(MuladdError, match=words):
+        call()
 
 
 def test_trees_of_dataclasses_and_modules(device):
