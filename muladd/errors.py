@@ -6,7 +6,7 @@
     ├── ArgumentError   (ValueError)    an argument is not of the kind, or in the range, expected
     ├── IndexingError   (IndexError)    an index is outside its axis
     ├── GradientError   (RuntimeError)  a derivative does not exist or would be wrong
-    ├── TraceError      (RuntimeError)  a value was asked for while a function is being traced
+    ├── TraceError      (RuntimeError)  a function cannot run on stand-ins: it asks for a value, say
     ├── GraphError      (ValueError)    a graph breaks a rule of the language
     ├── ScheduleError   (ValueError)    a directive cannot be applied to this kernel
     ├── BoundsError     (AssertionError) an access could not be proven in bounds
@@ -43,7 +43,7 @@ class GradientError(MuladdError, RuntimeError):
 
 
 class TraceError(MuladdError, RuntimeError):
-    """A concrete value was asked for while a function is being traced."""
+    """A function cannot run on stand-ins: it asks for a value, or does what no replay would."""
 
 
 class GraphError(MuladdError, ValueError):

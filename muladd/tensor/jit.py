@@ -139,10 +139,10 @@ class Jitted:
         except BaseException:
             undo.restore()
             raise
-        known = [t for t in tensors if not has_stand_in(t)]
-        if known:
-            known[0].realize(*known[1:])
-        for t in known:
+        at_hand = [t for t in tensors if not has_stand_in(t)]
+        if at_hand:
+            at_hand[0].realize(*at_hand[1:])
+        for t in at_hand:
             if undo.is_born(t) and not t._leaf and grad_enabled() and t.requires_grad:
                 t._end_history()
         self._programs[key] = []

@@ -33,18 +33,18 @@ class _Repeated(backend.Frame):
     """The one run of a function that means `count` runs, and the stand-ins in it."""
 
     def __init__(
-        self, who: str, run: str, count: Dim, remedy: str, randomness: str = "different"
+        self, who: str, unit: str, count: Dim, remedy: str, randomness: str = "different"
     ) -> None:
         super().__init__(who)
         self.computes = not backend.is_tracing() or self.outer is not None and self.outer.computes
-        self.run, self.count, self.remedy, self.randomness = run, count, remedy, randomness
+        self.unit, self.count, self.remedy, self.randomness = unit, count, remedy, randomness
         self.stacked: dict[Node, Node] = {}  # stand-ins: what they are in all runs, in front
         self.given: list[Tensor] = []  # the tensors among the function's arguments
         self.written: list[Handle] = []  # those among them that it writes to
         self.opened: dict[Node, Node] = {}  # what tensors made inside stand on: their graphs
 
     def stand_in(self, shape: Shape, d: DType, device: str) -> Node:
-        what = f"{self.who}: a tensor that differs from {self.run} to {self.run}"
+        what = f"{self.who}: a tensor that differs from {self.unit} to {self.unit}"
         return backend.placeholder(shape, d, device, what)
 
     def each(self, stacked: Node, device: str) -> Node:
@@ -83,7 +83,7 @@ class _Repeated(backend.Frame):
         if not self.is_born(root):
             raise TraceError(
                 f"{self.who}: it writes to a tensor of shape {list(root.shape)} from outside (a "
-                f"running statistic, say), which would happen once and not for each {self.run}; "
+                f"running statistic, say), which would happen once and not for each {self.unit}; "
                 f"{self.remedy}"
             )
         if any(root is t for t in self.given):
@@ -98,7 +98,7 @@ class _Repeated(backend.Frame):
         if self.randomness == "error":
             raise TraceError(
                 f"{self.who}: random numbers are drawn inside; give randomness='different' for "
-                f"other numbers in each {self.run}, or randomness='same'"
+                f"other numbers in each {self.unit}, or randomness='same'"
             )
         with backend.inside(self.outer):
             if self.randomness == "same":
