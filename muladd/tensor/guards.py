@@ -198,7 +198,7 @@ def put_together(value: Any, tensors: Iterator[Any]) -> Any:
 # --- everything a function can see ----------------------------------------------------------------
 
 # (types, how their own contents are watched, what else can be seen from them)
-_WATCHED: tuple[tuple[Any, Kind | None, Callable[[Any], Iterable[Any]]], ...] = (
+_CONTENTS: tuple[tuple[Any, Kind | None, Callable[[Any], Iterable[Any]]], ...] = (
     (SIMPLE, None, lambda x: ()),
     (dict, DICT, lambda x: x.values()),
     (list | deque, LIST, lambda x: x),
@@ -292,7 +292,7 @@ class Guards:
     # --- one object ---
 
     def _visit(self, x: Any) -> None:
-        for types, kind, inside in _WATCHED:
+        for types, kind, inside in _CONTENTS:
             if isinstance(x, types):
                 if kind is not None:
                     self.entries.append(Entry(kind, x, None))
