@@ -6,6 +6,7 @@ join          scans over the same steps become one
 inline        calls become their bodies, unless these are to be recomputed
 canonicalise  algebra, constants, dead code
 empty         what has no elements is nobody's work
+crop          what is cut off a reduction is not computed (fast profile only)
 partial       long reductions to few results in two steps (fast profile only)
 fuse          graph -> kernels (fuse.py)
 compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
@@ -29,6 +30,7 @@ import numpy as np
 from muladd import config
 from muladd import device as devices
 from muladd.compile import kept, report
+from muladd.compile.crop import crop
 from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
@@ -187,7 +189,7 @@ class _Builder:
             simple = tuple(_one_nan(n) for n in simple)
         simple = drop_empty(simple)
         if not self.exact:
-            simple = split_reductions(simple)
+            simple = split_reductions(crop(simple))
         simple = tuple(map(_unshaped, simple))
         arrays: dict[Node, Use] = {}
         for n in toposort(simple):

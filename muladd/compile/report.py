@@ -14,14 +14,14 @@ import hashlib
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from muladd import config
 from muladd.device import LaunchTime
-from muladd.ir import Node, ops, sym, toposort
+from muladd.ir import Node, dtype, ops, sym, toposort
 from muladd.loop.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -30,14 +30,29 @@ if TYPE_CHECKING:
 
 
 def flops(kernel: Kernel, sizes: dict[str, int]) -> int:
-    """Floating-point (and integer) operations of one run; a multiply-add counts two."""
+    """Floating-point (and integer) operations of one run; a multiply-add counts two.
+
+    An operation counts once for each turn of the loops that it depends on; arithmetic of indices,
+    and of conditions on them, does not count.
+    """
     total = 0
     for s in kernel.stages:
-        dims = [a.arg.extent for a in (*s.axes, *s.reduced)]
-        turns = sym.evaluate(sym.product(dims), sizes)
-        each = sum(n.op.flops for n in toposort((s.value,)) if not _is_index(n))
-        total += turns * (each + (s.reduction is not None))
+        total += _count((*s.axes, *s.reduced), sizes) * (s.reduction is not None)
+        loops: dict[Node, frozenset[Node]] = {}
+        for n in toposort((s.value,)):
+            own = (n,) if n.op is ops.RANGE else ()
+            loops[n] = frozenset(own).union(*(loops[x] for x in n.srcs))
+        data = {n for n in loops if n.op in (ops.LOAD, ops.READ)}
+        for n in loops:
+            if not data.isdisjoint(n.srcs):
+                data.add(n)
+            if n.op.flops and not _is_index(n) and (n in data or n.dtype is not dtype.bool_):
+                total += n.op.flops * _count(loops[n], sizes)
     return total
+
+
+def _count(loops: Iterable[Node], sizes: dict[str, int]) -> int:
+    return sym.evaluate(sym.product([a.arg.extent for a in loops]), sizes)
 
 
 def _is_index(n: Node) -> bool:

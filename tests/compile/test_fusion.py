@@ -4,8 +4,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import muladd
 from muladd import Tensor
 from muladd.compile import compile_graph, parameters
+from muladd.schedule.analysis import size
 from muladd.tensor import backend
 
 
@@ -102,3 +104,12 @@ def test_a_sum_of_many_arrays_is_cut_before_it_is_multiplied():
     assert all(len(s.axes) <= 2 for k in product.kernels() for s in k.kernel.stages)
     expected = sum(t.numpy().astype("d") for t in terms) @ w.numpy()
     np.testing.assert_allclose(product.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_cut_off_a_sum_is_not_computed():
+    x = Tensor.rand(2, 3, 7, 7, requires_grad=True).realize()
+    w = Tensor.rand(4, 3, 3, 3).realize()
+    derivative = muladd.grad(lambda t: t.conv2d(w, padding=1).sin().sum())(x)
+    graph, _ = parameters((derivative.node,))
+    stages = [s for k in compile_graph(graph, "CPU").kernels() for s in k.kernel.stages]
+    assert {size(s.axes) for s in stages if len(s.reduced) == 3} == {2 * 4 * 7 * 7, 2 * 3 * 7 * 7}

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import toposort
+from muladd.ir import Node, ops, toposort
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size
 from muladd.schedule.primitives import step
@@ -45,6 +45,11 @@ def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
     return plan, p
 
 
+def is_masked(operand: Node) -> bool:
+    """Whether an operand is loaded under a condition, which each of its uses would compute."""
+    return any(n.op is ops.LOAD and len(n.srcs) > 1 for n in toposort((operand,)))
+
+
 def taps_first(plan: Plan, copy: str) -> str:
     """A copy's own loops with those outermost that its masks depend on: so the masks stay."""
     stage = plan.kernel.stage(copy)
@@ -54,4 +59,4 @@ def taps_first(plan: Plan, copy: str) -> str:
     return " ".join(x.loop.arg.name for a in axes for x in plan.leaves[a])
 
 
-__all__ = ["merged", "taps_first"]
+__all__ = ["is_masked", "merged", "taps_first"]

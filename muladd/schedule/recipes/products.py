@@ -28,7 +28,7 @@ from muladd.schedule.analysis import Product, extent, product, size, work
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
-from muladd.schedule.recipes.images import merged, taps_first
+from muladd.schedule.recipes.images import is_masked, merged, taps_first
 from muladd.schedule.recipes.operands import (
     CHUNKS,
     MANY_ROWS,
@@ -81,8 +81,8 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     if sides is None or extent(sides.column) < _LEAST_COLUMNS:
         return None
     rows, columns = extent(sides.row), extent(sides.column)
-    strided = moves(kernel, sides.vector, sides.column) != 1
-    packed = rows >= MANY_ROWS or (strided and rows >= _SOME_ROWS)
+    dear = moves(kernel, sides.vector, sides.column) != 1 or is_masked(sides.vector)
+    packed = rows >= MANY_ROWS or (dear and rows >= _SOME_ROWS)
     along_rows = _lies_along_rows(kernel, p, sides)
     packed_rows = rows >= _ROWS_OF_A_COPY and columns >= _COLUMNS_OF_A_COPY and (
         along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
