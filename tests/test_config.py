@@ -48,7 +48,7 @@ def test_an_empty_variable_is_not_set(monkeypatch, name):
 def test_an_error_names_the_variable_the_value_and_what_was_expected(
     monkeypatch, name, value, expected
 ):
-    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MULADD_" + name, value)  # the name that wins
     with pytest.raises(ConfigError, match=f"{name}='{value}' is not .*{expected}"):
         config.get(name)
 

@@ -218,24 +218,27 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     if sym.lower(goal) >= 0:
         return True
     facts = tuple(dict(f) for f in dict.fromkeys(map(_frozen, facts)) if f)
-    if _proven(goal, facts):
-        return True
+    ways = [_narrowed(goal, facts)]
     for _ in range(_SPLITS):
         loops, more = split((goal, *facts))
         if not loops:
             break
         goal, *known = _replaced((goal, *facts), loops)
         facts = (*known, *more)
-    return _proven(goal, tuple(map(whole, facts)))
+    ways.append(_narrowed(goal, tuple(map(whole, facts))))
+    return any(  # short proofs first
+        _follows(*way, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
+        for way in ways
+    )  # fmt: skip
 
 
-def _proven(goal: Poly, facts: Facts) -> bool:
+def _narrowed(goal: Poly, facts: Facts) -> tuple[Poly, Facts]:
+    """The same with loops that run as far as facts let them; facts that say nothing new are left
+    out."""
     for _ in range(2):  # a loop that is now narrower may narrow others
         goal, *known = _replaced((goal, *facts), tightened(facts))
-        facts = tuple(f for f in known if sym.lower(f) < 0)  # the others say nothing new
-    return any(  # short proofs first
-        _follows(goal, facts, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
-    )
+        facts = tuple(f for f in known if sym.lower(f) < 0)
+    return goal, facts
 
 
 def _replaced(known: Facts, loops: dict[Node, Dim]) -> Facts:
