@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -86,10 +86,12 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     out = sys.stderr if given.json else sys.stdout
     widths = [max(len(c.name) + len(" (recycled)") for c in cases), 9, 9, 6, 6, 13, 8, 18, 8]
     print(table.line(table.HEADER, widths), file=out, flush=True)
-    for case in cases:
-        for row in measured(case, peers, effort, ceilings, given.limit, kernels):
-            rows.append(row)
-            print(table.line(row.cells(), widths), file=out, flush=True)
+    # recycled memory last: what malloc keeps would not be fresh to the cases after it
+    again = [c for c in cases if c.recycled_target != Target()]
+    for case, recycled in [*((c, False) for c in cases), *((c, True) for c in again)]:
+        row = measured(case, peers, effort, ceilings, given.limit, recycled, kernels)
+        rows.append(row)
+        print(table.line(row.cells(), widths), file=out, flush=True)
     versions = {"muladd": _version(), **peers.versions}
     found = table.machine(ceilings, threads, versions, effort.best, neighbours.share())
     print(f"\n{table.summary(rows)}\n{table.machine_text(found)}", file=out)
@@ -104,25 +106,26 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
 
 
 def measured(
-    case: Case, peers: Peers, effort: Effort, ceilings: Peaks, limit: int,
+    case: Case, peers: Peers, effort: Effort, ceilings: Peaks, limit: int, recycled: bool = False,
     kernels: list[Gap] | None = None,
-) -> Iterator[table.Row]:  # fmt: skip
-    """The rows of a case: with fresh outputs, then with recycled ones. A failure is a row too."""
+) -> table.Row:  # fmt: skip
+    """The row of a case, with fresh outputs or with recycled ones. A failure is a row too."""
+    name, target = case.name, case.target
+    if recycled:
+        name, target = f"{case.name} (recycled)", case.recycled_target
     try:
         with _time_limit(limit):
             with compiled_programs() as programs:
                 contest = case.prepare(peers)
             contest.programs = contest.programs or programs
-            yield _timed(case.name, case.group, case.target, contest, contest.contenders, effort,
-                         ceilings)  # fmt: skip
-            if kernels is not None:
-                kernels += gaps(case.name, contest, ceilings)
-            if contest.recycled and case.recycled_target != Target():
-                with recycled_memory():
-                    yield _timed(f"{case.name} (recycled)", case.group, case.recycled_target,
-                                 contest, contest.recycled, effort, ceilings)  # fmt: skip
+            contenders = contest.recycled if recycled else contest.contenders
+            with recycled_memory() if recycled else nullcontext():
+                row = _timed(name, case.group, target, contest, contenders, effort, ceilings)
+            if kernels is not None and not recycled:
+                kernels += gaps(name, contest, ceilings)
+            return row
     except Exception as error:  # whatever a case does, the others are measured
-        yield table.Row(case.name, case.group, case.target, failure=_reason(error))
+        return table.Row(name, case.group, target, failure=_reason(error))
     finally:
         gc.collect()
 

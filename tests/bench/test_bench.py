@@ -54,16 +54,21 @@ def peers() -> Peers:
 
 @pytest.mark.parametrize("case", TINY, ids=lambda c: c.name)
 def test_a_case_gives_a_row_with_its_peer(case, peers):
-    rows = list(command.measured(case, peers, SHORT, CEILINGS, 60, []))
-    assert [r.failure for r in rows] == [""] * len(rows)
-    assert rows[0].seconds is not None and set(rows[0].seconds) == {US, "torch"}
-    assert rows[0].difference is not None
-    assert rows[0].ratio == rows[0].seconds["torch"] / rows[0].seconds[US]
-    assert len(rows) == 1 + (case.recycled_target != Target())
+    row = command.measured(case, peers, SHORT, CEILINGS, 60)
+    assert not row.failure and row.difference is not None
+    assert row.seconds is not None and set(row.seconds) == {US, "torch"}
+    assert row.ratio == row.seconds["torch"] / row.seconds[US]
+
+
+def test_a_case_with_recycled_memory_is_a_row_of_its_own(peers):
+    case = next(c for c in TINY if c.recycled_target != Target())
+    row = command.measured(case, peers, SHORT, CEILINGS, 60, recycled=True)
+    assert row.name == f"{case.name} (recycled)" and row.target == case.recycled_target
+    assert not row.failure and row.ratio is not None
 
 
 def test_without_peers_there_is_no_ratio():
-    (row,) = command.measured(TINY[0], installed(["none"], 1), SHORT, CEILINGS, 60, [])
+    row = command.measured(TINY[0], installed(["none"], 1), SHORT, CEILINGS, 60)
     assert row.ratio is None and row.peer is None and row.roofline is not None
 
 
@@ -77,14 +82,14 @@ def test_a_case_that_raises_is_a_row(peers):
     def refuse(peers: Peers) -> Contest:
         raise ValueError("no such thing\nand more")
 
-    (row,) = command.measured(Case("wrong", "kernels", refuse), peers, SHORT, CEILINGS, 60, [])
+    row = command.measured(Case("wrong", "kernels", refuse), peers, SHORT, CEILINGS, 60)
     assert row.failure == "ValueError: no such thing" and row.verdict == "failed"
     assert "failed: ValueError: no such thing" in table.text([row])
 
 
 def test_a_case_that_takes_too_long_is_a_row(peers):
     slow = Case("slow", "kernels", lambda peers: time.sleep(20))  # type: ignore[arg-type]
-    (row,) = command.measured(slow, peers, SHORT, CEILINGS, 1, [])
+    row = command.measured(slow, peers, SHORT, CEILINGS, 1)
     assert row.failure == "TimeoutError: took longer than 1 s"
 
 
