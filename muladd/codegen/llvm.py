@@ -35,11 +35,15 @@ class _Scope:
     writes: set[Place] = field(default_factory=set)  # arrays stored to inside
     solid: bool = False  # loads must not leave: a condition, or a loop that may not run
 
+# Where a tile of sums begins, as a line of source: constants of other stages must not stay in
+# vector registers across its loops, or too few are left. How to say so, the machine knows.
+CLEAR = "; clear the vector registers"
+_MANY = 8  # sums in registers from which on they need all there are
+
 
 def render(lowered: Lowered, variables: dict[str, int], name: str = "kernel") -> Rendered:
     """LLVM IR of a kernel. variables: the index of each symbolic size in the vars array."""
     return _Renderer(lowered, variables, name).run()
-
 
 class _Renderer:
     def __init__(self, lowered: Lowered, variables: dict[str, int], name: str) -> None:
@@ -166,6 +170,8 @@ class _Renderer:
         lanes = s.value.shape[0] if s.value.shape else 0
         assert isinstance(lanes, int)
         if array is not None and array.lanes:
+            if array.count >= _MANY and is_const(s.value) and is_const(s.index, 0):
+                self.here(CLEAR)
             kind = register_type(array.dtype, lanes)
             pointer = self.element_pointer(s.place, s.index, kind)
             self.here(f"store {kind} {value}, ptr {pointer}, align {_align(array.dtype, lanes)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 
+from muladd.codegen.llvm import CLEAR
 from muladd.device.machine import Machine
 from muladd.errors import DeviceError
 
@@ -27,12 +28,21 @@ def _target(machine: Machine):  # type: ignore[no-untyped-def]
     )
 
 
+def _clear(machine: Machine) -> str:
+    """An instruction of no length that, so LLVM is told, overwrites all vector registers."""
+    letters = {"x86_64": "xmm", "aarch64": "v"}.get(machine.triple.split("-")[0])
+    if letters is None:
+        return CLEAR
+    names = ",".join(f"~{{{letters}{i}}}" for i in range(machine.vector_registers))
+    return f'call void asm sideeffect "", "{names}"()'
+
+
 def _module(source: str, machine: Machine):  # type: ignore[no-untyped-def]
     import llvmlite.binding as llvm
 
     target = _target(machine)
     try:
-        module = llvm.parse_assembly(source)
+        module = llvm.parse_assembly(source.replace(CLEAR, _clear(machine)))
         module.verify()
     except RuntimeError as error:
         raise DeviceError(f"codegen: the generated LLVM IR is refused: {error}") from None

@@ -177,9 +177,9 @@ class _Lowering:
             return self._nest(s, loops, values, frozenset(full))
         condition: sym.Condition = True
         for a in ragged:
-            first = plan.leaves[a][0]
-            turn = values.get(first.loop, first.loop)
-            end = sym.add(sym.mul(sym.add(turn, 1), first.stride), -1)
+            last_turn = [values.get(x.loop, x.loop) if x.loop in fixed else sym.sub(x.extent, 1)
+                         for x in plan.leaves[a]]  # fmt: skip
+            end = sym.sum_of(sym.mul(t, x.stride) for t, x in zip(last_turn, plan.leaves[a]))
             condition = sym.both(condition, sym.less(end, a.arg.extent))
         if plan.group and self._meets(s):
             return self._nest(s, loops, values, frozenset(full))
