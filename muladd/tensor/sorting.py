@@ -14,11 +14,13 @@ from muladd.errors import ShapeError
 from muladd.ir import Node, const, iota, make, ops, sym
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
+from muladd.tensor import selection
 from muladd.tensor.gathering import gather
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import logaddexp
 from muladd.tensor.operands import check_floating, scalar_as_vector, widened
 from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
+from muladd.tensor.running import doubling, later_greater, later_less, running_sum, shifted
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
@@ -71,7 +73,7 @@ class Sorting(Handle):
         a = self._static_axis("topk", chosen("topk", axis, dim, -1))
         if not 0 <= k <= self.shape[a]:  # type: ignore[operator]
             raise ShapeError(f"topk: k={k} of an axis of size {self.shape[a]}")
-        index = g.cut(order(self.node, a, largest), a, 0, k)
+        index = best(self.node, a, k, largest)
         return ValuesIndices(self._result(gather(self.node, a, index)), self._result(index))
 
     @scalar_as_vector
@@ -182,11 +184,11 @@ class Sorting(Handle):
 
     def cummax(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
         """(the greatest up to each element, its last index)."""
-        return self._running("cummax", chosen("cummax", axis, dim, 0), _later_greater)
+        return self._running("cummax", chosen("cummax", axis, dim, 0), later_greater)
 
     def cummin(self, dim: Any = UNSET, *, axis: Any = UNSET) -> ValuesIndices:
         """(the least up to each element, its last index)."""
-        return self._running("cummin", chosen("cummin", axis, dim, 0), _later_less)
+        return self._running("cummin", chosen("cummin", axis, dim, 0), later_less)
 
     @scalar_as_vector
     def _running(self, who: str, dim: int, later_wins: Any) -> ValuesIndices:
@@ -196,7 +198,7 @@ class Sorting(Handle):
         index = g.along(iota(n), a, self.shape)
         shift = 1
         while shift < n:
-            before, before_index = (_shifted(v, a, shift) for v in (value, index))
+            before, before_index = (shifted(v, a, shift) for v in (value, index))
             new = g.lt(g.along(iota(n), a, self.shape), shift)
             kept = g.either(new, later_wins(before, value))
             value = g.where(kept, value, before)
@@ -270,6 +272,19 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     return g.permute(result, back)
 
 
+def best(x: Node, axis: int, k: int, greatest: bool) -> Node:
+    """The indices of the k least or greatest along an axis, in order."""
+    if not selection.pays(x.shape[axis], k):  # type: ignore[arg-type]
+        return g.cut(order(x, axis, greatest), axis, 0, k)
+    x, last = g.stop(x), x.ndim - 1
+    places = [i for i in range(x.ndim) if i != axis] + [axis]
+    x = g.permute(x, places)
+    keys = sortable(x)
+    index = selection.least(make(ops.XOR, (keys, g.like(keys, -1))) if greatest else keys, k)
+    sorted_again = order(gather(x, last, index), last, greatest)
+    return g.permute(gather(index, last, sorted_again), [places.index(i) for i in range(x.ndim)])
+
+
 def _ranked(keys: Node) -> Node:
     """The sorting indices of the last axis by counting: an element's place is the number of those
     before it. Quadratic, in two reductions."""
@@ -329,67 +344,3 @@ def _exchange(lines: list[Node], width: int, less: Less, mirrored: bool) -> list
             second = g.flip(second, k + 1)
         out.append(g.reshape(g.concatenate([first, second], k), shape))
     return out
-
-
-# --- running totals, on nodes ---------------------------------------------------------------------
-
-
-_BLOCK = 32  # terms that are summed for each place anew: n / 2 additions, side by side
-
-
-def running_sum(x: Node, axis: int) -> Node:
-    """Sums inside blocks, plus the running sum of the blocks' totals."""
-    n: Any = x.shape[axis]
-    if n <= _BLOCK:
-        return _triangle(x, axis)
-    block = _BLOCK
-    count = -(-n // block)
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, count * block - n)
-    cut = g.reshape(g.pad(x, pads), (*x.shape[:axis], count, block, *x.shape[axis + 1 :]))
-    inside = _triangle(cut, axis + 1)
-    totals = g.total(cut, (axis + 1,))
-    before = g.sub(running_sum(totals, axis), totals) if not x.dtype.is_float \
-        else _shifted(running_sum(totals, axis), axis, 1)  # fmt: skip
-    result = g.add(inside, g.expand(g.unsqueeze(before, axis + 1), cut.shape))
-    joined = (*x.shape[:axis], count * block, *x.shape[axis + 1 :])
-    return g.cut(g.reshape(result, joined), axis, 0, n)
-
-
-def _triangle(x: Node, axis: int) -> Node:
-    """Running sums as sums under a triangular mask."""
-    n = x.shape[axis]
-    shape = (*x.shape[:axis], n, n, *x.shape[axis + 1 :])  # (inputs, outputs)
-    source, target = g.along(iota(n), axis, shape), g.along(iota(n), axis + 1, shape)
-    wide = g.expand(g.unsqueeze(x, axis + 1), shape)
-    return g.total(g.where(g.lt(target, source), 0, wide), (axis,))
-
-
-def _shifted(x: Node, axis: int, by: int, value: Any = 0) -> Node:
-    """Every element `by` places further on; `value` comes in at the front."""
-    n: Any = x.shape[axis]
-    if by >= n:
-        return g.like(x, value)
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (by, 0)
-    return g.pad(g.cut(x, axis, 0, n - by), pads, value)
-
-
-def doubling(x: Node, axis: int, join: Callable[[Node, Node], Node], neutral: Any) -> Node:
-    """Running totals of any associative operation, in log2(n) steps (Hillis and Steele, 1986)."""
-    n: Any = x.shape[axis]
-    shift = 1
-    while shift < n:
-        x = join(_shifted(x, axis, shift, neutral), x)
-        shift *= 2
-    return x
-
-
-def _later_greater(before: Node, now: Node) -> Node:
-    kept = g.ge(now, before)
-    return g.either(kept, g.ne(now, now)) if now.dtype.is_float else kept
-
-
-def _later_less(before: Node, now: Node) -> Node:
-    kept = g.le(now, before)
-    return g.either(kept, g.ne(now, now)) if now.dtype.is_float else kept

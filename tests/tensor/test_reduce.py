@@ -102,6 +102,20 @@ def test_the_sorting_network(n, dtype, device, rng, monkeypatch):
         np.testing.assert_array_equal(got, np.argsort(key, -1, kind="stable"))
 
 
+@pytest.mark.parametrize("k", [1, 40, 256])
+@pytest.mark.parametrize("d", ["float32", "float64", "float16", "int64", "uint8"])
+def test_topk_of_many(d, k, rng):
+    x = (rng.standard_normal((2, 5001)) * 30).astype(d)
+    if d.startswith("float"):
+        x[0, 5], x[0, 7], x[1, :50] = np.nan, np.inf, x[1, 0]
+    for largest in (True, False):
+        values, indices = Tensor(x).topk(k, largest=largest)
+        wanted = np.sort(x, -1)[:, ::-1] if largest else np.sort(x, -1)  # NaN is greatest
+        np.testing.assert_array_equal(values.numpy(), wanted[:, :k])
+        np.testing.assert_array_equal(np.take_along_axis(x, indices.numpy(), -1), wanted[:, :k])
+        assert all(len(set(row)) == k for row in indices.numpy().tolist())
+
+
 @pytest.mark.parametrize("largest", [True, False])
 def test_topk(largest, device, rng):
     x = rng.permutation(60).reshape(4, 15).astype(np.float32)
