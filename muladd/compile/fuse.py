@@ -183,6 +183,8 @@ def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
         return False
     if points < _ENOUGH_POINTS <= p.points() and _is_sum(p):  # a sum's parts, and their sum
         return False
+    if points < _ENOUGH_POINTS <= c.points() and _is_light(p, c):  # a number, and what all need it
+        return False
     for d in drafts:
         inside = [s[d] for s in shared]
         free = [a for a in d.axes if a not in inside]
@@ -199,6 +201,11 @@ def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
 def _is_sum(p: Group) -> bool:
     """Whether most of a kernel's work is a reduction, whose results are few."""
     return max(p.drafts, key=lambda d: d.work()).stage.reduction is not None
+
+
+def _is_light(p: Group, c: Group) -> bool:
+    """Whether a producer's work is nothing beside its user's."""
+    return max(d.work() for d in p.drafts) * _SMALL_WORK <= max(d.work() for d in c.drafts)
 
 
 def _reuses(d: Draft) -> bool:
