@@ -106,8 +106,8 @@ SETTINGS: Mapping[str, Setting] = {
                 "the device of new tensors: CPU, OPENCL, NULL (which computes nothing), INTERP "
                 "(the interpreter)"),
         Setting("PROFILE", "fast|exact", "fast", _choice("fast", "exact"),
-                "arithmetic: fast lets the compiler choose the order of sums; exact gives the "
-                "same bits on every device"),
+                "arithmetic: fast lets the compiler choose the order of sums and forget the sign "
+                "of zeros; exact gives the same bits on every device"),
         Setting("THREADS", "number", 0, _whole(0, 256),
                 "threads which compute on the CPU; 0 takes the usable physical cores"),
         Setting("PIN", "0|1", True, _flag,

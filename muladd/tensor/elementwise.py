@@ -315,8 +315,13 @@ def _divide(a: Any, b: Any, rounding: str | None) -> Node:
         return graph.div(x, y)
     if x.dtype.is_float:
         quotient = graph.div(x, y)
-        whole = floor(quotient) if rounding == "floor" else trunc(quotient)
-        return graph.level(whole, quotient)
+        if rounding == "trunc":
+            return graph.level(trunc(quotient), quotient)
+        far = graph.both(graph.eq(absolute(y), float("inf")), graph.lt(absolute(x), float("inf")))
+        apart = graph.both(graph.ne(x, 0.0), graph.ne(graph.lt(x, 0.0), graph.lt(y, 0.0)))
+        down = graph.where(far, graph.where(apart, -1.0, graph.like(x, 0.0)), floor(quotient))
+        down = graph.where(graph.eq(absolute(x), float("inf")), float("nan"), down)
+        return graph.level(down, quotient)
     down = graph.div(x, y)
     if rounding == "floor" or x.dtype.kind == "u":
         return down

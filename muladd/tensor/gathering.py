@@ -66,10 +66,13 @@ class Gathering(Handle):
 
     def nonzero(self, as_tuple: bool = False) -> Any:
         """The indices (int64) of elements that are not zero, one row each. Runs."""
-        found = np.nonzero(self.numpy())
+        values = self.numpy()
+        found = np.nonzero(values) if values.ndim else ()
         if as_tuple:
             return tuple(self._made(i) for i in found)
-        return self._made(np.stack(found, -1) if found else np.zeros((1, 0), np.int64))
+        if not values.ndim:
+            return self._made(np.zeros((int(values != 0), 0), np.int64))
+        return self._made(np.stack(found, -1))
 
     def argwhere(self) -> Tensor:
         """The same as nonzero()."""

@@ -251,7 +251,7 @@ class Movement(Handle):
         top, left = max(-offset, 0), max(offset, 0)
         n = max(min(rows - top, columns - left), 0)
         if n == 0:
-            return x[..., 0:0, 0]
+            return x[..., 0:0, :].flatten(-2) if columns == 0 else x[..., 0:0, 0]
         # in a flat row, the diagonal's neighbours are a row and one element apart: a view
         flat = x._reshaped((*x.shape[:-2], rows * columns))
         return flat._cut(x.ndim - 2, top * columns + left, n, columns + 1)

@@ -1,6 +1,7 @@
 """Powers: by squaring where the exponent is whole, else through the logarithm to base 2."""
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from muladd.errors import DTypeError
@@ -13,6 +14,8 @@ from muladd.tensor.operands import common, is_number, widened
 
 if TYPE_CHECKING:
     from muladd.tensor.tensor import Tensor
+
+_MOST = 64  # whole exponents of floats up to this one by squaring
 
 
 def power(base: Any, exponent: Any) -> Tensor:
@@ -39,7 +42,8 @@ def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
         return x.sqrt()
     if exponent == -0.5:
         return x.rsqrt()
-    if exponent != int(exponent) or abs(exponent) > 64:
+    most = _MOST if x.dtype.is_float else float("inf")
+    if not isfinite(exponent) or exponent != int(exponent) or abs(exponent) > most:
         return None
     n = int(exponent)
     if x.dtype is dt.bool_:  # bool counts as 0 and 1 here
@@ -63,10 +67,10 @@ def _power_of_number(x: Any, exponent: Any) -> Tensor | None:
 
 
 def _integer_power(a: Node, b: Node) -> Node:
-    """By squaring over the bits of the exponent; negative exponents of integers give 0 (or 1, -1).
-    """
+    """By squaring over all bits of the exponent, wrapping as products do; negative exponents of
+    integers give 0 (or 1, -1)."""
     result, square = g.like(a, 1), a
-    for k in range(6):
+    for k in range(b.dtype.bits - (b.dtype.kind == "i")):
         result = g.where(bit(b, k), g.mul(result, square), result)
         square = g.mul(square, square)
     if b.dtype.kind != "i":

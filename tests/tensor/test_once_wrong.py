@@ -256,3 +256,26 @@ def test_equality_with_what_is_no_operand_is_false():
     x = Tensor([1.0, 2.0])
     assert (x == None) is False and (x != None) is True  # noqa: E711
     assert (x == "a") is False and None not in [x] and None not in x and 2 in x
+
+
+@pytest.mark.parametrize("d", ["uint8", "int16", "int32", "int64"])
+def test_powers_of_integers_wrap(d):
+    x = torch.tensor([2, 3, 5, 7, 0, 1], dtype=getattr(torch, d))
+    for n in (64, 65, 100, 127):
+        for exponent in (n, Tensor([n], dtype=d)):
+            found, wanted = Tensor(x.numpy()) ** exponent, x ** torch.tensor(n, dtype=x.dtype)
+            np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+
+
+@pytest.mark.parametrize("n", [float("inf"), -float("inf"), float("nan")])
+def test_powers_and_whole_quotients_of_numbers_that_are_not_finite(n):
+    x = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, float("inf"), -float("inf"), float("nan")])
+    np.testing.assert_array_equal((Tensor(x.numpy()) ** n).numpy(), (x**n).numpy())
+    np.testing.assert_array_equal((Tensor(x.numpy()) // n).numpy(), (x // n).numpy())
+    np.testing.assert_array_equal((Tensor(x.numpy()) // 2.0).numpy(), (x // 2.0).numpy())
+
+
+def test_nothing_has_no_differences_and_no_diagonal():
+    assert Tensor.zeros(3, 0).diff().shape == (3, 0)
+    assert Tensor.zeros(3, 0).diagonal().shape == (0,)
+    assert Tensor(1.5).nonzero().shape == (1, 0) and Tensor(0.0).nonzero().shape == (0, 0)
