@@ -103,7 +103,8 @@ class Neighbours:
         if after is None or self._before is None:
             return None
         everybody, ours, whole = (b - a for a, b in zip(self._before, after))
-        return max(0.0, (everybody - ours) / whole) if whole > 0 else 0.0
+        # both clocks tick in hundredths and not at once: a short while may seem more than whole
+        return min(max((everybody - ours) / whole, 0.0), 1.0) if whole > 0 else 0.0
 
 
 def _busy() -> tuple[float, float, float] | None:

@@ -153,8 +153,9 @@ def test_short_calls_are_timed_in_batches_and_long_cases_end_early():
 
 
 def test_neighbours_take_a_share_of_the_cores():
-    share = measure.Neighbours().share()
-    assert share is None or 0 <= share <= 1
+    for _ in range(20):  # within a tick of the clock too, where the parts may seem more than whole
+        share = measure.Neighbours().share()
+        assert share is None or 0 <= share <= 1
 
 
 def test_memory_of_the_peer_can_be_recycled():
