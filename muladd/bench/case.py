@@ -13,6 +13,8 @@ import numpy as np
 
 from muladd.bench.peers import Peers, torch_call, torch_tensors
 from muladd.errors import MuladdError
+from muladd.ir import Node
+from muladd.ir.cost import cost
 from muladd.tensor import Tensor
 
 US = "muladd"
@@ -80,12 +82,17 @@ class Contest:
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: `prepare` is called with the peers when its turn comes."""
+    """One benchmark: `prepare` is called with the peers when its turn comes.
+
+    `target` is judged beside the fastest peer, or is a limit of our own time; `beside` has the
+    targets of peers that are judged each by itself.
+    """
 
     name: str
     group: str
     prepare: Callable[[Peers], Contest]
     target: Target = Target()
+    beside: Mapping[str, Target] = field(default_factory=dict)
     recycled_target: Target = Target()
     quick: bool = True  # whether `--quick` includes it
 
@@ -144,7 +151,6 @@ class Kernel:
         self, arrays: Sequence[np.ndarray], dtypes: Sequence[str]
     ) -> tuple[Contest, Callable[[], list[np.ndarray]]]:
         from muladd.compile import compile_graph, parameters
-        from muladd.ir.cost import cost
 
         tensors = [Tensor(a).cast(d) for a, d in zip(arrays, dtypes)]
         tensors[0].realize(*tensors[1:])
@@ -154,13 +160,12 @@ class Kernel:
         program = compile_graph(graph, device)
         inputs = [s.buffer for s in storages]
         kept = program.run(inputs)
-        price = cost(graph) if self.flops is None or self.nbytes is None else None
+        flops, nbytes = work(graph) if self.flops is None or self.nbytes is None else (0.0, 0.0)
         contest = Contest(
             {US: lambda: program.run(inputs)},
             {US: lambda: program.run(inputs, (), kept)},
-            flops=_number(price.flops) if self.flops is None and price else self.flops or 0.0,
-            nbytes=_number(price.bytes_read) + _number(price.bytes_written)
-            if self.nbytes is None and price else self.nbytes or 0.0,
+            flops=flops if self.flops is None else self.flops,
+            nbytes=nbytes if self.nbytes is None else self.nbytes,
             programs=[program],
         )  # fmt: skip
         return contest, lambda: [_values(t) for t in outputs]
@@ -179,6 +184,12 @@ class Kernel:
 
 def _values(t: Tensor) -> np.ndarray:
     return np.asarray(t.detach().numpy())
+
+
+def work(graph: Sequence[Node]) -> tuple[float, float]:
+    """(operations, bytes that must be moved) of a graph with fixed sizes."""
+    price = cost(graph)
+    return _number(price.flops), _number(price.bytes_read) + _number(price.bytes_written)
 
 
 def _number(x: Any) -> float:
@@ -213,7 +224,7 @@ def kernel(
     """A case of the kernel table; shapes stand for float32 inputs."""
     inputs = tuple(g if isinstance(g, Given) else Given(g) for g in given)
     made = Kernel(ours, inputs, **options)
-    return Case(name, group, made, target, recycled_target, quick)
+    return Case(name, group, made, target, recycled_target=recycled_target, quick=quick)
 
 
 Contenders = Mapping[str, Callable[[], Any]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from muladd.bench import models, processes
+from muladd.bench import inference, models, processes
 from muladd.bench.case import Case, Given, Target, kernel
 
 _16M = (1 << 24,)
@@ -17,7 +17,8 @@ _16M = (1 << 24,)
 def all_cases() -> list[Case]:
     """Every case, in the order of the table."""
     found = [*foundation(), *rows(), *products(), *elementwise(), *reductions(), *attention(),
-             *convolutions(), *lookups(), *sorting(), *models.cases(), *processes.cases(),
+             *convolutions(), *lookups(), *sorting(), *models.cases(), *inference.cases(),
+             *processes.cases(),
              *models.exact_cases(), *models.graph_cases()]  # fmt: skip
     return found
 

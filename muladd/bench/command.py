@@ -16,7 +16,7 @@ from typing import Any
 from muladd import config
 from muladd import device as devices
 from muladd.bench import table
-from muladd.bench.case import Case, Contest, Target
+from muladd.bench.case import Case, Target
 from muladd.bench.cases import chosen
 from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     if given.list:
         for case in cases:
-            print(f"{case.group:11} {case.name:44} {case.target.text()}")
+            targets = [case.target.text(), *(f"{n}: {t.text()}" for n, t in case.beside.items())]
+            print(f"{case.group:11} {case.name:44} {'; '.join(filter(None, targets))}")
         return 0
     effort = QUICK if given.quick else Effort(given.repeat, given.seconds)
     effort = replace(effort, best=given.best)
@@ -84,14 +85,15 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     rows: list[table.Row] = []
     kernels: list[Gap] | None = [] if given.worst else None
     out = sys.stderr if given.json else sys.stdout
-    widths = [max(len(c.name) + len(" (recycled)") for c in cases), 9, 9, 6, 6, 13, 8, 18, 8]
+    widths = [max(len(c.name) + len(" (recycled)") for c in cases), 9, 9, 11, 6, 13, 8, 18, 8]
     print(table.line(table.HEADER, widths), file=out, flush=True)
     # recycled memory last: what malloc keeps would not be fresh to the cases after it
     again = [c for c in cases if c.recycled_target != Target()]
     for case, recycled in [*((c, False) for c in cases), *((c, True) for c in again)]:
         row = measured(case, peers, effort, ceilings, given.limit, recycled, kernels)
         rows.append(row)
-        print(table.line(row.cells(), widths), file=out, flush=True)
+        for cells in row.cells():
+            print(table.line(cells, widths), file=out, flush=True)
     versions = {"muladd": _version(), **peers.versions}
     found = table.machine(ceilings, threads, versions, effort.best, neighbours.share())
     print(f"\n{table.summary(rows)}\n{table.machine_text(found)}", file=out)
@@ -110,9 +112,8 @@ def measured(
     kernels: list[Gap] | None = None,
 ) -> table.Row:  # fmt: skip
     """The row of a case, with fresh outputs or with recycled ones. A failure is a row too."""
-    name, target = case.name, case.target
     if recycled:
-        name, target = f"{case.name} (recycled)", case.recycled_target
+        case = replace(case, name=f"{case.name} (recycled)", target=case.recycled_target, beside={})
     try:
         with _time_limit(limit):
             with compiled_programs() as programs:
@@ -120,22 +121,15 @@ def measured(
             contest.programs = contest.programs or programs
             contenders = contest.recycled if recycled else contest.contenders
             with recycled_memory() if recycled else nullcontext():
-                row = _timed(name, case.group, target, contest, contenders, effort, ceilings)
+                timings = alternate(contenders, effort) if contenders else {}
             if kernels is not None and not recycled:
-                kernels += gaps(name, contest, ceilings)
-            return row
+                kernels += gaps(case.name, contest, ceilings)
+            absent = {n: peers.absent[n] for n in case.beside if n in peers.absent}
+            return table.row_of(case, contest, timings, ceilings, effort.best, absent)
     except Exception as error:  # whatever a case does, the others are measured
-        return table.Row(name, case.group, target, failure=_reason(error))
+        return table.Row(case.name, case.group, case.target, failure=_reason(error))
     finally:
         gc.collect()
-
-
-def _timed(
-    name: str, group: str, target: Target, contest: Contest, contenders: dict[str, Any],
-    effort: Effort, ceilings: Peaks,
-) -> table.Row:  # fmt: skip
-    timings = alternate(contenders, effort) if contenders else {}
-    return table.row_of(name, group, target, contest, timings, ceilings, effort.best)
 
 
 def _reason(error: Exception) -> str:

@@ -51,6 +51,73 @@ def mlp(depth: int = 10, width: int = 16) -> Any:
     return nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(width, width), nn.ReLU())))
 
 
+class Bottleneck(nn.Module):
+    """Three convolutions beside a short cut: (batch, channels, h, w) to 4 * width channels.
+
+    The stride is at the 3x3, as everybody has it since the paper. He et al., 2015.
+    """
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        out = 4 * width
+        self.conv1, self.norm1 = _convolution(channels, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = _convolution(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.norm3 = _convolution(width, out, 1), nn.BatchNorm2d(out)
+        self.short = (
+            None if channels == out
+            else nn.Sequential(_convolution(channels, out, 1, stride), nn.BatchNorm2d(out))
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        y = self.norm3(self.conv3(y))
+        return (y + (x if self.short is None else self.short(x))).relu()
+
+
+class ResNet(nn.Module):
+    """Images (batch, 3, h, w) to scores of 1000 classes; (3, 4, 6, 3) blocks are ResNet-50."""
+
+    def __init__(self, blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> None:
+        self.conv, self.norm = _convolution(3, width, 7, 2), nn.BatchNorm2d(width)
+        self.blocks = nn.ModuleList()
+        channels = width
+        for stage, count in enumerate(blocks):
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                self.blocks.append(Bottleneck(channels, width << stage, stride))
+                channels = 4 * width << stage
+        self.head = nn.Linear(channels, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu().max_pool2d(3, stride=2, padding=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+def _convolution(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Without bias, as a batch norm follows; kept at the scale of its input (He et al., 2015)."""
+    layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return layer
+
+
+def resnet(blocks: tuple[int, ...] = (3, 4, 6, 3), width: int = 64) -> ResNet:
+    """A network for inference, its running statistics those of some training."""
+    model = ResNet(blocks, width)
+    for name, value in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            value.assign(Tensor.rand(*value.shape) * 0.2 + (0.9 if "var" in name else -0.1))
+    model.eval()
+    return model
+
+
+def bert(layers: int = 12, width: int = 768, heads: int = 12) -> Any:
+    """The encoder of BERT (Devlin et al., 2018): (batch, time, width) to the same."""
+    blocks = (nn.TransformerBlock(width, heads, norm_first=False, eps=1e-12) for _ in range(layers))
+    return nn.Sequential(*blocks).eval()
+
+
 def text_batch(batch: int = 8, time: int = 256) -> np.ndarray:
     """(batch, time + 1) characters."""
     return np.random.default_rng(0).integers(0, VOCABULARY, (batch, time + 1), dtype=np.int64)
@@ -147,6 +214,15 @@ def torch_cnn(torch: Any) -> Any:
 def torch_mlp(torch: Any, depth: int = 10, width: int = 16) -> Any:
     n = torch.nn
     return n.Sequential(*(m for _ in range(depth) for m in (n.Linear(width, width), n.ReLU())))
+
+
+def torch_bert(torch: Any, layers: int = 12, width: int = 768, heads: int = 12) -> Any:
+    """PyTorch's own encoder, which has a fused path for inference."""
+    layer = torch.nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0.0, activation="gelu", layer_norm_eps=1e-12,
+        batch_first=True,
+    )  # fmt: skip
+    return torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
 
 
 def torch_step(torch: Any, model: Any, optimizer: Any, scores_of: Callable[..., Any]) -> Step:

@@ -1,4 +1,4 @@
-"""The libraries muladd is measured beside, if they are installed: today PyTorch.
+"""The libraries muladd is measured beside, if they are installed: PyTorch and ONNX Runtime.
 
 One expression serves both sides of most cases, `lambda f, x: f.softmax(x, -1)`: for muladd `f` is
 the Tensor class, for PyTorch its functional module, whose names and arguments agree.
@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 
-NAMES = ("torch",)
+# by name, the modules that each needs
+NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx")}
+NAMES = tuple(NEEDS)
 
 
 @dataclass
 class Peers:
-    """The peers taking part, and the number of threads that everybody is given."""
+    """The peers taking part, and the number of threads that everybody is given.
+
+    absent: those that were asked for and cannot take part, and why.
+    """
 
     names: tuple[str, ...]
     threads: int
     versions: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def torch(self) -> Any:
@@ -35,11 +41,23 @@ class Peers:
         self.versions["torch"] = torch.__version__
         return torch
 
+    @property
+    def onnxruntime(self) -> Any:
+        """The onnxruntime module, or None if it does not take part."""
+        if "onnxruntime" not in self.names:
+            return None
+        import onnxruntime
+
+        self.versions["onnxruntime"] = onnxruntime.__version__
+        return onnxruntime
+
 
 def installed(wanted: Sequence[str] | None, threads: int) -> Peers:
     """The wanted peers (all if None) that can be imported."""
     names = NAMES if wanted is None else tuple(n for n in wanted if n in NAMES)
-    return Peers(tuple(n for n in names if importlib.util.find_spec(n) is not None), threads)
+    missing = {n: [m for m in NEEDS[n] if importlib.util.find_spec(m) is None] for n in names}
+    absent = {n: f"{' and '.join(ms)} not installed" for n, ms in missing.items() if ms}
+    return Peers(tuple(n for n in names if n not in absent), threads, absent=absent)
 
 
 class Functional:

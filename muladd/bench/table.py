@@ -4,18 +4,28 @@ from __future__ import annotations
 import datetime
 import platform
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from muladd.bench.case import US, Contest, Target, quantity
+from muladd.bench.case import US, Case, Contest, Target, quantity
 from muladd.bench.measure import Timing
 from muladd.compile.roofline import Peaks
 from muladd.errors import FormatError
 
 HEADER = ("case", "muladd", "peer", "", "ratio", "rate", "roofline", "target", "")
 _BEGIN, _END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a row: our time beside a peer's, judged by a target."""
+
+    peer: str | None
+    target: Target
+    ratio: float | None  # the peer's time by ours: above 1 is faster than the peer
+    verdict: str
 
 
 @dataclass
@@ -34,35 +44,66 @@ class Row:
     roofline: float | None = None  # share of the machine's ceiling, 1 is at it
     difference: float | None = None
     failure: str = ""
+    beside: Mapping[str, Target] = field(default_factory=dict)  # peers judged each by itself
+    absent: Mapping[str, str] = field(default_factory=dict)  # which of these are not here, and why
 
     @property
     def peer(self) -> str | None:
         """The fastest of the others."""
-        others = {n: t for n, t in (self.seconds or {}).items() if n != US}
-        return min(others, key=others.__getitem__) if others else None
+        return self._fastest(set(self.seconds or {}) - {US})
 
-    @property
-    def ratio(self) -> float | None:
-        """Peer's time by ours: above 1 is faster than the peer."""
-        peer, ours = self.peer, (self.seconds or {}).get(US)
+    def _fastest(self, names: Collection[str]) -> str | None:
+        return min(names, key=lambda n: (self.seconds or {})[n]) if names else None
+
+    def _ratio(self, peer: str | None) -> float | None:
+        ours = (self.seconds or {}).get(US)
         return self.seconds[peer] / ours if self.seconds and peer and ours else None
 
     @property
+    def ratio(self) -> float | None:
+        """The fastest peer's time by ours."""
+        return self._ratio(self.peer)
+
+    def lines(self) -> list[Line]:
+        """Ours beside the fastest peer without a target of its own, then beside each with one."""
+        seconds = self.seconds or {}
+        others = set(seconds) - {US} - set(self.beside)
+        found = [self._line(self._fastest(others), self.target)]
+        for peer, target in self.beside.items():
+            if peer in seconds:
+                found.append(self._line(peer, target))
+            elif peer in self.absent:
+                found.append(Line(peer, target, None, self.absent[peer]))
+        empty = not others and self.target == Target()
+        return found[1:] if empty and len(found) > 1 else found
+
+    def _line(self, peer: str | None, target: Target) -> Line:
+        ratio = self._ratio(peer)
+        return Line(peer, target, ratio, target.verdict((self.seconds or {}).get(US, 0.0), ratio))
+
+    @property
     def verdict(self) -> str:
+        """The worst of its lines."""
         if self.failure:
             return "failed"
-        return self.target.verdict((self.seconds or {}).get(US, 0.0), self.ratio)
+        found = {line.verdict for line in self.lines()}
+        return next((v for v in ("missed", "must met", "met") if v in found), "")
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> list[tuple[str, ...]]:
+        """The cells of each line."""
         if self.failure or not self.seconds:
             blank = ("",) * 6
-            return (self.name, *blank, self.target.text(), f"failed: {self.failure}")
-        ours, peer, ratio = self.seconds.get(US, 0.0), self.peer, self.ratio
+            return [(self.name, *blank, self.target.text(), f"failed: {self.failure}")]
+        return [self._cells(line, self.seconds) for line in self.lines()]
+
+    def _cells(self, line: Line, seconds: dict[str, float]) -> tuple[str, ...]:
+        ours = seconds.get(US, 0.0)
         return (
-            self.name, quantity(ours, "s"), quantity(self.seconds[peer], "s") if peer else "",
-            peer or "", f"{ratio:.2f}" if ratio is not None else "", self._rate(ours),
-            f"{100 * self.roofline:.0f}%" if self.roofline is not None else "",
-            self.target.text(), self.verdict,
+            self.name, quantity(ours, "s"),
+            quantity(seconds[line.peer], "s") if line.peer in seconds else "",
+            line.peer or "", f"{line.ratio:.2f}" if line.ratio is not None else "",
+            self._rate(ours), f"{100 * self.roofline:.0f}%" if self.roofline is not None else "",
+            line.target.text(), line.verdict,
         )  # fmt: skip
 
     def _rate(self, ours: float) -> str:
@@ -84,18 +125,25 @@ class Row:
             "peers": {n: t for n, t in seconds.items() if n != US}, "ratio": self.ratio,
             "roofline": self.roofline, "target": self.target.text(), "verdict": self.verdict,
             "difference": self.difference, "samples": self.samples,
+            "beside": {
+                line.peer: {"ratio": line.ratio, "target": line.target.text(),
+                            "verdict": line.verdict}
+                for line in self.lines() if line.peer
+            },
         }  # fmt: skip
 
 
 def row_of(
-    name: str, group: str, target: Target, contest: Contest, timings: dict[str, Timing],
-    peaks: Peaks, best: bool = False,
+    case: Case, contest: Contest, timings: dict[str, Timing], peaks: Peaks, best: bool = False,
+    absent: Mapping[str, str] | None = None,
 ) -> Row:  # fmt: skip
-    """The row of a measured contest, by medians or by the fastest samples."""
+    """The row of a measured contest, by medians or by the fastest samples. `absent`: the peers that
+    could not take part, and why."""
     seconds = {n: t.least if best else t.median for n, t in timings.items()} | contest.seconds
-    row = Row(name, group, target, seconds, min((t.samples for t in timings.values()), default=1),
+    row = Row(case.name, case.group, case.target, seconds,
+              min((t.samples for t in timings.values()), default=1),
               contest.flops, contest.nbytes, contest.items, contest.item,
-              difference=contest.difference)  # fmt: skip
+              difference=contest.difference, beside=case.beside, absent=absent or {})  # fmt: skip
     least = peaks.seconds(contest.flops, contest.nbytes)
     if least and seconds.get(US):
         row.roofline = least / seconds[US]
@@ -114,7 +162,7 @@ def line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def text(rows: Sequence[Row]) -> str:
-    cells = [HEADER, *(r.cells() for r in rows)]
+    cells = [HEADER, *(line for r in rows for line in r.cells())]
     short = [c for c in cells if not c[8].startswith("failed")]
     widths = widths_of(short or cells)
     widths[0] = max(len(c[0]) for c in cells)
@@ -122,8 +170,9 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    counts = {word: sum(r.verdict == word for r in rows)
-              for word in ("met", "must met", "missed", "failed")}  # fmt: skip
+    """How many lines met their targets."""
+    found = [cells[-1].split(":")[0] for row in rows for cells in row.cells()]
+    counts = {word: found.count(word) for word in ("met", "must met", "missed", "failed")}
     return f"{len(rows)} cases; targets: " + ", ".join(f"{n} {w}" for w, n in counts.items())
 
 
@@ -158,7 +207,8 @@ def markdown(rows: Sequence[Row], found: dict[str, Any]) -> str:
     titles = ("case", "muladd", "peer", "which", "ratio", "rate", "roofline", "target", "verdict")
     lines = [*machine_text(found).splitlines(), "", "| " + " | ".join(titles) + " |",
              "|---" * len(titles) + "|"]  # fmt: skip
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in r.cells()) + " |" for r in rows]
+    cells = [found for row in rows for found in row.cells()]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in found) + " |" for found in cells]
     return "\n".join([*lines, "", summary(rows)])
 
 

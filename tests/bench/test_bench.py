@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from muladd.bench import command, measure, models, table
+from muladd.bench import command, measure, table
 from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, compare, kernel
 from muladd.bench.cases import all_cases, chosen
 from muladd.bench.measure import Effort, alternate
-from muladd.bench.peers import Peers, installed
+from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, gaps, worst_text
 from muladd.compile.roofline import Peaks, peaks
 from muladd.errors import FormatError
@@ -39,19 +40,6 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def cpu():
-    from muladd import config
-
-    with config.context(DEVICE="CPU"):
-        yield
-
-
-@pytest.fixture
-def peers() -> Peers:
-    return installed(None, 1)
-
-
 @pytest.mark.parametrize("case", TINY, ids=lambda c: c.name)
 def test_a_case_gives_a_row_with_its_peer(case, peers):
     row = command.measured(case, peers, SHORT, CEILINGS, 60)
@@ -70,6 +58,29 @@ def test_a_case_with_recycled_memory_is_a_row_of_its_own(peers):
 def test_without_peers_there_is_no_ratio():
     row = command.measured(TINY[0], installed(["none"], 1), SHORT, CEILINGS, 60)
     assert row.ratio is None and row.peer is None and row.roofline is not None
+
+
+def test_peers_may_have_targets_of_their_own(peers):
+    targets = {"torch": Target(1e-9), "someone else": Target(1.0)}
+    case = replace(TINY[0], target=Target(), beside=targets)
+    peers.absent["someone else"] = "not installed"
+    row = command.measured(case, peers, SHORT, CEILINGS, 60)
+    assert [(c[3], c[8]) for c in row.cells()] == [
+        ("torch", "met"), ("someone else", "not installed"),
+    ]  # fmt: skip
+    assert row.verdict == "met" and ": 1 met, 0 must met, 0 missed" in table.summary([row])
+    assert row.as_json()["beside"]["torch"]["verdict"] == "met"
+    limited = replace(row, target=Target(seconds=1e-12))
+    assert [(c[3], c[8]) for c in limited.cells()][0] == ("", "missed")
+    assert limited.verdict == "missed"
+
+
+def test_peers_that_are_not_here_say_so():
+    missing = Peers((), 1, absent={"torch": "torch not installed"})
+    case = replace(TINY[0], target=Target(), beside={"torch": Target(1.0)})
+    row = command.measured(case, missing, SHORT, CEILINGS, 60)
+    assert [c[8] for c in row.cells()] == ["torch not installed"] and row.verdict == ""
+    assert set(installed(None, 1).names) | set(installed(None, 1).absent) == set(NAMES)
 
 
 def test_work_is_that_of_the_graph(peers):
@@ -222,24 +233,3 @@ def test_kernels_far_from_the_roofline_come_first(peers):
     assert found and all(g.taken > 0 for g in found)
     text = worst_text([Gap("a", "near", 1.0, 1.1), Gap("b", "far", 1.0, 9.0)])
     assert text.index("far") < text.index("near")
-
-
-# --- whole programs ------------------------------------------------------------------------------
-
-
-def test_small_training_steps_agree_with_the_peer(peers):
-    contest = models.gpt(peers, layers=1, width=32, heads=2, time=16)
-    assert contest.difference is not None and contest.difference < 1e-2
-
-
-def test_a_graph_run_again_agrees_with_the_peer(peers):
-    assert models.again(peers, size=8).difference is not None
-
-
-def test_a_small_network_called_agrees_with_the_peer(peers):
-    assert models.mlp(peers).difference is not None
-
-
-@pytest.mark.parametrize("case", list(models.exact_cases())[:1], ids=lambda c: c.name)
-def test_the_exact_profile_stands_beside_the_fast_one(case, peers):
-    assert set(case.prepare(peers).contenders) == {US, "exact"}
