@@ -129,14 +129,16 @@ def test_the_check_for_library_arithmetic_sees_it():
 # --- what must not stand anywhere ----------------------------------------------------------------
 
 FORBIDDEN_IMPORTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle"}
-OPTIONAL = {"torch", "pyopencl", "onnx", "cuda", "scipy", "safetensors", "tinygrad", "jax"}
+OPTIONAL = {"torch", "pyopencl", "onnx", "onnxruntime", "cuda", "scipy", "safetensors", "tinygrad",
+            "jax"}  # fmt: skip
+PEERS = {"torch", "onnx", "onnxruntime", "jax"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_unpickles_and_no_peer_is_imported(name):
     """pickle runs code; torch and its like may only be peers of a benchmark, or drivers."""
     path = ROOT / name
-    allowed = {"bench": {"torch"}, "device": {"pyopencl", "cuda"}, "torch": {"torch"}}
+    allowed = {"bench": PEERS, "device": {"pyopencl", "cuda"}, "torch": {"torch"}}
     refused = FORBIDDEN_IMPORTS | (OPTIONAL - allowed.get(room_of(path), set()))
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
