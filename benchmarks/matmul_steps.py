@@ -71,7 +71,7 @@ def ready(plan: Plan, buffers: list[Any]) -> Callable[[], None]:
     """A call that runs the kernel under a plan."""
     place = devices.get("CPU")
     lowered = lower(plan)
-    rendered = llvm.render(lowered, {})
+    rendered = llvm.render(lowered, {}, masked=place.machine.masked)
     handle = place.load(native.compile_object(rendered.source, place.machine), rendered.name)
     grid = lowered.grid
     assert isinstance(grid, int)

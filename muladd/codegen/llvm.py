@@ -38,16 +38,22 @@ class _Scope:
 # Where a tile of sums begins, as a line of source: constants of other stages must not stay in
 # vector registers across its loops, or too few are left. How to say so, the machine knows.
 CLEAR = "; clear the vector registers"
+ATTRIBUTES = 'attributes #0 = { nounwind "no-trapping-math"="true"'  # the machine may add some
 _MANY = 8  # sums in registers from which on they need all there are
 
 
-def render(lowered: Lowered, variables: dict[str, int], name: str = "kernel") -> Rendered:
-    """LLVM IR of a kernel. variables: the index of each symbolic size in the vars array."""
-    return _Renderer(lowered, variables, name).run()
+def render(
+    lowered: Lowered, variables: dict[str, int], name: str = "kernel", masked: int = 1
+) -> Rendered:
+    """LLVM IR of a kernel. variables: the index of each symbolic size in the vars array; masked:
+    bytes of the narrowest values that the machine loads under a mask (see Machine)."""
+    return _Renderer(lowered, variables, name, masked).run()
 
 class _Renderer:
-    def __init__(self, lowered: Lowered, variables: dict[str, int], name: str) -> None:
-        self.lowered, self.variables, self.name = lowered, variables, name
+    def __init__(
+        self, lowered: Lowered, variables: dict[str, int], name: str, masked: int
+    ) -> None:
+        self.lowered, self.variables, self.name, self.masked = lowered, variables, name, masked
         self.exact = lowered.kernel.exact
         self.count = 0
         self.declared: dict[str, str] = {}
@@ -75,7 +81,7 @@ class _Renderer:
             f"ptr noalias %scratch) #0 {{\nentry:\n  {body}\n  ret void\n}}"
         ]
         text.extend(sorted(self.declared.values()))
-        text.append('attributes #0 = { nounwind "no-trapping-math"="true" }\n!0 = !{i32 1}')
+        text.append(f"{ATTRIBUTES} }}\n!0 = !{{i32 1}}")
         return Rendered("\n".join(text), self.name, self.scratch)
 
     def place(self, array: Array) -> None:
@@ -362,11 +368,30 @@ class _Renderer:
             align = _align(n.dtype, lanes) if own else n.dtype.itemsize
             lines.append(f"{v} = load {wide}, ptr {p}, align {align}")
         else:
-            f = f"@llvm.masked.load.{_suffix(wide)}.p0"
-            self.declare(f, f"declare {wide} {f}(ptr, i32, <{lanes} x i1>, {wide})")
-            lines.append(f"{v} = call {wide} {f}(ptr {p}, i32 {n.dtype.itemsize}, "
-                         f"<{lanes} x i1> {arg(guard)}, {wide} zeroinitializer)")  # fmt: skip
+            v = self.load_masked(n, p, wide, f"<{lanes} x i1> {arg(guard)}", lines)
         return self.from_memory(v, n, lanes, lines)
+
+    def load_masked(self, n: Node, p: str, wide: str, mask: str, lines: list[str]) -> str:
+        """Lanes under a mask, zeros elsewhere. Machines that cannot do it load lane by lane, so
+        there it is first asked whether the mask leaves out any."""
+        kind, size = mask.split("> ")[0] + ">", n.dtype.itemsize
+        f = f"@llvm.masked.load.{_suffix(wide)}.p0"
+        self.declare(f, f"declare {wide} {f}(ptr, i32, {kind}, {wide})")
+        some = f"call {wide} {f}(ptr {p}, i32 {size}, {mask}, {wide} zeroinitializer)"
+        v = self.fresh()
+        if self.masked and size >= self.masked:
+            lines.append(f"{v} = {some}")
+            return v
+        k = self.count = self.count + 1
+        g = f"@llvm.vector.reduce.and.{_suffix(kind)}"
+        self.declare(g, f"declare i1 {g}({kind})")
+        lines += [
+            f"%all{k} = call i1 {g}({mask})", f"br i1 %all{k}, label %yes{k}, label %no{k}",
+            f"yes{k}:", f"%w{k} = load {wide}, ptr {p}, align {size}", f"br label %end{k}",
+            f"no{k}:", f"%s{k} = {some}", f"br label %end{k}",
+            f"end{k}:", f"{v} = phi {wide} [ %w{k}, %yes{k} ], [ %s{k}, %no{k} ]",
+        ]  # fmt: skip
+        return v
 
     def value_in(self, n: Node, lines: list[str]) -> str:
         """The operand of an index that `lines` may use (an address is known where its load is)."""

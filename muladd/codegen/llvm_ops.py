@@ -122,7 +122,10 @@ def operation(
     if op is ops.WHERE:
         return e.put(f"select {a[0].type()} {a[0].name}, {kind} {a[1].name}, {kind} {a[2].name}")
     if op in (ops.SQRT, ops.FMA):
-        name = f"llvm.{'sqrt' if op is ops.SQRT else 'fma'}.{suffix(n.dtype, lanes)}"
+        # in the fast profile a machine without fused multiply-adds may round twice
+        loose = fast and n.dtype in (dtype.float32, dtype.float64)
+        word = "sqrt" if op is ops.SQRT else "fmuladd" if loose else "fma"
+        name = f"llvm.{word}.{suffix(n.dtype, lanes)}"
         return _rounded(e, n.dtype, lanes, e.call(name, kind, [(kind, x.name) for x in a]))
     source = n.srcs[0].dtype
     if source.is_float:

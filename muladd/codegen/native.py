@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 
-from muladd.codegen.llvm import CLEAR
+from muladd.codegen.llvm import ATTRIBUTES, CLEAR
 from muladd.device.machine import Machine
 from muladd.errors import DeviceError
 
@@ -30,11 +30,20 @@ def _target(machine: Machine):  # type: ignore[no-untyped-def]
 
 def _clear(machine: Machine) -> str:
     """An instruction of no length that, so LLVM is told, overwrites all vector registers."""
-    letters = {"x86_64": "xmm", "aarch64": "v"}.get(machine.triple.split("-")[0])
+    family = machine.triple.split("-")[0]
+    letters = {"x86_64": "xmm", "aarch64": "v", "arm64": "v"}.get(family)
     if letters is None:
         return CLEAR
     names = ",".join(f"~{{{letters}{i}}}" for i in range(machine.vector_registers))
     return f'call void asm sideeffect "", "{names}"()'
+
+
+def fitted(source: str, machine: Machine) -> str:
+    """The text with what it leaves open for a machine to say."""
+    scale = machine.scale
+    if scale:  # vectors of more than 128 bits are then one register, not several of NEON's
+        source = source.replace(ATTRIBUTES, f"{ATTRIBUTES} vscale_range({scale},{scale})")
+    return source.replace(CLEAR, _clear(machine))
 
 
 def _module(source: str, machine: Machine):  # type: ignore[no-untyped-def]
@@ -42,7 +51,7 @@ def _module(source: str, machine: Machine):  # type: ignore[no-untyped-def]
 
     target = _target(machine)
     try:
-        module = llvm.parse_assembly(source.replace(CLEAR, _clear(machine)))
+        module = llvm.parse_assembly(fitted(source, machine))
         module.verify()
     except RuntimeError as error:
         raise DeviceError(f"codegen: the generated LLVM IR is refused: {error}") from None

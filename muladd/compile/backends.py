@@ -25,7 +25,7 @@ class Backend:
         return heuristic.schedule(kernel, self.device.machine)
 
     def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
-        return llvm.render(lowered, variables)
+        return llvm.render(lowered, variables, masked=self.device.machine.masked)
 
     def build(self, rendered: Rendered) -> bytes:
         return native.compile_object(rendered.source, self.device.machine)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from muladd import device as devices
 from muladd.codegen import native
+from muladd.codegen.llvm import ATTRIBUTES
 from muladd.compile.pipeline import compile_graph
 from muladd.device import Arg, Device, Launch, Machine
 from muladd.ir import const, dtype, make, ops, param
@@ -58,7 +59,7 @@ def _fma_source(lanes: int, chains: int) -> str:
     sums = [f"  %s{i} = fadd {vector} {f'%s{i - 1}' if i else '%b0'}, %b{i}" for i in each]
     return f"""
 declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})
-define void @multiply_add(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) {{
+define void @multiply_add(ptr %args, ptr %vars, i64 %low, i64 %high, ptr %scratch) #0 {{
 entry:
   %out = load ptr, ptr %args
   %start = load {vector}, ptr %out, align 64
@@ -79,6 +80,7 @@ end:
   store {vector} %s{chains - 1}, ptr %to, align 16
   ret void
 }}
+{ATTRIBUTES} }}
 """
 
 

@@ -5,10 +5,12 @@ tested for a machine that is not at hand.
 """
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from muladd.errors import DeviceError
@@ -31,6 +33,12 @@ class Machine:
     l2: int
     l3: int
     cores: int  # physical cores this process may use
+    # multiply-adds under way that keep all multipliers of a core busy: their number times the
+    # cycles that one takes
+    chains: int = 8
+    # bytes of the narrowest values of which a vector may be loaded in part, by a mask; 0: of none
+    masked: int = 4
+    line: int = 64  # what a cache moves at once
 
     def lanes(self, itemsize: int) -> int:
         """Values of so many bytes in one vector."""
@@ -42,9 +50,27 @@ class Machine:
         return self.lanes(4)
 
     @property
+    def scale(self) -> int:
+        """How many times 128 bits a scalable vector (SVE) is known to have. Code for a number runs
+        only on machines of that number; 0: on all, as it does not use more than 128."""
+        scalable = "+sve" in self.features.split(",") and self.vector_bits > 128
+        return self.vector_bits // 128 if scalable else 0
+
+    @property
+    def stream(self) -> int:
+        """Bytes of a result from which on it should go past the caches, if nobody reads it soon:
+        then it would take an eighth of the last cache, which all share, or all of a core's own."""
+        return max(self.l3 // 8, self.l2)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a grid that keep all threads busy to the end: four for each."""
+        return 4 * self.cores
+
+    @functools.cached_property
     def key(self) -> str:
-        """What compiled code depends on; for cache keys."""
-        return f"{self.triple}|{self.cpu}|{self.features}|{self.vector_bits}"
+        """What compiled code depends on, and so its schedules do; for cache keys."""
+        return "|".join(str(getattr(self, f.name)) for f in fields(self))
 
     @staticmethod
     def host() -> Machine:
@@ -52,7 +78,7 @@ class Machine:
 
     @staticmethod
     def named(name: str) -> Machine:
-        """A typical machine of a kind: avx2, avx512, neon or sve."""
+        """A typical machine of a kind, one of NAMED."""
         if name not in NAMED:
             raise DeviceError(f"Machine.named: given {name!r}, expected one of {', '.join(NAMED)}")
         return NAMED[name]
@@ -63,21 +89,34 @@ _TYPICAL = Machine(
     vector_registers=16, fma=True, vnni=False, bf16_dot=False, float16=False,
     l1=32 << 10, l2=512 << 10, l3=16 << 20, cores=4,
 )  # fmt: skip
+_AVX512 = replace(
+    _TYPICAL, cpu="x86-64-v4", features="+avx512vnni,+avx512bf16", vector_bits=512,
+    vector_registers=32, vnni=True, bf16_dot=True, l2=1 << 20, masked=1,
+)  # fmt: skip
 _ARM = replace(
     _TYPICAL, triple="aarch64-unknown-linux-gnu", cpu="neoverse-n1", features="+neon,+dotprod",
     vector_bits=128, vector_registers=32, vnni=True, float16=True, l1=64 << 10, l2=1 << 20,
+    masked=0,
+)  # fmt: skip
+_SVE = replace(
+    _ARM, cpu="neoverse-v1", features="+neon,+dotprod,+sve,+bf16,+i8mm", bf16_dot=True, masked=1,
 )  # fmt: skip
 NAMED = {
+    "sse": replace(_TYPICAL, cpu="x86-64-v2", vector_bits=128, fma=False, masked=0),
     "avx2": _TYPICAL,
-    "avx512": replace(
-        _TYPICAL, cpu="x86-64-v4", features="+avx512vnni,+avx512bf16", vector_bits=512,
-        vector_registers=32, vnni=True, bf16_dot=True, l2=1 << 20,
+    "avx512": _AVX512,
+    "zen4": replace(_AVX512, cpu="znver4", features="", l3=32 << 20),
+    "sapphire rapids": replace(
+        _AVX512, cpu="sapphirerapids", features="", float16=True, l1=48 << 10, l2=2 << 20,
+        l3=105 << 20, cores=48,
     ),
     "neon": _ARM,
-    "sve": replace(
-        _ARM, cpu="neoverse-v1", features="+neon,+dotprod,+sve,+bf16,+i8mm", vector_bits=256,
-        bf16_dot=True,
+    "apple": replace(
+        _ARM, triple="arm64-apple-macosx14.0.0", cpu="apple-m1", features="", l1=128 << 10,
+        l2=12 << 20, l3=0, chains=16, line=128,
     ),
+    "sve": replace(_SVE, vector_bits=256),  # Graviton3
+    "sve128": replace(_SVE, cpu="neoverse-v2", l2=2 << 20, l3=36 << 20, chains=16),  # Graviton4
 }  # fmt: skip
 
 
@@ -90,12 +129,12 @@ def _host() -> Machine:
     triple = llvm.get_process_triple()
     arm = triple.startswith(("aarch64", "arm64"))
     if arm:
-        bits, registers = 128, 32  # SVE is used through NEON-width code unless asked for by name
+        bits, registers = 128, 32  # SVE is used through NEON-width code: its width is not asked for
     elif "avx512f" in has and "avx512vl" in has:
         bits, registers = 512, 32
     else:
         bits, registers = (256 if "avx2" in has else 128), 16
-    caches = _caches()
+    caches = _caches() if "apple" not in triple else _apple_caches(_system_control)
     return Machine(
         triple=triple, cpu=llvm.get_host_cpu_name(), features=found.flatten(),
         vector_bits=bits, vector_registers=registers, fma=arm or "fma" in has,
@@ -103,7 +142,8 @@ def _host() -> Machine:
         bf16_dot=bool(has & {"avx512bf16", "bf16"}),
         float16=bool(has & {"avx512fp16", "fullfp16"}),
         l1=caches.get(1, _TYPICAL.l1), l2=caches.get(2, _TYPICAL.l2), l3=caches.get(3, 0),
-        cores=usable_cores(),
+        cores=usable_cores(), chains=16 if arm else 8, line=128 if "apple" in triple else 64,
+        masked=1 if has & {"sve", "avx512bw"} else 4 if "avx" in has else 0,
     )  # fmt: skip
 
 
@@ -120,6 +160,21 @@ def _caches(folder: str = "/sys/devices/system/cpu") -> dict[int, int]:
         except (OSError, ValueError):
             continue  # a machine which does not tell; the typical sizes are used
     return sizes
+
+
+def _apple_caches(control: Callable[[str], int | None]) -> dict[int, int]:
+    """The same as macOS tells it, of the fast cores; what they share is their second cache."""
+    names = {1: "hw.perflevel0.l1dcachesize", 2: "hw.perflevel0.l2cachesize"}
+    return {level: size for level, name in names.items() if (size := control(name))}
+
+
+def _system_control(name: str) -> int | None:
+    """A number that macOS knows of the machine by a name, if it does."""
+    number, size = ctypes.c_int64(0), ctypes.c_size_t(8)
+    failed = ctypes.CDLL(None).sysctlbyname(
+        name.encode(), ctypes.byref(number), ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return None if failed else number.value
 
 
 def affinity() -> set[int]:

@@ -24,8 +24,22 @@ def test_named_machines():
     assert Machine.named("avx2").vector_bits == 256
     assert Machine.named("neon").triple.startswith("aarch64")
     assert Machine.named("sve").bf16_dot
-    with pytest.raises(DeviceError, match="avx2, avx512, neon, sve"):
+    with pytest.raises(DeviceError, match="avx2, avx512, .*, neon, .*sve"):
         Machine.named("vax")
+
+
+def test_caches_as_systems_tell_them(tmp_path):
+    for index, (level, kind, size) in enumerate(
+        [(1, "Data", "48K"), (1, "Instruction", "32K"), (2, "Unified", "2M"), (3, "Unified", "?")]
+    ):
+        folder = tmp_path / f"cpu{min(machine.affinity())}" / "cache" / f"index{index}"
+        folder.mkdir(parents=True)
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{text}\n")
+    assert machine._caches(str(tmp_path)) == {1: 48 << 10, 2: 2 << 20}
+    told = {"hw.perflevel0.l1dcachesize": 128 << 10, "hw.perflevel0.l2cachesize": 12 << 20}
+    assert machine._apple_caches(told.get) == {1: 128 << 10, 2: 12 << 20}
+    assert machine._apple_caches(lambda name: None) == {}
 
 
 def test_hyper_threads_count_once(tmp_path):

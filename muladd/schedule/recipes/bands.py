@@ -26,7 +26,6 @@ from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, size
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.operands import (
-    CHUNKS,
     MANY_ROWS,
     Tile,
     merge_reduced,
@@ -71,7 +70,7 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     high = max(1, min(_BAND, rows // t.rows))
     others = [a for a in kernel.shared if a is not row]
     bands_in_all = -(-rows // (t.rows * high))
-    parts = max(1, min(bands_in_all, -(-CHUNKS // max(size(others), 1))))
+    parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
     plan, panels = _copies(plan, links, row)
     R, names = row.arg.name, [a.arg.name for a in others]
     plan = step(plan, f"split {R} {-(-bands_in_all // parts)} {high} {t.rows}")
@@ -86,7 +85,7 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     for s in plan.kernel.stages:
         if s.name not in done:
             plan = along(plan, machine, s)
-    return stream(plan)
+    return stream(plan, machine)
 
 
 def _link(kernel: Kernel, p: Product, row: Node) -> _Link | None:

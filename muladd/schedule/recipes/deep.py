@@ -33,7 +33,6 @@ from muladd.schedule.recipes.operands import (
 )
 from muladd.schedule.recipes.rows import stream
 
-_LINE = 64  # bytes that a cache moves at once
 _LONG = 4  # a sum is long if it takes so many times the lines of the first cache
 _LEAST_ROWS = 16  # results that share a vector of the other side's copy, at least
 _MORE_DOWN, _MOST_ACROSS = 8, 16  # how many areas are tried beyond the least downwards, and across
@@ -66,7 +65,7 @@ def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
             sides = Sides(i, j, left, right)
             if best is None or size(rows) > best[0]:
                 best = (size(rows), sides)
-    if best is None or size(p.stage.reduced) < _LONG * machine.l1 // _LINE:
+    if best is None or size(p.stage.reduced) < _LONG * machine.l1 // machine.line:
         return None
     return best[1]
 
@@ -116,7 +115,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             plan = step(plan, f"unroll {other.name} {J}.2")
         if other.name != "c1":
             plan = step(plan, f"vector {other.name} {J}.3")
-    return stream(plan)
+    return stream(plan, machine)
 
 
 def _area(

@@ -30,7 +30,6 @@ from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.images import is_masked, merged, taps_first
 from muladd.schedule.recipes.operands import (
-    CHUNKS,
     MANY_ROWS,
     Sides,
     Tile,
@@ -146,7 +145,7 @@ def _panels(
     for other in plan.kernel.stages:
         if other.name != "c1":
             plan = step(plan, f"vector {other.name} {J}.3")
-    return stream(plan)
+    return stream(plan, machine)
 
 
 def _counts(
@@ -165,7 +164,7 @@ def _counts(
     panels = max(1, min(-(-columns // t.columns), fitting, _MOST_PANELS))
     groups = -(-columns // (t.columns * panels)) * batch
     most = max(machine.cores, rows // _ROWS_OF_A_PACK) if "c0" in copies else rows
-    parts = max(1, min(CHUNKS // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
+    parts = max(1, min(machine.chunks // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
     return panels, -(-rows // (t.rows * parts))
 
 

@@ -30,13 +30,11 @@ from muladd.schedule.analysis import STRIDED, accesses, cost_of_lanes, extent, s
 from muladd.schedule.primitives import loop_named, step
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
-_STREAM = 1 << 22  # bytes from which results go past the caches
 _WHOLE = 16  # elements: arrays of such sizes begin at whole vectors also within a stack of them
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
 _FEW = 8  # an axis of fewer points is left to the threads, where another one suits lanes as well
-# vectors side by side: partial results that do not wait for each other; across rows also whole
-# lines of the cache; else what hides the latency of loads, where a point is not work enough itself
-_PARTIAL_ALONG, _PARTIAL_ACROSS, _SIDE_BY_SIDE = 4, 8, 2
+# vectors side by side that hide the latency of loads, where a point is not work enough itself
+_SIDE_BY_SIDE = 2
 _MUCH = 64  # iterations for a point from which one vector is work enough
 
 
@@ -49,7 +47,7 @@ def rows(plan: Plan, machine: Machine) -> Plan:
         plan = _grid(plan, list(kernel.shared))
         for s in kernel.stages:
             plan = along(plan, machine, s)
-    return stream(plan)
+    return stream(plan, machine)
 
 
 def _lanes_axis(kernel: Kernel) -> Node | None:
@@ -103,7 +101,8 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     lanes = _width(machine, extent(axis))
     reduces = any(s.reduced for s in kernel.stages)
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
-    most = _PARTIAL_ACROSS if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
+    # partial results that do not wait for each other, and are whole lines of the cache
+    most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
     turns = min(most, max(1, extent(axis) // lanes))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
@@ -188,7 +187,7 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     if cost_of_lanes(kernel, stage, axis) >= STRIDED * max(len(accesses(kernel, stage)), 1):
         return plan
     lanes = _width(machine, extent(axis))
-    most = _PARTIAL_ALONG if axis in stage.reduced else _SIDE_BY_SIDE
+    most = machine.chains // 2 if axis in stage.reduced else _SIDE_BY_SIDE
     turns = max(1, min(most, extent(axis) // lanes))
     return _lanes(plan, stage, axis, turns, lanes)
 
@@ -212,13 +211,13 @@ def _lanes(plan: Plan, stage: Stage, axis: Node, turns: int, lanes: int) -> Plan
     return step(plan, f"vector {vector}")
 
 
-def stream(plan: Plan) -> Plan:
+def stream(plan: Plan, machine: Machine) -> Plan:
     """Large results that this kernel does not read again go past the caches."""
     kernel = plan.kernel
     for s in kernel.stages:
         if s.argument is None or s.scatter:
             continue
-        large = size(s.axes) * s.dtype.itemsize >= _STREAM
+        large = size(s.axes) * s.dtype.itemsize >= machine.stream
         again = any(r.arg[0] == s.name for t in kernel.stages for r in t.reads())
         count = kernel.arguments[s.argument].size
         whole = isinstance(count, int) and count % _WHOLE == 0
