@@ -18,7 +18,18 @@ from muladd.codegen import Rendered
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
-from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Place, Statement, Store
+from muladd.loop.statements import (
+    Array,
+    Barrier,
+    For,
+    Grid,
+    If,
+    Lowered,
+    Place,
+    Prefetch,
+    Statement,
+    Store,
+)
 from muladd.loop.vector import at_lane
 
 _Operand = Callable[[Node], str]  # the register that holds a node's value
@@ -116,6 +127,8 @@ class _Renderer:
                 self.condition(s)
             elif isinstance(s, Grid):
                 self.grid(s)
+            elif isinstance(s, Prefetch):
+                self.prefetch(s)
             elif isinstance(s, Barrier):
                 raise ScheduleError("codegen: in this plan threads of a group wait for each other "
                                     "(`bind`), but on a CPU one thread does a whole chunk; use "
@@ -197,6 +210,13 @@ class _Renderer:
             hint = ", !nontemporal !0" if past else ""
             align = _align(d, lanes) if aligned and (past or array is not None) else d.itemsize
             self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {align}{hint}")
+
+    def prefetch(self, s: Prefetch) -> None:
+        f = "@llvm.prefetch.p0"
+        self.declare(f, f"declare void {f}(ptr, i32, i32, i32)")
+        base = _base(s.index) if _lanes(s.index) else s.index
+        pointer = self.pointer(s.place, base, self.lowered.kernel.arguments[s.place].dtype)
+        self.here(f"call void {f}(ptr {pointer}, i32 0, i32 3, i32 1)")
 
     def store_if(self, s: Store, stored: Typed) -> None:
         assert s.guard is not None

@@ -19,7 +19,18 @@ from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, 
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
-from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
+from muladd.loop.statements import (
+    Array,
+    Barrier,
+    For,
+    Grid,
+    If,
+    Lowered,
+    Prefetch,
+    Statement,
+    Store,
+    Threads,
+)
 from muladd.loop.vector import at, spread
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
@@ -311,6 +322,7 @@ class _Lowering:
         if not s.reduced:
             out: list[Statement] = []
             for turn in _turns_of(unrolled, values):
+                out.extend(self._fetched(s, turn, full, vector))
                 out.extend(self._put(s, self._value(s, turn, full, vector), turn, full, vector))
             return out
         if any(plan.owner(x) not in s.reduced for x in serial):
@@ -452,6 +464,19 @@ class _Lowering:
             if m is not True:
                 new = make(ops.WHERE, (_match(m, new), new, accumulator))
         return new
+
+    def _fetched(
+        self, s: Stage, values: Values, full: frozenset, vector: Node | None
+    ) -> list[Statement]:
+        """What is asked of memory for a later turn of a loop, before a turn of this one."""
+        ahead = (self.plan.ahead or {}).get(s.name)
+        if ahead is None:
+            return []
+        loop, turns = ahead
+        later = {**values, loop: sym.add(values.get(loop, loop), turns)}
+        value = self._value(s, later, full, vector)
+        return [Prefetch(n.arg, n.srcs[0]) for n in toposort((value,))
+                if n.op is ops.LOAD and isinstance(n.arg, int)]  # fmt: skip
 
     # --- expressions ---
 

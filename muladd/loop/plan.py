@@ -41,6 +41,7 @@ class Plan:
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
+    ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
     inside: dict[str, tuple[Node, Node]] | None = None  # copy -> its reader's loop, and its own
 
     def owner(self, loop: Node) -> Node:
@@ -92,6 +93,9 @@ class Plan:
         for s in self.kernel.stages:
             nest = " ".join(self._loop(x, s.name) for x in self.nests[s.name])
             extra = " nontemporal" * (s.name in self.nontemporal)
+            if s.name in (self.ahead or {}):
+                loop, turns = (self.ahead or {})[s.name]
+                extra += f" ahead {loop.arg.name}+{turns}"
             lines.append(f"{s.name} at {self.levels[s.name]}: {nest}{extra}")
         return "\n".join(lines)
 

@@ -1,10 +1,11 @@
-"""The loop language: six kinds of statement over scalar and vector expressions.
+"""The loop language: seven kinds of statement over scalar and vector expressions.
 
     statement ::= Grid(loops, body)              the chunks of the launch, spread over threads
                 | For(loop, start, stop, body)
                 | Threads(loop, 0, count, body)  the turns at once, one on each thread of a group
                 | If(condition, body, orelse)
                 | Store(place, index, value, guard)
+                | Prefetch(place, index)         a hint: it will be loaded soon
                 | Barrier()                      threads of a group meet (GPUs)
     place     ::= argument number | name of a scratch or register array
 
@@ -59,11 +60,17 @@ class Store:
 
 
 @dataclass(slots=True)
+class Prefetch:
+    place: int
+    index: Node  # may lie outside, for nothing is read
+
+
+@dataclass(slots=True)
 class Barrier:
     pass
 
 
-Statement = Grid | For | If | Store | Barrier
+Statement = Grid | For | If | Store | Prefetch | Barrier
 
 
 @dataclass(slots=True)
@@ -113,5 +120,7 @@ def _print(body: list[Statement], depth: int, lines: list[str]) -> None:
         elif isinstance(s, Store):
             guard = f" if {show(s.guard)}" if s.guard is not None else ""
             lines.append(f"{pad}{s.place}[{show(s.index)}] = {show(s.value)}{guard}")
+        elif isinstance(s, Prefetch):
+            lines.append(f"{pad}prefetch {s.place}[{show(s.index)}]")
         else:
             lines.append(f"{pad}barrier")

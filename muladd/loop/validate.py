@@ -10,7 +10,17 @@ from muladd.errors import GraphError
 from muladd.ir import Node, Var, dtype, ops, sym, toposort
 from muladd.ir.dtype import DType
 from muladd.loop.kernel import show
-from muladd.loop.statements import Barrier, For, Grid, If, Lowered, Place, Statement, Store
+from muladd.loop.statements import (
+    Barrier,
+    For,
+    Grid,
+    If,
+    Lowered,
+    Place,
+    Prefetch,
+    Statement,
+    Store,
+)
 
 
 def validate(lowered: Lowered, name: str = "kernel") -> None:
@@ -47,7 +57,7 @@ class _Validator:
                 self.statements(s.orelse, loops)
             elif isinstance(s, Store):
                 self.store(s, loops)
-            elif not isinstance(s, Barrier):
+            elif not isinstance(s, Barrier | Prefetch):
                 raise GraphError(f"{self.name}: {type(s).__name__} is no statement")
 
     def enter(self, s: Statement, loop: Node, loops: frozenset[Node]) -> None:

@@ -184,6 +184,8 @@ EXAMPLES = {
                     "p1.1<8*t"),
     "nontemporal": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
                            "s3 at 2:  nontemporal"),
+    "ahead": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
+                     "s3 at 2:  ahead p0+8"),
     "keep": Example(
         product, (), stage_texts,
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
@@ -280,7 +282,8 @@ _BLOCKS = ("copy s0 right c0", "copy s0 left c1", "keep s0 d0", "split p0 5 6", 
            "split r0 7", "split c0.r0 7", "split c1.r0 7", "outer p1.0 p0.0",
            "nest s0 r0.0 p1.1 p0.1 r0.1 p0.2 p1.2 p1.3", "unroll s0 p0.2 p1.2",
            "layout s0 p1.1 p0.1 p0.2 p1.2 p1.3", "at c0 r0.0", "nest c0 c0.r0.1 p1.1 p1.2 p1.3",
-           "at c1 r0.0", "vector s0 p1.3", "vector c0 p1.3")  # fmt: skip
+           "at c1 r0.0", "vector s0 p1.3", "vector c0 p1.3",
+           "ahead c0 c0.r0.1 3", "ahead c1 c1.r0.1 8")  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(512, 48, 20), (61, 97, 21), (5, 7, 3), (30, 48, 7)])
@@ -319,6 +322,8 @@ def test_partial_results_need_a_place():
     ("collapse p0 p1", "not one axis"),
     ("merge p0 r0", "not one axis"),
     ("nontemporal s9", "no stage 's9'"),
+    ("ahead s0 p9 4", "no loop 'p9'"),
+    ("ahead s0 p0 x", "cannot be applied"),
     ("layout s9 p0", "no stage 's9'"),
 ])  # fmt: skip
 def test_a_directive_that_does_not_fit_says_why(line, told):

@@ -1,0 +1,17 @@
+"""ahead STAGE LOOP TURNS: ask memory for what a stage will load that many turns of a loop later.
+
+    ahead s3 p0 8     v = a[p0, p1]  ->  prefetch a[p0 + 8, p1]; v = a[p0, p1]
+
+For rows that are read piece by piece, which the machine does not foresee. Devices may ignore it.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from muladd.loop.plan import Plan
+from muladd.schedule.primitives import loop_named, stage_named
+
+
+def apply(plan: Plan, stage: str, loop: str, turns: str) -> Plan:
+    found = {stage_named(plan, stage).name: (loop_named(plan, loop), int(turns))}
+    return replace(plan, ahead={**(plan.ahead or {}), **found})
