@@ -1,14 +1,15 @@
 """The table of benchmarks: names, work, peers and targets, group by group.
 
-Groups: foundation (must hold always), kernels, models, compile, exact, graph. Each kernel is one
-expression that both sides understand; see peers.py.
+Groups: foundation (must hold always), kernels, threads, models, compile, exact, graph. Each kernel
+is one expression that both sides understand; see peers.py.
 """
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
-from muladd.bench import inference, models, processes
+from muladd.bench import inference, models, processes, scaling
 from muladd.bench.case import Case, Given, Target, kernel
 
 _16M = (1 << 24,)
@@ -17,9 +18,9 @@ _16M = (1 << 24,)
 def all_cases() -> list[Case]:
     """Every case, in the order of the table."""
     found = [*foundation(), *rows(), *products(), *elementwise(), *reductions(), *attention(),
-             *convolutions(), *lookups(), *sorting(), *models.cases(), *inference.cases(),
-             *processes.cases(),
-             *models.exact_cases(), *models.graph_cases()]  # fmt: skip
+             *convolutions(), *lookups(), *sorting(), *threads(), *models.cases(),
+             *inference.cases(), *processes.cases(), *models.exact_cases(),
+             *models.graph_cases()]  # fmt: skip
     return found
 
 
@@ -166,3 +167,11 @@ def sorting() -> Iterator[Case]:
                  quick=False)  # fmt: skip
     yield kernel("cumsum 1M", lambda f, x: x.cumsum(-1), million, target=Target(0.5),
                  tolerance=1e-3)  # fmt: skip
+
+
+def threads() -> Iterator[Case]:
+    names = ("matmul 1024", "matmul+bias+gelu 1024", "conv 3x3 64ch 56 batch 1",
+             "conv 3x3 128ch 28 batch 1", "attention 8x2048x64 causal",
+             "attention 1x2048x64 full")  # fmt: skip
+    kernels = chain(foundation(), products(), convolutions(), attention())
+    return scaling.threaded(kernels, names)

@@ -90,6 +90,7 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     # recycled memory last: what malloc keeps would not be fresh to the cases after it
     again = [c for c in cases if c.recycled_target != Target()]
     for case, recycled in [*((c, False) for c in cases), *((c, True) for c in again)]:
+        place.set_threads(threads)  # the group `threads` sets others
         row = measured(case, peers, effort, ceilings, given.limit, recycled, kernels)
         rows.append(row)
         for cells in row.cells():

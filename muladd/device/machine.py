@@ -213,6 +213,8 @@ def quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -
         if controllers and "cpu" not in controllers.split(","):
             continue
         base = Path(root, controllers) if controllers else Path(root)
+        if not base.is_dir():  # mounted under another order of its controllers' names
+            base = Path(root, "cpu")
         here = base / path.strip("/")
         for place in (here, *here.parents):  # a parent's limit binds its children
             limit = _quota_of(place)
@@ -235,11 +237,12 @@ def _quota_of(place: Path) -> float | None:
         return None
 
 
-def usable_cores() -> int:
-    """Physical cores within the affinity mask and the control group's quota, at least 1."""
-    cores = len(physical_cores(affinity()))
-    granted = quota()
-    return max(1, cores if granted is None else min(cores, round(granted)))
+def usable_cores(allowed: set[int] | None = None, granted: float | None = None) -> int:
+    """Physical cores within the affinity mask and the control group's quota, at least 1; halves
+    of a core count as one. Both are this process' own unless given."""
+    cores = len(physical_cores(affinity() if allowed is None else allowed))
+    granted = quota() if granted is None else granted
+    return max(1, cores if granted is None else min(cores, int(granted + 0.5)))
 
 
 def memory_bytes(root: str = "/sys/fs/cgroup") -> int:

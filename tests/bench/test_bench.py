@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from muladd.bench import command, measure, table
+from muladd import device
+from muladd.bench import command, measure, scaling, table
 from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, compare, kernel
 from muladd.bench.cases import all_cases, chosen
 from muladd.bench.measure import Effort, alternate
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, gaps, worst_text
 from muladd.compile.roofline import Peaks, peaks
+from muladd.device.machine import usable_cores
 from muladd.errors import FormatError
 
 CEILINGS = Peaks(flops=1e11, bandwidth=1e10)
@@ -81,6 +83,28 @@ def test_peers_that_are_not_here_say_so():
     row = command.measured(case, missing, SHORT, CEILINGS, 60)
     assert [c[8] for c in row.cells()] == ["torch not installed"] and row.verdict == ""
     assert set(installed(None, 1).names) | set(installed(None, 1).absent) == set(NAMES)
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+def test_a_second_thread_is_measured_beside_the_first():
+    cpu = device.get("CPU")
+    given = iter([TINY[0], TINY[1]])
+    (case,) = scaling.threaded(given, ("softmax",))
+    contest = case.prepare(installed(["none"], 1))
+    used = []
+    for name, call in contest.contenders.items():
+        call()
+        used.append((name, cpu.pool.threads))
+    assert used == [("1 thread", 1), (US, 2)]
+    row = command.measured(case, installed(["none"], 1), SHORT, CEILINGS, 60)
+    assert row.peer == "1 thread" and row.ratio is not None and row.group == "threads"
+
+
+def test_one_core_has_no_second_thread(monkeypatch):
+    monkeypatch.setattr(scaling, "usable_cores", lambda: 1)
+    (case,) = scaling.threaded(iter([TINY[0]]), ("product",))
+    row = command.measured(case, installed(["none"], 1), SHORT, CEILINGS, 60)
+    assert row.failure == "BenchmarkError: bench: this process may use one core only"
 
 
 def test_work_is_that_of_the_graph(peers):

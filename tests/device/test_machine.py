@@ -66,7 +66,28 @@ def test_quota_of_both_kinds_of_control_groups(tmp_path):
     (first / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "member1").write_text("2:memory:/x\n1:cpu:/x\n")
     assert machine.quota(str(tmp_path / "one"), str(tmp_path / "member1")) == 2.0
+    (tmp_path / "member1").write_text("1:cpuacct,cpu:/x\n")  # its folder may be cpu,cpuacct
+    assert machine.quota(str(tmp_path / "one"), str(tmp_path / "member1")) == 2.0
+    (first / "cpu.cfs_quota_us").write_text("-1\n")
+    assert machine.quota(str(tmp_path / "one"), str(tmp_path / "member1")) is None
     assert machine.quota(str(tmp_path), str(tmp_path / "absent")) is None
+
+
+def test_a_container_sees_the_limit_at_the_root_of_its_own_tree(tmp_path):
+    """Its path leads outside of what is mounted there."""
+    (tmp_path / "cpu.max").write_text("300000 100000\n")
+    for path in ("/", "/../sibling", "/docker/0123"):
+        (tmp_path / "member").write_text(f"0::{path}\n")
+        assert machine.quota(str(tmp_path), str(tmp_path / "member")) == 3.0
+
+
+def test_cores_are_those_of_the_mask_within_the_quota():
+    cores = set(range(1000, 1008))  # of no known topology: each is a core
+    assert machine.usable_cores(cores) == machine.usable_cores(cores, 8.0) == 8
+    assert [machine.usable_cores(cores, q) for q in (0.1, 1.0, 1.4, 1.5, 2.5, 64.0)] == [
+        1, 1, 1, 2, 3, 8,
+    ]  # fmt: skip
+    assert machine.usable_cores({1000}, 4.0) == 1
 
 
 def test_devices_are_found_by_name():
