@@ -64,20 +64,37 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}"
 
 
+Call = Callable[[], Any]
+
+
 @dataclass
 class Contest:
     """Contenders by name ('muladd', 'torch'); `recycled` are the same with outputs in memory that
     was written before. `seconds` holds times that were measured elsewhere (other processes)."""
 
-    contenders: dict[str, Callable[[], Any]]
-    recycled: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    contenders: dict[str, Call]
+    recycled: dict[str, Call] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     flops: float = 0.0
     nbytes: float = 0.0
     items: int = 0  # what else there is to count, for work that is no arithmetic
     item: str = ""
+    absent: dict[str, str] = field(default_factory=dict)  # peers that cannot, and why
     difference: float | None = None  # the greatest relative difference of the outputs
     programs: list[Any] = field(default_factory=list)  # compiled programs, for `--worst`
+
+    def enter(self, peer: str, call: Call, check: Callable[[Call], float]) -> None:
+        """Let a peer take part once `check` has compared its outputs, giving their difference. A
+        peer that raises is absent, and its row says why."""
+        try:
+            found = check(call)
+        except (BenchmarkError, TimeoutError):
+            raise
+        except Exception as error:  # whatever goes wrong over there, ours is measured
+            self.absent[peer] = reason(error)
+        else:
+            self.contenders[peer] = call
+            self.difference = max(found, self.difference or 0.0)
 
 
 @dataclass(frozen=True)
@@ -227,4 +244,7 @@ def kernel(
     return Case(name, group, made, target, recycled_target=recycled_target, quick=quick)
 
 
-Contenders = Mapping[str, Callable[[], Any]]
+def reason(error: Exception) -> str:
+    """A failure in one short line."""
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {said}"[:160]

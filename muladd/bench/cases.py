@@ -13,6 +13,10 @@ from muladd.bench import inference, models, processes, scaling
 from muladd.bench.case import Case, Given, Target, kernel
 
 _16M = (1 << 24,)
+_SQUARES = (128, 256, 512, 1024, 2048)
+# rows made of others, where all of these were measured: name, group, the others, target
+MEANS = (("matmul 128 to 2048, geometric mean", "kernels", [f"matmul {n}" for n in _SQUARES],
+          Target(1.05)),)  # fmt: skip
 
 
 def all_cases() -> list[Case]:
@@ -25,9 +29,10 @@ def all_cases() -> list[Case]:
 
 
 def chosen(names: list[str], quick: bool = False) -> list[Case]:
-    """Cases whose group is, or whose name contains, one of `names`; all if there are none."""
+    """Cases whose group is, or whose name contains, one of `names`; all if there are none, or with
+    the name "all"."""
     cases = [c for c in all_cases() if c.quick or not quick]
-    if not names:
+    if not names or "all" in names:
         return cases
     return [c for c in cases if any(n == c.group or n in c.name for n in names)]
 

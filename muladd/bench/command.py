@@ -16,8 +16,8 @@ from typing import Any
 from muladd import config
 from muladd import device as devices
 from muladd.bench import table
-from muladd.bench.case import Case, Target
-from muladd.bench.cases import chosen
+from muladd.bench.case import Case, Target, reason
+from muladd.bench.cases import MEANS, chosen
 from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
@@ -26,7 +26,9 @@ from muladd.compile.roofline import Peaks, peaks
 EXAMPLES = """\
 examples:
   muladd bench --list                      the cases, their groups and targets
+  muladd bench all                         every case, as without a name
   muladd bench foundation                  what must always hold
+  muladd bench models compile              whole networks, beside peers that compile too
   muladd bench matmul softmax --quick      cases whose name contains a word, few samples
   muladd bench exact                       what the exact profile costs
   muladd bench --write BENCHMARKS.md       all of it, into the page of results
@@ -59,12 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", help="groups, or words in the names of cases")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--quick", action="store_true", help="the quicker cases, few samples")
+    parser.add_argument("--quick", action="store_true",
+                        help="the quicker cases and peers (none that compiles), few samples")
     parser.add_argument("--repeat", type=int, default=9, help="samples a case (default 9)")
     parser.add_argument("--seconds", type=float, default=12.0, help="most sampling time a case")
     parser.add_argument("--best", action="store_true",
                         help="fastest samples instead of medians, where others use the cores too")
-    parser.add_argument("--limit", type=int, default=180, help="seconds after which a case failed")
+    parser.add_argument("--limit", type=int, default=300, help="seconds after which a case failed")
     parser.add_argument("--threads", type=int, default=0, help="threads for everybody")
     parser.add_argument("--peer", action="append", choices=[*NAMES, "none"],
                         help="which peers take part (default: all that are installed)")  # fmt: skip
@@ -79,7 +82,7 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     place: Any = devices.get("CPU")
     threads = given.threads or config.get("THREADS") or place.machine.cores
     place.set_threads(threads)
-    peers = installed(given.peer, threads)
+    peers = installed(given.peer, threads, given.quick)
     neighbours = Neighbours()
     ceilings = peaks(threads)
     rows: list[table.Row] = []
@@ -95,6 +98,9 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
         rows.append(row)
         for cells in row.cells():
             print(table.line(cells, widths), file=out, flush=True)
+    for mean in filter(None, (table.mean_row(rows, *of) for of in MEANS)):
+        rows.append(mean)
+        print(table.line(mean.cells()[0], widths), file=out)
     versions = {"muladd": _version(), **peers.versions}
     found = table.machine(ceilings, threads, versions, effort.best, neighbours.share())
     print(f"\n{table.summary(rows)}\n{table.machine_text(found)}", file=out)
@@ -125,18 +131,12 @@ def measured(
                 timings = alternate(contenders, effort) if contenders else {}
             if kernels is not None and not recycled:
                 kernels += gaps(case.name, contest, ceilings)
-            absent = {n: peers.absent[n] for n in case.beside if n in peers.absent}
-            return table.row_of(case, contest, timings, ceilings, effort.best, absent)
+            contest.absent = {**peers.absent, **contest.absent}
+            return table.row_of(case, contest, timings, ceilings, effort.best)
     except Exception as error:  # whatever a case does, the others are measured
-        return table.Row(case.name, case.group, case.target, failure=_reason(error))
+        return table.Row(case.name, case.group, case.target, failure=reason(error))
     finally:
         gc.collect()
-
-
-def _reason(error: Exception) -> str:
-    """A failure in one short line."""
-    said = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"{type(error).__name__}: {said}"[:160]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Benchmarks of whole networks that only answer: ResNet-50 and BERT-base beside ONNX Runtime.
+"""Benchmarks of whole networks that only answer: ResNet-50, BERT-base, a tiny perceptron.
 
-The peer gets the same weights as a file in memory, written by `onnx_resnet` and `onnx_bert`, and
-rewrites it as it likes before anything is timed.
+ONNX Runtime gets the same weights as a file in memory, written by `onnx_resnet` and `onnx_bert`,
+and rewrites it as it likes before anything is timed.
 """
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 
 import muladd
 from muladd import Tensor
-from muladd.bench import networks
-from muladd.bench.case import US, Case, Contest, Target, compare, work
+from muladd.bench import jax_networks, networks
+from muladd.bench.case import US, Call, Case, Contest, Target, compare, work
 from muladd.bench.onnx_graph import Graph
 from muladd.bench.peers import Peers
 from muladd.compile import parameters
@@ -26,6 +26,8 @@ def cases() -> Iterator[Case]:
                beside={"onnxruntime": Target(1.2, must=0.95)})  # fmt: skip
     yield Case("bert-base encoder, 128 tokens", "models", bert,
                beside={"torch": Target(2.0), "onnxruntime": Target(1.0)})  # fmt: skip
+    yield Case("mlp 10x16 batch 1, jit", "foundation", mlp, Target(seconds=3e-6), beside={
+        "torch": Target(25), "torch.compile": Target(12), "jax": Target(8)})  # fmt: skip
 
 
 def resnet(
@@ -48,11 +50,27 @@ def bert(
     if torch is not None:
         twin = networks.torch_bert(torch, layers, width, heads)
         networks.copy_weights(torch, model, twin)
-        others["torch"] = _torch_call(torch, twin)
+        others["torch"] = _torch_answer(torch, twin)
     return _inference(model, x, others)
 
 
-Answer = Callable[[np.ndarray], Callable[[], np.ndarray]]  # an input to a call of the network
+def mlp(peers: Peers) -> Contest:
+    """A call so small that nothing but calling costs."""
+    model = networks.mlp()
+    others: dict[str, Answer | None] = {}
+    for name, torch in (("torch", peers.torch), ("torch.compile", peers.torch_compile)):
+        if torch is not None:
+            twin = networks.torch_mlp(torch)
+            networks.copy_weights(torch, model, twin)
+            others[name] = _torch_answer(torch, twin if name == "torch" else torch.compile(twin))
+    jax = peers.jax
+    if jax is not None:
+        others["jax"] = jax_networks.mlp(jax, model)
+    x = np.random.default_rng(0).standard_normal((1, 16), dtype=np.float32)
+    return _inference(model, x, others)
+
+
+Answer = Callable[[np.ndarray], Call]  # an input to a call of the network
 
 
 def _inference(model: Any, x: np.ndarray, others: dict[str, Answer | None]) -> Contest:
@@ -70,19 +88,18 @@ def _inference(model: Any, x: np.ndarray, others: dict[str, Answer | None]) -> C
     expected = forward(ours).numpy()
     for name, answer in others.items():
         if answer is not None:
-            contest.contenders[name] = call = answer(x)
-            found = compare([expected], [call()], _CLOSE)
-            contest.difference = max(found, contest.difference or 0.0)
+            contest.enter(name, answer(x),
+                          lambda call: compare([expected], [np.asarray(call())], _CLOSE))
     return contest
 
 
-def _torch_call(torch: Any, model: Any) -> Answer:
-    def answer(x: np.ndarray) -> Callable[[], np.ndarray]:
+def _torch_answer(torch: Any, model: Any) -> Answer:
+    def answer(x: np.ndarray) -> Call:
         given = torch.from_numpy(x)
 
-        def call() -> np.ndarray:
+        def call() -> Any:
             with torch.inference_mode():
-                return model(given).numpy()
+                return model(given)
 
         return call
 
@@ -95,7 +112,7 @@ def _session(peers: Peers, write: Callable[[Any, tuple], bytes], model: Any) -> 
     if runtime is None:
         return None
 
-    def answer(x: np.ndarray) -> Callable[[], np.ndarray]:
+    def answer(x: np.ndarray) -> Call:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = peers.threads, 1
         session = runtime.InferenceSession(write(model, x.shape), options,

@@ -21,6 +21,7 @@ class GPT(nn.Module):
     """(batch, time) characters to (batch, time, vocabulary) scores for the next one."""
 
     def __init__(self, layers: int = 6, width: int = 384, heads: int = 6, time: int = 256) -> None:
+        self.sizes = (layers, width, heads, time)
         self.characters = nn.Embedding(VOCABULARY, width)
         self.places = nn.Embedding(time, width)
         self.blocks = nn.ModuleList(
@@ -148,17 +149,25 @@ def gpt_loss(model: Any, text: Tensor) -> Tensor:
     return model(text[:, :-1]).flatten(0, 1).cross_entropy(text[:, 1:].flatten())
 
 
+def mixed_gpt_loss(model: Any, text: Tensor) -> Tensor:
+    """Products in bfloat16 with sums in float32; weights, norms and the loss stay float32."""
+    with nn.amp.autocast("bfloat16"):
+        return gpt_loss(model, text)
+
+
 def class_loss(model: Any, images: Tensor, labels: Tensor) -> Tensor:
     return model(images).cross_entropy(labels)
 
 
-def gpt_step(layers: int = 6, width: int = 384, heads: int = 6) -> tuple[GPT, Step]:
+def gpt_step(
+    layers: int = 6, width: int = 384, heads: int = 6, loss: Callable[..., Tensor] = gpt_loss
+) -> tuple[GPT, Step]:
     """The GPT of the training benchmark and its compiled step."""
     model = GPT(layers, width, heads)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.02)
-    return model, training_step(model, nn.optim.AdamW(model.parameters(), lr=3e-4), gpt_loss)
+    return model, training_step(model, nn.optim.AdamW(model.parameters(), lr=3e-4), loss)
 
 
 # --- the same for PyTorch ------------------------------------------------------------------------
@@ -225,17 +234,38 @@ def torch_bert(torch: Any, layers: int = 12, width: int = 768, heads: int = 12) 
     return torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
 
 
-def torch_step(torch: Any, model: Any, optimizer: Any, scores_of: Callable[..., Any]) -> Step:
+def torch_step(torch: Any, optimizer: Any, loss_of: Callable[..., Any]) -> Step:
     """A step as in PyTorch's tutorials."""
 
-    def step(inputs: Any, targets: Any) -> Any:
+    def step(inputs: Any, targets: Any) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(scores_of(model, inputs), targets)
+        loss = loss_of(inputs, targets)
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.item()
 
     return step
+
+
+def torch_gpt_step(
+    torch: Any, model: GPT, text: np.ndarray, compiled: bool = False, mixed: bool = False
+) -> Callable[[], float]:
+    """A call of the twin's training step, from our weights.
+
+    compiled: through torch.compile; mixed: with its autocast to bfloat16.
+    """
+    twin = torch_gpt(torch, *model.sizes)
+    copy_weights(torch, model, twin)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=3e-4, weight_decay=0.01)
+
+    def loss(inputs: Any, targets: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            return torch.nn.functional.cross_entropy(twin(inputs).flatten(0, 1), targets)
+
+    whole = torch.from_numpy(text)
+    inputs, targets = whole[:, :-1].contiguous(), whole[:, 1:].reshape(-1)
+    step = torch_step(torch, optimizer, torch.compile(loss) if compiled else loss)
+    return lambda: step(inputs, targets)
 
 
 def copy_weights(torch: Any, model: Any, twin: Any) -> None:

@@ -1,4 +1,4 @@
-"""The libraries muladd is measured beside, if they are installed: PyTorch and ONNX Runtime.
+"""The libraries muladd is measured beside, if they are installed: PyTorch, ONNX Runtime and JAX.
 
 One expression serves both sides of most cases, `lambda f, x: f.softmax(x, -1)`: for muladd `f` is
 the Tensor class, for PyTorch its functional module, whose names and arguments agree.
@@ -6,6 +6,8 @@ the Tensor class, for PyTorch its functional module, whose names and arguments a
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +15,11 @@ from typing import Any
 import numpy as np
 
 # by name, the modules that each needs
-NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx")}
+NEEDS = {"torch": ("torch",), "torch.compile": ("torch",), "onnxruntime": ("onnxruntime", "onnx"),
+         "jax": ("jax",)}  # fmt: skip
 NAMES = tuple(NEEDS)
+_SLOW = ("torch.compile", "jax")  # which compile for half a minute: not for `--quick`
+_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 @dataclass
@@ -32,14 +37,34 @@ class Peers:
     @property
     def torch(self) -> Any:
         """The torch module with its threads set, or None if it does not take part."""
-        if "torch" not in self.names:
-            return None
+        return self._torch() if "torch" in self.names else None
+
+    @property
+    def torch_compile(self) -> Any:
+        """The torch module, or None if torch.compile does not take part."""
+        return self._torch() if "torch.compile" in self.names else None
+
+    def _torch(self) -> Any:
+        # workers that wait for something to compile would take part in the measuring
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         import torch
 
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
         self.versions["torch"] = torch.__version__
         return torch
+
+    @property
+    def jax(self) -> Any:
+        """The jax module, or None if it does not take part. Its threads are those of the first."""
+        if "jax" not in self.names:
+            return None
+        os.environ.setdefault("NPROC", str(self.threads))  # what XLA takes for the number of cores
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        import jax
+
+        self.versions["jax"] = jax.__version__
+        return jax
 
     @property
     def onnxruntime(self) -> Any:
@@ -52,12 +77,23 @@ class Peers:
         return onnxruntime
 
 
-def installed(wanted: Sequence[str] | None, threads: int) -> Peers:
-    """The wanted peers (all if None) that can be imported."""
-    names = NAMES if wanted is None else tuple(n for n in wanted if n in NAMES)
-    missing = {n: [m for m in NEEDS[n] if importlib.util.find_spec(m) is None] for n in names}
-    absent = {n: f"{' and '.join(ms)} not installed" for n, ms in missing.items() if ms}
+def installed(wanted: Sequence[str] | None, threads: int, quick: bool = False) -> Peers:
+    """The wanted peers that can be imported. None: all, with `quick` without those that compile."""
+    everybody = [n for n in NAMES if not quick or n not in _SLOW]
+    names = everybody if wanted is None else [n for n in NAMES if n in wanted]
+    absent = {name: reason for name in names if (reason := _missing(name))}
     return Peers(tuple(n for n in names if n not in absent), threads, absent=absent)
+
+
+def _missing(name: str) -> str:
+    """Why a peer cannot take part, or nothing."""
+    modules = [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]
+    if modules:
+        return f"{' and '.join(modules)} not installed"
+    compilers = (os.environ.get("CXX", ""), *_COMPILERS)
+    if name == "torch.compile" and not any(c and shutil.which(c) for c in compilers):
+        return "no C++ compiler"
+    return ""
 
 
 class Functional:

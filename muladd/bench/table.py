@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import statistics
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,20 +135,30 @@ class Row:
 
 
 def row_of(
-    case: Case, contest: Contest, timings: dict[str, Timing], peaks: Peaks, best: bool = False,
-    absent: Mapping[str, str] | None = None,
-) -> Row:  # fmt: skip
-    """The row of a measured contest, by medians or by the fastest samples. `absent`: the peers that
-    could not take part, and why."""
+    case: Case, contest: Contest, timings: dict[str, Timing], peaks: Peaks, best: bool = False
+) -> Row:
+    """The row of a measured contest, by medians or by the fastest samples."""
     seconds = {n: t.least if best else t.median for n, t in timings.items()} | contest.seconds
     row = Row(case.name, case.group, case.target, seconds,
               min((t.samples for t in timings.values()), default=1),
               contest.flops, contest.nbytes, contest.items, contest.item,
-              difference=contest.difference, beside=case.beside, absent=absent or {})  # fmt: skip
+              difference=contest.difference, beside=case.beside, absent=contest.absent)  # fmt: skip
     least = peaks.seconds(contest.flops, contest.nbytes)
     if least and seconds.get(US):
         row.roofline = least / seconds[US]
     return row
+
+
+def mean_row(
+    rows: Sequence[Row], name: str, group: str, of: Sequence[str], target: Target
+) -> Row | None:
+    """The geometric mean of these rows, whose ratio is that of their ratios; None unless all of
+    them were measured, and beside the same peers."""
+    found = [r.seconds for r in rows if r.name in of and r.seconds]
+    if len(found) < len(of) or len({frozenset(s) for s in found}) > 1:
+        return None
+    means = {who: statistics.geometric_mean(s[who] for s in found) for who in found[0]}
+    return Row(name, group, target, means)
 
 
 def widths_of(rows: Iterable[Sequence[str]]) -> list[int]:

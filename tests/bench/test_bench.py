@@ -11,7 +11,7 @@ import pytest
 from muladd import device
 from muladd.bench import command, measure, scaling, table
 from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, compare, kernel
-from muladd.bench.cases import all_cases, chosen
+from muladd.bench.cases import MEANS, all_cases, chosen
 from muladd.bench.measure import Effort, alternate
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, gaps, worst_text
@@ -223,7 +223,19 @@ def test_every_case_has_a_name_of_its_own_and_can_be_chosen():
     assert {c.group for c in all_cases()} >= {"foundation", "kernels", "models", "exact", "graph"}
     assert [c.name for c in chosen(["matmul 512"])] == ["matmul 512"]
     assert all(c.group == "exact" for c in chosen(["exact"]))
-    assert not chosen(["no such case"])
+    every = [c.name for c in chosen(["all"])]
+    assert every == [c.name for c in chosen([])] == names and not chosen(["no such case"])
+
+
+def test_the_mean_of_rows_has_the_mean_of_their_ratios():
+    rows = [table.Row(n, "kernels", seconds={US: a, "torch": b})
+            for n, a, b in (("x", 1.0, 2.0), ("y", 8.0, 4.0))]  # fmt: skip
+    mean = table.mean_row(rows, "both", "kernels", ["x", "y"], Target(1.0))
+    assert mean is not None and mean.ratio == pytest.approx(1.0) and mean.peer == "torch"
+    assert table.mean_row(rows, "three", "kernels", ["x", "y", "z"], Target()) is None
+    alone = [*rows, table.Row("z", "kernels", seconds={US: 1.0})]
+    assert table.mean_row(alone, "three", "kernels", ["x", "y", "z"], Target()) is None
+    assert {n for _, _, of, _ in MEANS for n in of} <= {c.name for c in all_cases()}
 
 
 def test_the_page_keeps_its_words(tmp_path):
