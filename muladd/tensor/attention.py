@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, iota, make, ops, param
+from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, dtype, iota, make, ops, param
 from muladd.ir.named import LOG2_E
 from muladd.tensor import graph as g
 from muladd.tensor.linear import matrix_product
@@ -24,7 +24,7 @@ def attend(
     """
     given = (q, k, v) if mask is None else (q, k, v, mask)
     body = _body(tuple((n.shape, n.dtype) for n in given), causal, factor)
-    return make(ops.CALL, given, CallArg(body))
+    return make(ops.CALL, given, CallArg(body, 0))
 
 
 @lru_cache(1024)
@@ -32,48 +32,51 @@ def _body(kinds: tuple[tuple[Shape, DType], ...], causal: bool, factor: float) -
     given = tuple(param(i, shape, d) for i, (shape, d) in enumerate(kinds))
     q, k, v, *rest = given
     mask = rest[0] if rest else None
-    out = _forward(q, k, v, mask, causal, factor)
-    result, cotangent = (param(len(given) + i, out.shape, out.dtype) for i in (0, 1))
-    grads = _backward(q, k, v, mask, causal, factor, result, cotangent)
+    outs = _forward(q, k, v, mask, causal, factor)
+    handed = tuple(param(len(given) + i, x.shape, x.dtype) for i, x in enumerate((*outs, *outs)))
+    grads = _backward(q, k, v, mask, causal, factor, *handed)
     back = (*grads, g.like(mask, 0)) if mask is not None else grads
-    backward = Body(back, (*given, result, cotangent), "attention backward")
-    return Body((out,), given, "attention", backward)
+    return Body(outs, given, "attention", Body(back, (*given, *handed), "attention backward"))
 
 
 def _forward(
     q: Node, k: Node, v: Node, mask: Node | None, causal: bool, factor: float
-) -> Node:
+) -> tuple[Node, Node]:
+    """The result, and each row's level: log2 of the sum of exp of its scores."""
     scores = _scores(g.mul(q, factor), k, mask, causal)
-    weights, total, _ = _weights(scores, mask is not None)
+    weights, total, top = _weights(scores, mask is not None)
     out = matrix_product(weights, v, "scaled_dot_product_attention")
-    return g.div(out, _wide(total, out.shape))
+    level = g.add(g.mul(_precise(top), LOG2_E), g.log2(_precise(total)))
+    return g.div(out, _wide(total, out.shape)), level
 
 
 def _backward(
     q: Node, k: Node, v: Node, mask: Node | None, causal: bool, factor: float,
-    result: Node, cotangent: Node,
+    result: Node, level: Node, cotangent: Node, of_level: Node,
 ) -> tuple[Node, Node, Node]:  # fmt: skip
-    """What q, k and v get. Along a row, d softmax = p * (dp - sum of p * dp), and that sum is the
-    product of the result with its cotangent."""
+    """What q, k and v get, of the cotangents of the result and of its level.
+
+    Along a row, d softmax = p * (dp - sum of p * dp), and that sum is the product of the result
+    with its cotangent; the level's derivative is p too, in bits. Weights are computed again: for q
+    in rows that are queries; for k and v turned, in rows that are keys.
+    """
     who = "scaled_dot_product_attention backward"
+    dot = g.total(g.mul(_precise(result), _precise(cotangent)), (result.ndim - 1,))
+    shared = g.sub(dot, g.mul(of_level, LOG2_E))
     # other expressions than the forward pass has: equal ones would be kept from there, not redone
     keys = g.mul(k, factor)
     scores = _scores(q, keys, mask, causal)
-    weights, total, top = _weights(scores, mask is not None)
-    level = g.add(g.mul(top, LOG2_E), g.log2(total))  # log2 of a row's sum of exp
-    shared = g.total(g.mul(result, cotangent), (result.ndim - 1,))
-    p = g.mul(weights, _wide(g.div(1.0, total), scores.shape))
+    p = g.exp2(g.sub(g.mul(_precise(scores), LOG2_E), _wide(level, scores.shape)))
     dp = matrix_product(cotangent, _turned(v), who)
-    ds = g.mul(p, g.sub(dp, _wide(shared, dp.shape)))
-    for_q = matrix_product(ds, keys, who)
-    # the same for bands of keys: rows are keys, columns queries
+    ds = g.mul(p, g.sub(_precise(dp), _wide(shared, dp.shape)))
+    for_q = matrix_product(g.cast(ds, q.dtype), keys, who)
     queries = g.mul(q, factor)
     scores = _scores(k, queries, None if mask is None else _turned(mask), causal, turned=True)
-    p = g.exp2(g.sub(g.mul(scores, LOG2_E), _across(level, scores.shape)))
-    for_v = matrix_product(p, cotangent, who)
+    p = g.exp2(g.sub(g.mul(_precise(scores), LOG2_E), _across(level, scores.shape)))
+    for_v = matrix_product(g.cast(p, v.dtype), cotangent, who)
     dp = matrix_product(v, _turned(cotangent), who)
-    ds = g.mul(p, g.sub(dp, _across(shared, dp.shape)))
-    return for_q, matrix_product(ds, queries, who), for_v
+    ds = g.mul(p, g.sub(_precise(dp), _across(shared, dp.shape)))
+    return for_q, matrix_product(g.cast(ds, k.dtype), queries, who), for_v
 
 
 def _scores(
@@ -109,6 +112,11 @@ def _weights(scores: Node, masked: bool) -> tuple[Node, Node, Node]:
     if masked:
         total = g.where(g.eq(total, 0.0), 1.0, total)
     return weights, total, top
+
+
+def _precise(x: Node) -> Node:
+    """Levels are too coarse in 16 bits: a weight is 2 to the power of a difference of them."""
+    return g.cast(x, dtype.float32) if x.dtype.itemsize < 4 else x
 
 
 def _wide(rows: Node, shape: Shape) -> Node:
