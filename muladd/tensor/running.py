@@ -3,40 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from muladd.ir import Node, iota
 from muladd.tensor import graph as g
 
-_BLOCK = 32  # terms that are summed for each place anew: n / 2 additions, side by side
+# A line is cut into rows, these into blocks of blocks. A row stays in the first cache while the
+# sums of its blocks, and of their blocks, are run up; a block's sums are a few additions side by
+# side, so that vectors have no lane which waits for another.
+_BLOCK, _ROW = 8, 1024
 
 
-def running_sum(x: Node, axis: int) -> Node:
-    """Sums inside blocks, plus the running sum of the blocks' totals."""
+def running_sum(x: Node, axis: int, before: bool = False) -> Node:
+    """Sums of everything up to each element along an axis, or of everything before it."""
     n: Any = x.shape[axis]
     if n <= _BLOCK:
-        return _triangle(x, axis)
-    block = _BLOCK
-    count = -(-n // block)
+        return _triangle(x, axis) if before else doubling(x, axis, g.add, 0)
+    rows = -(-n // _ROW)
+    sizes = _sizes(-(-n // rows))
+    levels, width = len(sizes), prod(sizes)
     pads = [(0, 0)] * x.ndim
-    pads[axis] = (0, count * block - n)
-    cut = g.reshape(g.pad(x, pads), (*x.shape[:axis], count, block, *x.shape[axis + 1 :]))
-    inside = _triangle(cut, axis + 1)
-    totals = g.total(cut, (axis + 1,))
-    before = g.sub(running_sum(totals, axis), totals) if not x.dtype.is_float \
-        else shifted(running_sum(totals, axis), axis, 1)  # fmt: skip
-    result = g.add(inside, g.expand(g.unsqueeze(before, axis + 1), cut.shape))
-    joined = (*x.shape[:axis], count * block, *x.shape[axis + 1 :])
+    pads[axis] = (0, rows * width - n)
+    cut = g.reshape(g.pad(x, pads), (*x.shape[:axis], rows, *sizes, *x.shape[axis + 1 :]))
+    last = axis + levels
+    result = running_sum(cut, last, before)
+    totals = cut
+    for level in range(last - 1, axis, -1):
+        totals = g.total(totals, (level + 1,))
+        result = g.add(result, _beside(_triangle(totals, level), level + 1, cut))
+    if rows > 1:
+        totals = g.total(cut, tuple(range(axis + 1, last + 1)))
+        earlier = running_sum(totals, axis, before=True)
+        result = g.add(result, _beside(earlier, axis + 1, cut))
+    joined = (*x.shape[:axis], rows * width, *x.shape[axis + 1 :])
     return g.cut(g.reshape(result, joined), axis, 0, n)
 
 
+def _sizes(n: int) -> tuple[int, ...]:
+    """Blocks of blocks, at least two levels of them, for so many elements or a few more."""
+    inner = (_BLOCK,) if n <= _BLOCK * _BLOCK else (_BLOCK, _BLOCK)
+    return (-(-n // prod(inner)), *inner)
+
+
+def _beside(x: Node, axis: int, like: Node) -> Node:
+    """One value for all elements of the axes from this one on that x lacks."""
+    for _ in range(like.ndim - x.ndim):
+        x = g.unsqueeze(x, axis)
+    return g.expand(x, like.shape)
+
+
 def _triangle(x: Node, axis: int) -> Node:
-    """Running sums as sums under a triangular mask."""
+    """Sums of what is before each element, as sums under a triangular mask."""
     n = x.shape[axis]
     shape = (*x.shape[:axis], n, n, *x.shape[axis + 1 :])  # (inputs, outputs)
     source, target = g.along(iota(n), axis, shape), g.along(iota(n), axis + 1, shape)
     wide = g.expand(g.unsqueeze(x, axis + 1), shape)
-    return g.total(g.where(g.lt(target, source), 0, wide), (axis,))
+    return g.total(g.where(g.lt(source, target), wide, 0), (axis,))
 
 
 def shifted(x: Node, axis: int, by: int, value: Any = 0) -> Node:

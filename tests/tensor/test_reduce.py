@@ -69,7 +69,7 @@ def test_correction(correction, device, rng):
             oracle=lambda t: torch.var_mean(t, 1, correction=correction))  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 31, 33, 70, 200])
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 64, 70, 1030])
 def test_running_sums_of_any_length(n, device, rng):
     compare(lambda t: t.cumsum(0), rng.normal(size=(n, 2)).astype(np.float32), rtol=1e-4, atol=1e-5)
     compare(lambda t: t.cumsum(1), rng.integers(-9, 9, (2, n)))
