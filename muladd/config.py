@@ -129,6 +129,9 @@ SETTINGS: Mapping[str, Setting] = {
                 "empty takes the user's cache folder"),
         Setting("CACHE_SIZE", "bytes", 1 << 30, _size,
                 "the cache on disk forgets what was not used for longest beyond this size"),
+        Setting("BEAM", "0..64", 0, _whole(0, 64),
+                "search a faster schedule for each kernel that is compiled, keeping so many of the "
+                "best (for about four seconds each); 0 searches nothing"),
         Setting("SEED", "number", 0, _whole(0), "where the random numbers of a process start"),
     )
 }  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muladd.codegen import Rendered, cstyle, llvm, native
-from muladd.device import Device
+from muladd.device import Device, Machine
 from muladd.errors import DeviceError
 from muladd.ir import dtype, toposort
 from muladd.loop.kernel import Kernel
@@ -21,8 +21,9 @@ class Backend:
 
     device: Device
 
-    def schedule(self, kernel: Kernel) -> Plan:
-        return heuristic.schedule(kernel, self.device.machine)
+    def schedule(self, kernel: Kernel, machine: Machine | None = None) -> Plan:
+        """The heuristic's plan, for another machine if a search asks."""
+        return heuristic.schedule(kernel, machine or self.device.machine)
 
     def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
         return llvm.render(lowered, variables, masked=self.device.machine.masked)
@@ -40,8 +41,8 @@ class Backend:
 class OpenCL(Backend):
     """OpenCL C, which the driver compiles. A work item, or a group of them, does a chunk."""
 
-    def schedule(self, kernel: Kernel) -> Plan:
-        return groups.schedule(kernel, self.device.machine)
+    def schedule(self, kernel: Kernel, machine: Machine | None = None) -> Plan:
+        return groups.schedule(kernel, machine or self.device.machine)
 
     def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
         values = toposort(tuple(s.value for s in lowered.kernel.stages))

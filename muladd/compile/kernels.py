@@ -1,7 +1,8 @@
 """Compiled kernels: schedule, lower, render, compile, load; each distinct kernel once.
 
 Kept twice: in this process by kernel and device, and on disk as objects, by the hash of kernel,
-machine and compiler; an object from the disk needs neither schedule nor lowering.
+machine, compiler and tuned schedule (tuned.py), if there is one; an object from the disk needs
+neither schedule nor lowering.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from muladd import config
-from muladd.compile import backends, cache
+from muladd.compile import backends, cache, tuned
 from muladd.device import Arg, Device, Launch
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.bounds import prove
@@ -46,6 +48,7 @@ class CompiledKernel:
     scratch: int
     writes: tuple[bool, ...]
     seconds: float  # time spent making it
+    tuned: tuned.Tuned | None = None  # what a search found for it
 
     def launch(self, args: tuple[Arg, ...], number: Callable[[Dim], int]) -> Launch:
         return Launch(self.handle, args, number(self.grid), self.name)
@@ -58,7 +61,7 @@ class CompiledKernel:
     @functools.cached_property
     def plan(self) -> Plan:
         """How it is computed. Found anew when the object came from the disk: it is the same."""
-        return self.backend.schedule(expand(self.kernel))
+        return _planned(self.kernel, self.backend, self.tuned)
 
     def lowered(self) -> Lowered:
         return lower(self.plan)
@@ -72,6 +75,7 @@ class CompiledKernel:
         return self.backend.assembly(self.source)
 
 
+SECONDS = 4.0  # for each kernel and each plan of the beam that BEAM asks for
 _made: dict[tuple, CompiledKernel] = {}
 
 
@@ -92,12 +96,16 @@ def load_kernels(
 ) -> dict[str, CompiledKernel]:  # fmt: skip
     """Kernels of plain sizes by their keys, given their names and which arguments they write.
 
-    Raises KeyError if the disk lacks the object of one that this process has not made yet.
+    Raises KeyError if the disk lacks the object of one that this process has not made yet, or if
+    one is still to be searched for.
     """
     start = time.perf_counter()
     backend = backends.of(device)
-    missing = {key: _stored_key(key, device, ()) for key in named
-               if _key(key, device, ()) not in _made}  # fmt: skip
+    absent = [key for key in named if _key(key, device, ()) not in _made]
+    known = tuned.find(absent, device)
+    if any(_to_search(known.get(key), device) for key in absent):
+        raise KeyError("BEAM")
+    missing = {key: _stored_key(key, device, (), known.get(key)) for key in absent}
     records = cache.cache().get_many("objects", missing.values())
     for key, stored in missing.items():
         grid, scratch, blob = _unpack(records[stored])
@@ -106,7 +114,7 @@ def load_kernels(
         name, writes = named[key]
         _made[_key(key, device, ())] = CompiledKernel(
             key, algorithm, backend, (), name, backend.load(blob, scratch), grid, scratch,
-            writes, (time.perf_counter() - start) / len(missing),
+            writes, (time.perf_counter() - start) / len(missing), known.get(key),
         )  # fmt: skip
     return {key: _made[_key(key, device, ())] for key in named}
 
@@ -115,9 +123,12 @@ def _key(kernel: str, device: Device, variables: tuple[str, ...]) -> tuple:
     return (kernel, device.name, device.machine.key, variables, config.get("CHECK"))
 
 
-def _stored_key(kernel: str, device: Device, variables: tuple[str, ...]) -> bytes:
+def _stored_key(
+    kernel: str, device: Device, variables: tuple[str, ...], found: tuned.Tuned | None
+) -> bytes:
     """What the object of a kernel is kept under, on disk."""
-    text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel}"
+    mark = found.mark if found else ""
+    text = f"{compiler_version()}|{device.machine.key}|{variables}|{kernel}|{mark}"
     return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
 
@@ -130,10 +141,11 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
     start = time.perf_counter()
     backend = backends.of(device)
     kept = cache.cache()
-    key = _stored_key(kernel.key(), device, variables)
+    found = _tuned(kernel, device)
+    key = _stored_key(kernel.key(), device, variables, found)
     record = None if config.get("CHECK") else kept.get("objects", key)
     if record is None:
-        lowered = lower(backend.schedule(expand(kernel)))
+        lowered = lower(_planned(kernel, backend, found))
         if config.get("CHECK"):
             validate(lowered, name_of(kernel))
             prove(lowered, name_of(kernel))
@@ -145,12 +157,51 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
         kept.put("objects", key, _HEADER.pack(number, scratch) + blob)
     else:
         number, scratch, blob = _unpack(record)
-        grid = number if number >= 0 else lower(backend.schedule(expand(kernel))).grid
+        grid = number if number >= 0 else lower(_planned(kernel, backend, found)).grid
     handle = backend.load(blob, scratch)
     return CompiledKernel(
         kernel.key(), kernel, backend, variables, name_of(kernel), handle, grid, scratch,
-        tuple(a.written for a in kernel.arguments), time.perf_counter() - start,
+        tuple(a.written for a in kernel.arguments), time.perf_counter() - start, found,
     )  # fmt: skip
+
+
+def _planned(kernel: Kernel, backend: backends.Backend, found: tuned.Tuned | None) -> Plan:
+    """The heuristic's plan, or a tuned one that holds."""
+    kernel = expand(kernel)
+    return tuned.plan_of(kernel, backend.schedule(kernel), found)
+
+
+def _tuned(kernel: Kernel, device: Device) -> tuned.Tuned | None:
+    """What is known of a kernel's schedule; with BEAM, after a search for it."""
+    found = tuned.find([kernel.key()], device).get(kernel.key())
+    if _to_search(None if _is_stale(found, kernel, device) else found, device):
+        from muladd.compile.search import search
+
+        width = config.get("BEAM")
+        found = search(kernel, device, SECONDS * width, width)
+        tuned.keep(kernel.key(), found)
+        if config.get("DEBUG"):
+            print(f"BEAM={width}: {name_of(kernel)} takes {found.ratio:.0%} of the heuristic's "
+                  "time", file=sys.stderr)  # fmt: skip
+    return found
+
+
+def _is_stale(found: tuned.Tuned | None, kernel: Kernel, device: Device) -> bool:
+    """Whether the heuristic has changed since; asked for only where it could be searched anew."""
+    if found is None or found.schedule is None or not config.get("BEAM"):
+        return False
+    return backends.of(device).schedule(expand(kernel)).lines != found.baseline
+
+
+def _to_search(found: tuned.Tuned | None, device: Device) -> bool:
+    """Whether BEAM asks for a search that is as wide as no earlier one."""
+    searched = found.width if found else 0
+    return config.get("BEAM") > searched and device.name in tuned.DEVICES
+
+
+def forget() -> None:
+    """Compile every kernel anew, or read it from the disk, when it is next asked for."""
+    _made.clear()
 
 
 _HEADER = struct.Struct("<qq")  # grid (-1: symbolic), bytes of scratch

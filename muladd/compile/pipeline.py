@@ -29,7 +29,7 @@ import numpy as np
 
 from muladd import config
 from muladd import device as devices
-from muladd.compile import kept, report
+from muladd.compile import kept, kernels, report
 from muladd.compile.crop import crop
 from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
@@ -151,6 +151,15 @@ def _kept_or_compiled(outputs: tuple[Node, ...], device: Device, exact: bool) ->
         found = again()
         kept.keep(key, found)
     return found
+
+
+def forget() -> None:
+    """Drop the programs and kernels of this process: schedules tuned since are used from now on.
+
+    Functions compiled with `jit` before keep what they have.
+    """
+    _programs.clear()
+    kernels.forget()
 
 
 def compiled() -> list[Program]:

@@ -43,6 +43,7 @@ class Plan:
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
     ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
     inside: dict[str, tuple[Node, Node]] | None = None  # copy -> its reader's loop, and its own
+    lines: tuple[str, ...] = ()  # the directives that made it: they make it again
 
     def owner(self, loop: Node) -> Node:
         return next(a for a, ls in self.leaves.items() if any(x.loop is loop for x in ls))

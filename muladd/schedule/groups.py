@@ -12,7 +12,7 @@ from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import Node, toposort
 from muladd.loop.kernel import Kernel, Stage
-from muladd.loop.plan import Plan, plain
+from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, accesses, extent, product, size, stride
 from muladd.schedule.heuristic import collapse_all
 from muladd.schedule.primitives import step
@@ -26,7 +26,7 @@ TILE, STEPS, EACH = 16, 16, 4  # threads along a side of a tile, depth of a pane
 
 def schedule(kernel: Kernel, machine: Machine) -> Plan:
     """A plan for a kernel on a machine."""
-    plan = plain(collapse_all(kernel))
+    plan = collapse_all(kernel)
     kernel = plan.kernel
     if any(s.scatter for s in kernel.stages):
         return plan

@@ -1,6 +1,7 @@
 """The schedule a kernel gets without searching: which recipe, and nothing else."""
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 from muladd.device.machine import Machine
@@ -17,8 +18,8 @@ _TINY = 256  # iterations below which vectors and threads do not pay
 
 def schedule(kernel: Kernel, machine: Machine) -> Plan:
     """A plan for a kernel on a machine."""
-    kernel = collapse_all(kernel)
-    plan = plain(kernel)
+    plan = collapse_all(kernel)
+    kernel = plan.kernel
     if any(s.scatter for s in kernel.stages):
         return plan
     if sum(work(s) for s in kernel.stages) <= _TINY and not kernel.exact:
@@ -33,9 +34,9 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
     return rows(plan, machine)
 
 
-def collapse_all(kernel: Kernel) -> Kernel:
-    """Neighbouring axes that no access tells apart, merged."""
-    again = True
+def collapse_all(kernel: Kernel) -> Plan:
+    """The plain plan with neighbouring axes that no access tells apart merged."""
+    again, lines = True, []
     while again:
         again = False
         groups = [kernel.shared]
@@ -48,10 +49,11 @@ def collapse_all(kernel: Kernel) -> Kernel:
                 new = collapsed(kernel, a, b)
                 if new is not None:
                     kernel, again = new, True
+                    lines.append(f"collapse {a.arg.name} {b.arg.name}")
                     break
             if again:
                 break
-    return kernel
+    return replace(plain(kernel), lines=tuple(lines))
 
 
 __all__ = ["ScheduleError", "collapse_all", "schedule"]

@@ -37,11 +37,12 @@ def step(plan: Plan, line: str) -> Plan:
     """The plan after one more directive."""
     name, *words = line.split()
     try:
-        return directive(name)(plan, *words)
+        made = directive(name)(plan, *words)
     except (TypeError, ValueError, KeyError) as error:
         if isinstance(error, ScheduleError):
             raise
         raise ScheduleError(f"schedule: {line!r} cannot be applied: {error}") from None
+    return replace(made, lines=(*plan.lines, line))
 
 
 def loop_named(plan: Plan, name: str) -> Node:

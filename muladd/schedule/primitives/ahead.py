@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from muladd.errors import ScheduleError
+from muladd.ir import ops, toposort
 from muladd.loop.plan import Plan
 from muladd.schedule.primitives import loop_named, stage_named
 
 
 def apply(plan: Plan, stage: str, loop: str, turns: str) -> Plan:
-    found = {stage_named(plan, stage).name: (loop_named(plan, loop), int(turns))}
+    s = stage_named(plan, stage)
+    if any(n.op is ops.LOAD for x in s.loads() for n in toposort(x.srcs)):
+        raise ScheduleError(f"ahead: where {stage} loads is itself loaded")
+    found = {s.name: (loop_named(plan, loop), int(turns))}
     return replace(plan, ahead={**(plan.ahead or {}), **found})

@@ -18,6 +18,8 @@ def apply(plan: Plan, *loops: str) -> Plan:
     for x in outer:
         if plan.owner(x) not in plan.kernel.shared:
             raise ScheduleError(f"outer: {x.arg.name} is no loop of a shared axis")
+    if len(set(outer)) < len(outer):
+        raise ScheduleError(f"outer: {' '.join(loops)} names a loop twice")
     levels = {s.name: len(outer) for s in plan.kernel.stages}
     plan = replace(plan, outer=outer, levels=levels, parallel=min(plan.parallel, len(outer)))
     return renest(plan, plan.kernel.stages)

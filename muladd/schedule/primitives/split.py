@@ -8,10 +8,14 @@ The last turn of the outermost loop may overhang; lowering masks, clamps or skip
 
 from __future__ import annotations
 
+from muladd.errors import ScheduleError
 from muladd.loop.plan import Plan, split
 from muladd.schedule.primitives import loop_named
 
 
 def apply(plan: Plan, loop: str, *factors: str) -> Plan:
     names = tuple(f"{loop}.{i}" for i in range(len(factors) + 1))
-    return split(plan, loop_named(plan, loop), tuple(int(f) for f in factors), names)
+    extents = tuple(int(f) for f in factors)
+    if not extents or min(extents) < 1:
+        raise ScheduleError(f"split: {loop} by {extents}; factors are whole numbers from 1 on")
+    return split(plan, loop_named(plan, loop), extents, names)

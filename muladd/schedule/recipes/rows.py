@@ -28,9 +28,9 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import STRIDED, accesses, cost_of_lanes, extent, size, work
 from muladd.schedule.primitives import loop_named, step
+from muladd.schedule.primitives.nontemporal import WHOLE
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
-_WHOLE = 16  # elements: arrays of such sizes begin at whole vectors also within a stack of them
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
 _FEW = 8  # an axis of fewer points is left to the threads, where another one suits lanes as well
 # vectors side by side that hide the latency of loads, where a point is not work enough itself
@@ -220,7 +220,7 @@ def stream(plan: Plan, machine: Machine) -> Plan:
         large = size(s.axes) * s.dtype.itemsize >= machine.stream
         again = any(r.arg[0] == s.name for t in kernel.stages for r in t.reads())
         count = kernel.arguments[s.argument].size
-        whole = isinstance(count, int) and count % _WHOLE == 0
+        whole = isinstance(count, int) and count % WHOLE == 0
         if large and whole and not again and s.dtype.bits >= 32:
             plan = step(plan, f"nontemporal {s.name}")
     return plan

@@ -1,0 +1,177 @@
+"""Searching for a kernel's schedule: candidates near the heuristic's, pruned by price, measured.
+
+A beam of the best plans so far. In each generation plans near them are priced (schedule/price.py),
+the cheapest are measured in a process of their own (worker.py), and the best make the next beam.
+What is found must beat the heuristic's plan by a margin in a longer measurement, or nothing is
+found: noise does not make a kernel slower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from random import Random
+
+from muladd.compile import backends, tuned
+from muladd.compile.kernels import expand
+from muladd.compile.search.process import Worker
+from muladd.device import Device
+from muladd.errors import ScheduleError
+from muladd.loop import codec
+from muladd.loop.kernel import Kernel
+from muladd.loop.lower import lower
+from muladd.loop.plan import Plan
+from muladd.schedule import legal, neighbours
+from muladd.schedule.price import cycles
+from muladd.schedule.primitives import apply
+
+MARGIN = 0.97  # of the heuristic's time: what takes more is not worth its place
+_TURNS, _MORE_TURNS = 5, 15  # samples of a candidate, and of one that is to be kept
+_PRICED, _MEASURED = 12, 3  # candidates of a generation for each plan of the beam
+_DEAR = 2.0  # times the best plan's price: not measured
+_IDLE = 2  # generations without a better plan after which a search ends
+_LIMIT = 10.0  # seconds for compiling and measuring a candidate
+_RESERVE = 0.1  # of the time: for the last measurement
+
+
+@dataclass
+class Progress:
+    """What a search has done so far; `best` is the time of the best plan by the heuristic's."""
+
+    tried: int = 0
+    lost: int = 0
+    best: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    plan: Plan
+    price: float
+    ratio: float = 1.0
+
+
+def can_search(kernel: Kernel, device: Device) -> bool:
+    """Whether there is anything to choose, and sizes to measure at."""
+    return (device.name in tuned.DEVICES and not kernel.variables()
+            and not any(s.scatter for s in kernel.stages))  # fmt: skip
+
+
+def search(
+    kernel: Kernel, device: Device, seconds: float, width: int, worker: Worker | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    told: Callable[[Progress], object] = lambda progress: None,
+) -> tuned.Tuned:  # fmt: skip
+    """The fastest schedule found in so many seconds, or none where the heuristic's is as fast."""
+    if not can_search(kernel, device):
+        return tuned.Tuned({}, tuned.place_of(device), (), None, 1.0, width)
+    if worker is None:
+        with Worker(device) as own:
+            return search(kernel, device, seconds, width, own, clock, told)
+    return _Search(kernel, device, width, worker, clock() + seconds, seconds, clock, told).run()
+
+
+class _Search:
+    def __init__(
+        self, kernel: Kernel, device: Device, width: int, worker: Worker, end: float,
+        seconds: float, clock: Callable[[], float], told: Callable[[Progress], object],
+    ) -> None:  # fmt: skip
+        self.kernel, self.device, self.width, self.worker = expand(kernel), device, width, worker
+        self.backend = backends.of(device)
+        self.usual = self.backend.schedule(self.kernel)
+        self.nothing = tuned.Tuned(codec.encode(kernel), tuned.place_of(device), self.usual.lines,
+                                   None, 1.0, width)  # fmt: skip
+        self.end, self.clock = end - seconds * _RESERVE, clock
+        self.told, self.progress, self.lost = told, Progress(), worker.lost
+        self.seen: set[tuple[str, ...]] = set()
+        self.plans: set[str] = set()
+        self.random = Random(0)
+
+    def run(self) -> tuned.Tuned:
+        if self.worker.begin(self.nothing.kernel, self.usual.lines) is None:
+            return self.nothing
+        first = self.priced(self.usual)
+        self.seen.add(self.usual.lines)
+        beam, idle = [first], 0
+        new = self.generation(neighbours.starts(self.kernel, self.device.machine,
+                                                self.backend.schedule), first.price)  # fmt: skip
+        while self.clock() < self.end:
+            best = min(c.ratio for c in beam)
+            beam = sorted([*beam, *self.measured(new)], key=lambda c: c.ratio)[: self.width]
+            idle = 0 if beam[0].ratio < best * 0.99 else idle + 1
+            new = self.generation(self.near(beam), min(c.price for c in beam))
+            if not new or idle > _IDLE:
+                break
+        return self.confirmed([c for c in beam if c.ratio < MARGIN])
+
+    def near(self, beam: list[_Candidate]) -> Iterator[tuple[str, ...]]:
+        found = [lines for c in beam for lines in neighbours.near(c.plan) if lines not in self.seen]
+        self.random.shuffle(found)
+        yield from found
+
+    def generation(self, given: Iterable[tuple[str, ...]], least: float) -> list[_Candidate]:
+        """The cheapest of plans not met before, cheapest first."""
+        found: list[_Candidate] = []
+        for lines in given:
+            if len(found) >= _PRICED * self.width or self.clock() > self.end:
+                break
+            if lines in self.seen:
+                continue
+            self.seen.add(lines)
+            try:
+                plan = apply(self.kernel, lines)
+                legal.check(plan, self.kernel, self.usual.group > 0)
+                candidate = self.priced(plan)
+            except Exception:  # a change that fits no kernel fails anywhere
+                continue
+            text = f"{plan.kernel.text()} {plan.text()} {plan.layouts} {plan.inside} {plan.ahead}"
+            if text not in self.plans and candidate.price <= _DEAR * least:
+                self.plans.add(text)
+                found.append(candidate)
+        return sorted(found, key=lambda c: c.price)[: _MEASURED * self.width]
+
+    def priced(self, plan: Plan) -> _Candidate:
+        return _Candidate(plan, cycles(lower(plan), self.device.machine))
+
+    def measured(self, given: list[_Candidate]) -> Iterator[_Candidate]:
+        for c in given:
+            left = self.end - self.clock()
+            if left <= 0:
+                return
+            pairs = self.worker.pairs(c.plan.lines, _TURNS, min(_LIMIT, left + 1))
+            self.progress.tried += 1
+            self.progress.lost = self.worker.lost - self.lost
+            if pairs:
+                c = replace(c, ratio=_ratio(pairs))
+                self.progress.best = min(self.progress.best, c.ratio)
+                yield c
+            self.told(self.progress)
+
+    def confirmed(self, best: list[_Candidate]) -> tuned.Tuned:
+        """The first that is faster in a longer measurement too, and whose accesses are proven."""
+        for c in best[:3]:
+            try:
+                ratio = verdict(self.kernel, c.plan.lines, self.usual, self.worker)
+            except ScheduleError:
+                continue
+            if ratio is not None:
+                return replace(self.nothing, schedule=c.plan.lines, ratio=ratio)
+        return self.nothing
+
+
+def verdict(
+    kernel: Kernel, lines: tuple[str, ...], usual: Plan, worker: Worker, limit: float = _LIMIT
+) -> float | None:
+    """The time by the heuristic's of a schedule for an (expanded) kernel that the worker has begun;
+    None if it is not faster for sure. Raises ScheduleError if it is not to be trusted."""
+    tuned.checked(kernel, lines, usual.group > 0)
+    pairs = worker.pairs(lines, _MORE_TURNS, limit)
+    faster = sum(a < b for a, b in pairs)
+    if len(pairs) < _MORE_TURNS or faster < len(pairs) * 3 / 4 or _ratio(pairs) > MARGIN:
+        return None
+    return _ratio(pairs)
+
+
+def _ratio(pairs: list[list[float]]) -> float:
+    """The least time of a candidate by the least of the baseline: what disturbs only adds."""
+    return min(a for a, _ in pairs) / max(min(b for _, b in pairs), 1e-9)
