@@ -101,6 +101,8 @@ class Cut:
             if n.op is not ops.EXPAND or not _grows(n):
                 continue
             s = _below_movement(n.srcs[0])
+            while s.op is ops.PAD:  # a padded image is repeated by the windows of a convolution
+                s = _below_movement(s.srcs[0])
             if s in self.chosen or not s.op.elementwise:
                 continue
             limit = _REPEAT_COST if self._reads(s) else _LOADLESS_COST

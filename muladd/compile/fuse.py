@@ -25,7 +25,7 @@ from muladd.compile.assemble import assemble, layouts_of
 from muladd.compile.cut import Cut, elements
 from muladd.compile.index import OPAQUE
 from muladd.compile.stages import Call, Draft, Group, draft
-from muladd.ir import Node, ops, sym
+from muladd.ir import Node, ops, sym, toposort
 
 
 def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
@@ -76,7 +76,7 @@ def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
 
 def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft]) -> None:
     shared = _common_axes(p, c, home)
-    if shared is None or not _worth(p, c, shared) or _between(p, c):
+    if shared is None or not _worth(p, c, shared, home) or _between(p, c):
         return
     merged = Group(p.drafts + c.drafts, shared, (p.before | c.before) - {p, c},
                    (p.after | c.after) - {p, c}, max(p.order, c.order),
@@ -129,7 +129,12 @@ def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft
 
 def _between(p: Group, c: Group) -> bool:
     """Whether some other group must run after p and before c."""
-    todo = [g for g in p.after if g is not c]
+    return _leads(p.after - {c}, c)
+
+
+def _leads(some: Iterable[Group], c: Group) -> bool:
+    """Whether c must run after one of these groups."""
+    todo = list(some)
     seen: set[Group] = set(todo)
     while todo:
         g = todo.pop()
@@ -166,7 +171,9 @@ _MOST_STAGES = 48
 _MOST_ARGUMENTS = 48
 
 
-def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
+def _worth(
+    p: Group, c: Group, shared: list[dict[Draft, Node]], home: dict[Node, Group]
+) -> bool:
     drafts = p.drafts + c.drafts
     if (
         len(drafts) > _MOST_STAGES
@@ -184,6 +191,10 @@ def _worth(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
     if points < _ENOUGH_POINTS <= p.points() and _is_sum(p):  # a sum's parts, and their sum
         return False
     if points < _ENOUGH_POINTS <= c.points() and _is_light(p, c):  # a number, and what all need it
+        return False
+    if lost and any(map(_reuses, c.drafts)) and (
+        any(map(_is_window, p.drafts)) or _kept(p, c, points, home)
+    ):
         return False
     for d in drafts:
         inside = [s[d] for s in shared]
@@ -206,6 +217,36 @@ def _is_sum(p: Group) -> bool:
 def _is_light(p: Group, c: Group) -> bool:
     """Whether a producer's work is nothing beside its user's."""
     return max(d.work() for d in p.drafts) * _SMALL_WORK <= max(d.work() for d in c.drafts)
+
+
+def _is_window(d: Draft) -> bool:
+    """Whether neighbouring results share what they read, as those of a convolution do. Its loops
+    go along the neighbours, and a product of channels at each of them would be in the way."""
+    return any(_overlaps(d, i) for _, indices, _ in d.reads for i in indices)
+
+
+def _overlaps(d: Draft, index: Node) -> bool:
+    """Whether an index is the same for several pairs of a result's place and a reduced one."""
+    inside = set(toposort((index,)))
+    own, reduced = inside & set(d.axes), inside & set(d.stage.reduced)
+    if not own or not reduced:
+        return False
+    low, high = sym.bounds(index)
+    return high - low + 1 < sym.bounds(sym.product(a.arg.extent for a in own | reduced))[1]
+
+
+def _kept(p: Group, c: Group, points: int, home: dict[Node, Group]) -> bool:
+    """Whether a product's results that another one reads must be written anyway: somebody reads
+    them who could not be in the same kernel."""
+    if not any(map(_reuses, p.drafts)):
+        return False
+    made = {d.node for d in p.drafts}
+    between = {r for d in c.drafts for r, _, _ in d.reads if r in made}
+    readers = [g for g in p.after - {c}
+               if any(r in between for d in g.drafts for r, _, _ in d.reads)]  # fmt: skip
+    return any(not g.drafts or _leads((p.after | c.after) - {p, c, g}, g)
+               or Group(g.drafts, _common_axes(p, g, home) or []).points() < points
+               for g in readers)  # fmt: skip
 
 
 def _reuses(d: Draft) -> bool:

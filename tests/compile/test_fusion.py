@@ -49,6 +49,29 @@ def test_convolution_with_batch_norm_and_relu_is_one_kernel() -> None:
     assert len(kernels((y * gamma.reshape(8, 1, 1) + beta.reshape(8, 1, 1)).relu())) == 1
 
 
+def test_what_windows_repeat_is_computed_by_the_kernel_before() -> None:
+    """Activations end the kernel of their convolution; the next one reads them padded."""
+    x, w = given(1, 8, 14, 14), given(8, 8, 3, 3)
+    shift = given(8).reshape(8, 1, 1)
+    first, second = kernels((x.conv2d(w, padding=1) + shift).relu().conv2d(w, padding=1))
+    assert [len(s.loads()) for s in first.kernel.stages] == [2, 1]
+    assert [len(s.loads()) for s in second.kernel.stages] == [2]
+
+
+def test_a_convolution_and_the_channels_product_after_it_are_two_kernels() -> None:
+    x, w, across = given(1, 16, 28, 28), given(16, 16, 3, 3), given(48, 16, 1, 1)
+    assert len(kernels(x.conv2d(w, padding=1).relu().conv2d(across))) == 2
+    apart = given(16, 1, 3, 3)
+    assert len(kernels(x.conv2d(apart, padding=1, groups=16).relu().conv2d(across))) == 2
+
+
+def test_products_of_which_the_first_is_kept_are_two_kernels() -> None:
+    x, up, down = given(512, 32), given(32, 64), given(64, 32)
+    hidden = (x @ up).relu()
+    assert len(kernels(hidden @ down)) == 1
+    assert len(kernels(hidden @ down @ up + hidden)) == 2
+
+
 @pytest.mark.parametrize("shape", [(64, 512), (8, 4, 33), (3, 4096)])
 def test_softmax_and_norms_are_one_kernel(shape: tuple[int, ...]) -> None:
     x = given(*shape)
