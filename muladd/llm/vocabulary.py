@@ -111,8 +111,8 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
     if not isinstance(tokens, list) or not tokens or not isinstance(tokens[0], str):
         raise FormatError(f"tokenizer: {KEY}tokens is {_told(tokens)}; expected a list of text")
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        twice = next(t for t in tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+        last = {token: i for i, token in enumerate(tokens)}
+        twice = next(token for i, token in enumerate(tokens) if last[token] != i)
         raise FormatError(f"tokenizer: {KEY}tokens has {twice!r:.40} twice; expected each once")
     kinds = metadata.get(KEY + "token_type")
     if kinds is None:
