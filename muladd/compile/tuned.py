@@ -63,8 +63,7 @@ def place_of(device: Device) -> str:
 
 def threads_of(device: Any) -> int:
     """How many threads compute on a device, started yet or not."""
-    pool = getattr(device, "pool", None)
-    started = pool.threads if pool is not None else 0
+    started = getattr(getattr(device, "pool", None), "threads", 0)  # others' pools are of memory
     return int(started or config.get("THREADS") or device.machine.cores)
 
 
