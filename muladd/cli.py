@@ -27,6 +27,9 @@ look inside (any program that uses muladd, not only this one):
   DEBUG=3 python train.py           and the schedules; 4 adds the source, 5 the assembly
   DEVICE=OPENCL muladd demo         the same on another device
 
+make a model faster:
+  muladd tune train.py:step         search schedules by measuring, and keep those that are faster
+
 work on muladd:
   muladd fuzz --minutes 5           random programs on every device against the interpreter
   muladd bench                      speed beside PyTorch in the same process
@@ -93,6 +96,22 @@ def _parser() -> argparse.ArgumentParser:
                  "muladd bench\n  muladd bench matmul --json")  # fmt: skip
     bench.add_argument("rest", nargs=argparse.REMAINDER, help="what to measure")
 
+    tune = _add(commands, "tune", _tune, "search faster schedules for a model's kernels",
+                "muladd tune train.py:step --seconds 300\n  muladd tune demo --beam 8\n"
+                "  muladd tune gpt --export gpt.schedules\n"
+                "  muladd tune --import gpt.schedules")  # fmt: skip
+    tune.add_argument("model", nargs="?", default="",
+                      help="MODULE:FUNCTION or FILE.py:FUNCTION (called without arguments), demo, "
+                      "or the name of a benchmark")  # fmt: skip
+    tune.add_argument("--seconds", type=_seconds, default=60.0,
+                      help="how long it searches at most (default: %(default)s)")  # fmt: skip
+    tune.add_argument("--beam", type=_positive, default=4,
+                      help="plans that are followed at a time (default: %(default)s)")  # fmt: skip
+    tune.add_argument("--import", dest="taken", type=Path, metavar="FILE",
+                      help="first try the schedules of a file")  # fmt: skip
+    tune.add_argument("--export", type=_new_file, metavar="FILE",
+                      help="at the end write all schedules that are kept here")  # fmt: skip
+
     doctor = _add(commands, "doctor", _doctor, "show the machine, the settings and the devices",
                   "muladd doctor\n  muladd doctor --size")  # fmt: skip
     doctor.add_argument("--size", action="store_true", help="lines of code per floor and room")
@@ -117,6 +136,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("a whole number from 1 on")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a number of seconds above 0")
     return value
 
 
@@ -237,6 +263,35 @@ def _bench(given: argparse.Namespace) -> int:
     from muladd import bench
 
     return bench.main(given.rest)
+
+
+def _tune(given: argparse.Namespace) -> int:
+    from muladd import config, device, tune
+    from muladd.compile import tuned
+
+    if not (given.model or given.taken or given.export):
+        raise MuladdError("tune: nothing to do; name a model, or --import or --export a file")
+    if config.get("NOCACHE"):
+        raise MuladdError("tune: with NOCACHE=1 what is found would be lost; unset it")
+    display = tune.Display(sys.stderr if given.json else sys.stdout)
+    told: dict[str, Any] = {}
+    if given.taken:
+        taken, left = tune.adopt(given.taken, device.get(config.get("DEVICE")), given.seconds,
+                                 display)  # fmt: skip
+        told["imported"] = {"taken": taken, "left": left}
+        display.say(f"{taken} schedules of {given.taken} are faster here and were taken, {left} "
+                    "were not")  # fmt: skip
+    if given.model:
+        lines = tune.tune(tune.load(given.model), given.seconds, given.beam, display)
+        told["kernels"] = [vars(line) for line in lines]
+        told["ratio"] = tune.overall(lines)
+        display.say(f"the model's kernels take {told['ratio']:.0%} of the heuristic's time")
+    if given.export:
+        told["exported"] = tuned.export_to(given.export)
+        display.say(f"{told['exported']} schedules were written to {given.export}")
+    if given.json:
+        print(json.dumps(told))
+    return 0
 
 
 def _doctor(given: argparse.Namespace) -> int:

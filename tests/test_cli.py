@@ -14,7 +14,7 @@ from muladd import cli, doctor
 from muladd.errors import FormatError
 from muladd.ir import ops, toposort
 
-COMMANDS = ["demo", "ops", "fuzz", "bench", "doctor", "version"]
+COMMANDS = ["demo", "ops", "fuzz", "bench", "tune", "doctor", "version"]
 
 
 def run(capsys, *arguments):
@@ -42,6 +42,7 @@ def test_each_command_has_help_with_an_example(command, capsys):
 
 @pytest.mark.parametrize("given", [
     [], ["nonsense"], ["ops", "--nonsense"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"],
+    ["tune", "demo", "--seconds", "0"], ["tune", "demo", "--beam", "-1"],
 ])  # fmt: skip
 def test_wrong_usage_is_2(given, capsys):
     code, _, err = run(capsys, *given)

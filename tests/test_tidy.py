@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tensor",),
     ("nn", "formats", "job", "data"),
     ("llm", "market", "viz", "torch", "bench", "onnx", "fuzz", "demo", "doctor"),
+    ("tune",),
     ("cli",),
     ("__main__",),
 )

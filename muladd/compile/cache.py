@@ -89,6 +89,14 @@ class Cache:
             if self.path is None or not self._heal(lambda: self._write(kind, values)):
                 self._memory.update({(kind, key): value for key, value in values.items()})
 
+    def values(self, kind: str) -> list[bytes]:
+        """All values of a kind, of whichever version."""
+        _known(kind)
+        with self._lock:
+            found = self._heal(lambda: self._all(kind)) if self.path else None
+            memory = [v for (k, _), v in self._memory.items() if k == kind]
+            return [*(found or ()), *memory]
+
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
@@ -211,6 +219,10 @@ class Cache:
             with contextlib.suppress(sqlite3.OperationalError), _transaction(connection):
                 connection.executemany(f"UPDATE {kind} SET used = ? WHERE key = ?", stale)
         return found
+
+    def _all(self, kind: str) -> list[bytes]:
+        rows = self._open().execute(f"SELECT value, checksum FROM {kind} ORDER BY key")
+        return [value for value, checksum in rows if _checksum(value) == checksum]
 
     def _write(self, kind: str, values: Mapping[bytes, bytes]) -> bool:
         connection, now = self._open(), self._clock()

@@ -178,7 +178,7 @@ def _tuned(kernel: Kernel, device: Device) -> tuned.Tuned | None:
         from muladd.compile.search import search
 
         width = config.get("BEAM")
-        found = search(kernel, device, SECONDS * width, width)
+        found = replace(search(kernel, device, SECONDS * width, width), width=width)
         tuned.keep(kernel.key(), found)
         if config.get("DEBUG"):
             print(f"BEAM={width}: {name_of(kernel)} takes {found.ratio:.0%} of the heuristic's "

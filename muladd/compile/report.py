@@ -183,18 +183,29 @@ def profile() -> Iterator[Profile]:
 
     found = Profile()
     start = time.perf_counter()
+    _settle()  # what ran before is that of profiles around this one
     for program in compiled():
         program.timing(True)
     _profiles.append(found)
     try:
         yield found
     finally:
-        _profiles.remove(found)
         found.seconds = time.perf_counter() - start
+        _settle()
+        _profiles[:] = [x for x in _profiles if x is not found]
         for program in compiled():
-            for values, bound in program.bound.items():
-                collect(program, bound, values, found)
             program.timing(bool(_profiles))
+
+
+def _settle() -> None:
+    """Count what has run since the last look in every profile that is being made."""
+    from muladd.compile.pipeline import compiled
+
+    for program in compiled() if _profiles else ():
+        for values, bound in program.bound.items():
+            for one in collect(program, bound, values):
+                for each in _profiles:
+                    each.add(*one)
 
 
 def wanted() -> bool:
@@ -202,14 +213,16 @@ def wanted() -> bool:
     return bool(_profiles) or config.get("DEBUG") >= 2
 
 
-def collect(program: Program, bound: Bound, values: Sequence[int], into: Profile) -> None:
-    """Add what a program's launches took since the last look."""
+def collect(
+    program: Program, bound: Bound, values: Sequence[int]
+) -> Iterator[tuple[CompiledKernel, LaunchTime, dict[str, int]]]:
+    """What a program's launches took since the last look, with the sizes they ran at."""
     sizes = dict(zip(program.variables, values))
     if not bound.executable.timing:
         return
     for kernel, taken in zip(bound.launched, bound.executable.times()):
         if kernel is not None and taken.calls:
-            into.add(kernel, taken, sizes)
+            yield kernel, taken, sizes
 
 
 def after_run(program: Program, bound: Bound, values: Sequence[int]) -> None:

@@ -9,10 +9,12 @@ heuristic's plan. So a record may be old, damaged or hostile: it changes no resu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from muladd import config
@@ -30,6 +32,8 @@ from muladd.schedule.primitives import apply
 KIND = "schedules"
 DEVICES = ("CPU", "OPENCL")  # where something can be measured
 Lines = tuple[str, ...]
+FORMAT = "muladd schedules 1"
+_MOST_BYTES = 256 << 20  # of a file of them
 _MOST_LINES, _MOST_TEXT = 500, 500
 _MOST_SCRATCH = 64 << 20  # bytes of a thread
 _FIELDS = ("kernel", "where", "baseline", "schedule", "ratio", "width")
@@ -91,6 +95,37 @@ def keep(kernel: str, tuned: Tuned) -> None:
     """Remember what a search came to."""
     blob = json.dumps(dataclasses.asdict(tuned)).encode()
     cache.cache().put(KIND, key_of(kernel, tuned.where), blob)
+
+
+def export_to(path: Path) -> int:
+    """Write every schedule that beats its heuristic to a file; gives their number."""
+    records = []
+    for blob in cache.cache().values(KIND):
+        with contextlib.suppress(ValueError, RecursionError):
+            tuned = parse(json.loads(blob))
+            if tuned.schedule is not None:
+                records.append(dataclasses.asdict(tuned))
+    path.write_text(json.dumps({"format": FORMAT, "schedules": records}))
+    return len(records)
+
+
+def read(path: Path) -> list[Tuned]:
+    """The records of such a file. Raises FormatError where it is none; what it holds may still be
+    anything, and is measured before it is used (search.adopted)."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise FormatError(f"{path}: more than {_MOST_BYTES:,} bytes are no file of schedules")
+        given = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{path}: cannot be read as tuned schedules: {error}") from None
+    if not isinstance(given, dict) or given.get("format") != FORMAT:
+        raise FormatError(f"{path}: its format is not {FORMAT!r}; `muladd tune --export` writes it")
+    records = given.get("schedules")
+    if not isinstance(records, list):
+        raise FormatError(f"{path}: schedules is a list")
+    return [parse(x) for x in records]
 
 
 def parse(given: Any) -> Tuned:

@@ -68,6 +68,19 @@ def test_profile_counts_every_run() -> None:
     assert nothing.sorted() == []
 
 
+def test_profiles_inside_of_each_other_count_the_same_runs() -> None:
+    x = given(40, 40)
+    f = jit(lambda x: (x @ x).relu())
+    with compiler.profile() as outer:
+        for _ in range(3):
+            f(x)
+        with compiler.profile() as inner:
+            f(x)
+        f(x)
+    assert inner.sorted()[0].calls == 1
+    assert sum(row.calls for row in outer.sorted()) == 5
+
+
 def test_level_2_prints_an_aligned_line_per_kernel(capfd) -> None:
     with config.context(DEBUG=2):
         (given(31, 16) @ given(16, 8)).softmax(-1).sum(0).realize()

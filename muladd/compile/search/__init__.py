@@ -17,7 +17,7 @@ from muladd.compile import backends, tuned
 from muladd.compile.kernels import expand
 from muladd.compile.search.process import Worker
 from muladd.device import Device
-from muladd.errors import ScheduleError
+from muladd.errors import FormatError, ScheduleError
 from muladd.loop import codec
 from muladd.loop.kernel import Kernel
 from muladd.loop.lower import lower
@@ -28,10 +28,11 @@ from muladd.schedule.primitives import apply
 
 MARGIN = 0.97  # of the heuristic's time: what takes more is not worth its place
 _TURNS, _MORE_TURNS = 5, 15  # samples of a candidate, and of one that is to be kept
-_PRICED, _MEASURED = 12, 3  # candidates of a generation for each plan of the beam
+_MEASURED = 3  # candidates of a generation for each plan of the beam; four times as many are priced
 _DEAR = 2.0  # times the best plan's price: not measured
 _IDLE = 2  # generations without a better plan after which a search ends
 _LIMIT = 10.0  # seconds for compiling and measuring a candidate
+_OVER = 3.0  # seconds that the last candidate may take too long
 _RESERVE = 0.1  # of the time: for the last measurement
 
 
@@ -62,7 +63,10 @@ def search(
     clock: Callable[[], float] = time.monotonic,
     told: Callable[[Progress], object] = lambda progress: None,
 ) -> tuned.Tuned:  # fmt: skip
-    """The fastest schedule found in so many seconds, or none where the heuristic's is as fast."""
+    """The fastest schedule found in so many seconds, or none where the heuristic's is as fast.
+
+    It begins with what is known from earlier, too. A search that time ended has width 0.
+    """
     if not can_search(kernel, device):
         return tuned.Tuned({}, tuned.place_of(device), (), None, 1.0, width)
     if worker is None:
@@ -83,6 +87,9 @@ class _Search:
                                    None, 1.0, width)  # fmt: skip
         self.end, self.clock = end - seconds * _RESERVE, clock
         self.told, self.progress, self.lost = told, Progress(), worker.lost
+        known = tuned.find([kernel.key()], device).get(kernel.key())
+        stale = known is None or known.schedule is None or known.baseline != self.usual.lines
+        self.known = None if stale else known
         self.seen: set[tuple[str, ...]] = set()
         self.plans: set[str] = set()
         self.random = Random(0)
@@ -92,17 +99,21 @@ class _Search:
             return self.nothing
         first = self.priced(self.usual)
         self.seen.add(self.usual.lines)
-        beam, idle = [first], 0
-        new = self.generation(neighbours.starts(self.kernel, self.device.machine,
-                                                self.backend.schedule), first.price)  # fmt: skip
-        while self.clock() < self.end:
-            best = min(c.ratio for c in beam)
+        beam, idle, done = [first], 0, False
+        new = self.generation(self.starts(), first.price)
+        while self.clock() < self.end and not done:
+            best = beam[0].ratio
             beam = sorted([*beam, *self.measured(new)], key=lambda c: c.ratio)[: self.width]
             idle = 0 if beam[0].ratio < best * 0.99 else idle + 1
             new = self.generation(self.near(beam), min(c.price for c in beam))
-            if not new or idle > _IDLE:
-                break
-        return self.confirmed([c for c in beam if c.ratio < MARGIN])
+            done = self.clock() < self.end and (not new or idle > _IDLE)
+        found = self.confirmed([c for c in beam if c.ratio < MARGIN])
+        return replace(found, width=self.width if done else 0)
+
+    def starts(self) -> Iterator[tuple[str, ...]]:
+        if self.known is not None and self.known.schedule is not None:
+            yield self.known.schedule
+        yield from neighbours.starts(self.kernel, self.device.machine, self.backend.schedule)
 
     def near(self, beam: list[_Candidate]) -> Iterator[tuple[str, ...]]:
         found = [lines for c in beam for lines in neighbours.near(c.plan) if lines not in self.seen]
@@ -110,10 +121,15 @@ class _Search:
         yield from found
 
     def generation(self, given: Iterable[tuple[str, ...]], least: float) -> list[_Candidate]:
-        """The cheapest of plans not met before, cheapest first."""
+        """The cheapest of plans not met before, cheapest first. Pricing them takes a quarter of
+        the time at most, or what it takes to have enough."""
         found: list[_Candidate] = []
+        wanted = _MEASURED * self.width
+        enough = self.clock() + (self.end - self.clock()) / 4
         for lines in given:
-            if len(found) >= _PRICED * self.width or self.clock() > self.end:
+            if len(found) >= (wanted if self.clock() > enough else 4 * wanted):
+                break
+            if self.clock() > self.end:
                 break
             if lines in self.seen:
                 continue
@@ -128,7 +144,7 @@ class _Search:
             if text not in self.plans and candidate.price <= _DEAR * least:
                 self.plans.add(text)
                 found.append(candidate)
-        return sorted(found, key=lambda c: c.price)[: _MEASURED * self.width]
+        return sorted(found, key=lambda c: c.price)[:wanted]
 
     def priced(self, plan: Plan) -> _Candidate:
         return _Candidate(plan, cycles(lower(plan), self.device.machine))
@@ -138,7 +154,7 @@ class _Search:
             left = self.end - self.clock()
             if left <= 0:
                 return
-            pairs = self.worker.pairs(c.plan.lines, _TURNS, min(_LIMIT, left + 1))
+            pairs = self.worker.pairs(c.plan.lines, _TURNS, min(_LIMIT, left + _OVER))
             self.progress.tried += 1
             self.progress.lost = self.worker.lost - self.lost
             if pairs:
@@ -154,9 +170,30 @@ class _Search:
                 ratio = verdict(self.kernel, c.plan.lines, self.usual, self.worker)
             except ScheduleError:
                 continue
-            if ratio is not None:
+            if ratio is not None and (self.known is None or ratio < self.known.ratio):
                 return replace(self.nothing, schedule=c.plan.lines, ratio=ratio)
-        return self.nothing
+        return self.known or self.nothing
+
+
+def adopted(given: tuned.Tuned, device: Device, worker: Worker) -> tuned.Tuned | None:
+    """A record from elsewhere as one of this machine, if its schedule passes here what one that was
+    searched passes: checks, equal results, and a measurement. Raises FormatError or ScheduleError
+    where it is not to be trusted."""
+    kernel = codec.decode(given.kernel)
+    if given.schedule is None or not can_search(kernel, device):
+        return None
+    try:
+        written, expanded = codec.encode(kernel), expand(kernel)
+        usual = backends.of(device).schedule(expanded)
+    except Exception as error:  # a kernel that no graph gives may break any assumption
+        raise FormatError(f"tuned schedule: of a kernel that cannot be: {error}") from None
+    if worker.begin(written, usual.lines) is None:
+        return None
+    ratio = verdict(expanded, given.schedule, usual, worker)
+    if ratio is None:
+        return None
+    return replace(given, kernel=written, where=tuned.place_of(device), baseline=usual.lines,
+                   ratio=ratio)  # fmt: skip
 
 
 def verdict(
