@@ -54,7 +54,15 @@ class Tokenizer:
         Raises FormatError naming the key that is missing or wrong, MissingPackage without the
         packages of the extra `llm`.
         """
-        model = given if isinstance(given, gguf.GGUF) else gguf.load(given)
+        if not isinstance(given, gguf.GGUF):
+            try:
+                return cls.from_gguf(gguf.load(given))
+            except FormatError as error:
+                where = os.fspath(given)
+                raise FormatError(
+                    str(error) if where in str(error) else f"{where}: {error}"
+                ) from None
+        model = given
         templates = {
             key.removeprefix("tokenizer.chat_template."): value
             for key, value in model.metadata.items()

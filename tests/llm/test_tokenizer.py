@@ -434,6 +434,22 @@ def test_damaged_metadata_is_named(changes, wanted):
         tokenizer_of(small(**changes))
 
 
+def test_the_file_is_named(tmp_path):
+    gguf.save(tmp_path / "bad.gguf", small(model="rwkv"), {})
+    with pytest.raises(FormatError, match="bad.gguf: tokenizer: .*model is 'rwkv'"):
+        Tokenizer.from_gguf(tmp_path / "bad.gguf")
+    with pytest.raises(FormatError, match="cannot read.*none.gguf"):
+        Tokenizer.from_gguf(tmp_path / "none.gguf")
+
+
+def test_some_marks_take_the_spaces_after_them():
+    """Phi 3's marks do, which its GGUF files do not say."""
+    for name, spaces in (("Phi-3 mini", 0), ("Another", 2)):
+        ours = tokenizer_of({**small(), "general.name": name})
+        ids = ours.encode("<|end|>  b")
+        assert len(ids) == 2 + spaces and ids[0] == ours.eos
+
+
 def test_ids_out_of_range_are_no_marks():
     ours = tokenizer_of(small(bos_token_id=10**9, add_bos_token=True))
     assert ours.bos is None and ours.encode("a") == tokenizer_of(small()).encode("a")
