@@ -100,7 +100,10 @@ class Tokenizer:
         """
         self._check_text(text)
         engine = self._engine if marks else self._plain
-        ids = self._vocabulary.ids(engine.encode(text, add_special_tokens=False))
+        try:
+            ids = self._vocabulary.ids(engine.encode(text, add_special_tokens=False))
+        except Exception as error:  # the library's own, over a vocabulary without what it needs
+            raise FormatError(f"encode: the vocabulary cannot write this text: {error}") from None
         if ends is None:
             ends = not (marks and ids and self.bos is not None and ids[0] == self.bos)
         return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix] if ends else ids

@@ -58,25 +58,31 @@ def from_metadata(metadata: Mapping[str, Any]) -> Vocabulary:
     model = metadata.get(KEY + "model")
     makers = {"gpt2": _byte_pairs, "gemma4": _byte_pairs, "llama": _sentence_pairs,
               "t5": _unigrams, "bert": _word_pieces}  # fmt: skip
-    if model not in makers:
-        raise FormatError(f"tokenizer: {KEY}model is {model!r}; expected {', '.join(makers)}")
+    if not isinstance(model, str) or model not in makers:
+        raise FormatError(f"tokenizer: {KEY}model is {model!r:.40}; expected {', '.join(makers)}")
     tokens, kinds = _tokens(metadata)
-    marks = _marks(metadata, str(model), len(tokens))
+    marks = _marks(metadata, model, len(tokens))
     try:
-        found = makers[str(model)](metadata, tokens, kinds, marks)
+        found = makers[model](metadata, tokens, kinds, marks)
     except FormatError:
         raise
     except Exception as error:  # the library raises plain Exceptions over what does not fit
         raise FormatError(f"tokenizer: the vocabulary does not fit together: {error}") from None
     found.marks = marks
     for mark, place in (("bos", found.prefix), ("eos", found.suffix), ("sep", found.suffix)):
-        given = metadata.get(f"{KEY}add_{mark}_token")
-        default = _ADDED.get(str(model), "").split()
+        default = _ADDED.get(model, "").split()
         if model == "gpt2" and _rule(metadata).begin:
             default = ["bos"]
-        if (mark in default if given is None else bool(given)) and mark in marks:
+        if _flag(metadata, f"add_{mark}_token", mark in default) and mark in marks:
             place.append(marks[mark])
     return found
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    given = metadata.get(KEY + name, default)
+    if not isinstance(given, bool):
+        raise FormatError(f"tokenizer: {KEY}{name} is {given!r:.40}; expected true or false")
+    return given
 
 
 _ADDED = {"llama": "bos", "gemma4": "bos", "bert": "bos sep", "t5": "eos"}
@@ -136,10 +142,10 @@ def _told(value: Any) -> str:
 
 
 def _rule(metadata: Mapping[str, Any]) -> Rule:
-    name = metadata.get(KEY + "pre") or "default"
+    name = metadata.get(KEY + "pre", "default")
     if metadata.get(KEY + "model") == "gemma4":
         name = "gemma4"
-    if name not in RULES:
+    if not isinstance(name, str) or name not in RULES:
         raise FormatError(f"tokenizer: {KEY}pre is {name!r:.40}; expected one of "
                           f"{', '.join(RULES)}")  # fmt: skip
     return RULES[name]
@@ -216,7 +222,7 @@ def _sentence_pairs(
     engine = library.Tokenizer(library.models.BPE(
         vocab, _merges_by_score(text, scores), byte_fallback=bool((kinds == BYTE).any()),
         fuse_unk=True, unk_token=tokens[marks["unk"]] if "unk" in marks else None))  # fmt: skip
-    prefix = bool(metadata.get(KEY + "add_space_prefix", True))
+    prefix = _flag(metadata, "add_space_prefix", True)
     _normalize_spaces(engine, library, metadata, prefix)
     if not any(re.search(f"[^{SPACE}]{SPACE}", token) for token in text):
         # No token has a space after something else, so words can be looked at one by one (and
@@ -250,7 +256,7 @@ def _normalize_spaces(
             raise FormatError(f"tokenizer: {KEY}precompiled_charsmap is {_told(table)}; expected "
                               "bytes")  # fmt: skip
         steps.append(library.normalizers.Precompiled(table.tobytes()))
-    if metadata.get(KEY + "remove_extra_whitespaces", False):
+    if _flag(metadata, "remove_extra_whitespaces", False):
         steps.append(library.normalizers.Replace(library.Regex(r"\A +| +\z"), ""))
         steps.append(library.normalizers.Replace(library.Regex(" {2,}"), " "))
     if prefix:
@@ -264,6 +270,8 @@ def _unigrams(
 ) -> Vocabulary:
     library = wanted("tokenizers")
     scores = _numbers(metadata, "scores", len(tokens), "fiu")
+    if "unk" not in marks:
+        raise FormatError(f"tokenizer: {KEY}unknown_token_id is missing; expected an id")
     pieces = [_sentence_piece(t, k) for t, k in zip(tokens, kinds.tolist())]
     # Marks and bytes are not found among the words of a text: they have another name in the model.
     # So marks get another id when they are added, and what is unknown becomes bytes afterwards.
@@ -271,7 +279,7 @@ def _unigrams(
     names = [t if word else f"\0{t}" for t, word in zip(tokens, words)]
     rows = list(zip(names, map(float, scores)))
     engine = library.Tokenizer(library.models.Unigram(rows, unk_id=marks.get("unk")))
-    prefix = bool(metadata.get(KEY + "add_space_prefix", True))
+    prefix = _flag(metadata, "add_space_prefix", True)
     _normalize_spaces(engine, library, metadata, prefix)
     found = _finished(metadata, engine, pieces, tokens, kinds, prefix)
     found.moved = {engine.token_to_id(tokens[i]): i for i in found.control}
@@ -293,12 +301,14 @@ def _word_pieces(
     names = [t if b else t[1:] if t.startswith(SPACE) else "##" + t for t, b in zip(tokens, bare)]
     pieces = [t.encode() if b else (" " + t[1:] if t.startswith(SPACE) else t).encode()
               for t, b in zip(tokens, bare)]  # fmt: skip
-    unknown = names[marks["unk"]] if "unk" in marks else "[UNK]"
+    if "unk" not in marks:
+        raise FormatError(f"tokenizer: {KEY}unknown_token_id is missing; expected an id")
+    unknown = names[marks["unk"]]
     engine = library.Tokenizer(library.models.WordPiece(
         {name: i for i, name in enumerate(names)}, unk_token=unknown))  # fmt: skip
-    lower = bool(metadata.get(KEY + "normalizer.lowercase", True))
+    lower = _flag(metadata, "normalizer.lowercase", True)
     engine.normalizer = library.normalizers.BertNormalizer(
-        lowercase=lower, strip_accents=bool(metadata.get(KEY + "normalizer.strip_accents", lower)))
+        lowercase=lower, strip_accents=_flag(metadata, "normalizer.strip_accents", lower))
     engine.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     control = np.where(bare & (kinds == NORMAL), CONTROL, kinds)
     return _finished(metadata, engine, pieces, names, control, True)

@@ -422,6 +422,10 @@ def test_what_is_no_text_is_refused(tokenizer):
     ({"merges": None}, "merges is NoneType"),
     ({"merges": ["ab"]}, "merges has 'ab'; expected 'left right'"),
     ({"merges": ["x yz"]}, "does not fit together"),
+    ({"model": ["gpt2"]}, r"model is \['gpt2'\]"),
+    ({"pre": 7}, "pre is 7; expected one of"),
+    ({"add_bos_token": 1}, "add_bos_token is 1; expected true or false"),
+    ({"model": "bert", "unknown_token_id": 10**6}, "unknown_token_id is missing"),
     ({"eos_token_id": "two"}, "eos_token_id is 'two'; expected an id"),
     ({"model": "llama"}, "scores is NoneType; expected 261 numbers"),
     ({"model": "llama", "scores": np.full(261, np.nan)}, "scores is ndarray of 261"),
@@ -432,6 +436,30 @@ def test_what_is_no_text_is_refused(tokenizer):
 def test_damaged_metadata_is_named(changes, wanted):
     with pytest.raises(FormatError, match=wanted):
         tokenizer_of(small(**changes))
+
+
+def test_any_metadata_gives_a_tokenizer_or_a_clear_error():
+    chance = random.Random(0)
+    many = len(small()[KEY + "tokens"])
+    values = [0, -1, 2**31, "", "x", [], ["a"], [" a"], ["a b"] * 3, True, np.zeros(3),
+              np.zeros(many, np.float32), np.full(many, -1e30, np.float32), np.arange(many),
+              np.frombuffer(chance.randbytes(40), np.uint8), ["", ""], ["a\0b", "\ud7ff"]]
+    keys = ["pre", "tokens", "token_type", "merges", "scores", "eos_token_id", "bos_token_id",
+            "unknown_token_id", "precompiled_charsmap", "add_space_prefix", "add_eos_token"]
+    made = refused = 0
+    for _ in range(1500):
+        changes = {"model": chance.choice(["gpt2", "llama", "t5", "bert", "gemma4"]),
+                   "scores": np.zeros(many, np.float32)}  # fmt: skip
+        for _ in range(chance.randrange(3)):
+            changes[chance.choice(keys)] = chance.choice(values)
+        try:
+            ours = tokenizer_of(small(**changes))
+            for marks in (True, False):
+                ours.decode(ours.encode("abc 水 <extra><|end|>\u2581<0x41>", marks=marks))
+            made += 1
+        except FormatError:
+            refused += 1
+    assert made > 300 and refused > 300
 
 
 def test_the_file_is_named(tmp_path):
