@@ -234,6 +234,7 @@ def withdraw(found: list[_Found], display: Display) -> None:
             continue
         display.say(f"a program of {len(program.kernels())} kernels is timed as a whole")
         if _whole_ratio(program) > _SLOWER:
+            display.say(f"it is slower with {len(mine)} of what was found, which is withdrawn")
             for f in (fresh.pop(key) for key in mine):
                 f.line.state, f.line.ratio = "withdrawn", 1.0
                 tuned.keep(f.row.kernel.key, dataclasses.replace(f.tuned, schedule=None, ratio=1.0))
