@@ -166,6 +166,7 @@ def _in_order(groups: set[Group]) -> list[Group]:
 _SMALL_WORK = 1 << 14  # iterations: below this, saving a launch beats using all cores
 _ROW = 1 << 17  # elements of a row buffer, at most
 _PANEL = 1 << 17  # elements of a matrix that every point of a kernel may read again
+_SHORT = 256  # terms of a sum, such as a head's, whose results a next sum takes as they come
 _ENOUGH_POINTS = 8
 _MOST_STAGES = 48
 _MOST_ARGUMENTS = 48
@@ -196,17 +197,30 @@ def _worth(
         any(map(_is_window, p.drafts)) or _kept(p, c, points, home)
     ):
         return False
-    for d in drafts:
-        inside = [s[d] for s in shared]
-        free = [a for a in d.axes if a not in inside]
-        row = sym.bounds(sym.product(a.arg.extent for a in free))[1]
+    rows = {d: _extent([a for a in d.axes if all(s[d] is not a for s in shared)]) for d in drafts}
+    for d, row in rows.items():
         if row > _ROW:
             return False
-        if _reuses(d) and free:
-            depth = sym.bounds(sym.product(a.arg.extent for a in d.stage.reduced))[1]
-            if depth * row > _PANEL:
-                return False
+        depth = _extent(d.stage.reduced)
+        if row > 1 and depth * row > _PANEL and _reuses(d) and not _is_chained(d, rows):
+            return False
     return True
+
+
+def _extent(axes: Iterable[Node]) -> int:
+    return sym.bounds(sym.product(a.arg.extent for a in axes))[1]
+
+
+def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
+    """Whether a product makes, from few terms, a long row that another stage reduces, or reduces
+    such a row to few results: a long row is made and reduced a block at a time (`abreast`)."""
+    depth = _extent(d.stage.reduced)
+    others = [e for e in rows if e is not d]
+    if depth <= _SHORT:
+        return any(e.stage.reduced and _extent(e.stage.reduced) == rows[d] for e in others)
+    return rows[d] <= _SHORT and any(
+        rows[e] == depth and _reuses(e) and _extent(e.stage.reduced) <= _SHORT for e in others
+    )
 
 
 def _is_sum(p: Group) -> bool:

@@ -27,7 +27,6 @@ from muladd.loop.lower import lower
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Lowered
 from muladd.loop.validate import validate
-from muladd.rewrite.transcendental import expand_all
 from muladd.schedule.analysis import product, size
 
 
@@ -167,7 +166,6 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
 
 def _planned(kernel: Kernel, backend: backends.Backend, found: tuned.Tuned | None) -> Plan:
     """The heuristic's plan, or a tuned one that holds."""
-    kernel = expand(kernel)
     return tuned.plan_of(kernel, backend.schedule(kernel), found)
 
 
@@ -190,7 +188,7 @@ def _is_stale(found: tuned.Tuned | None, kernel: Kernel, device: Device) -> bool
     """Whether the heuristic has changed since; asked for only where it could be searched anew."""
     if found is None or found.schedule is None or not config.get("BEAM"):
         return False
-    return backends.of(device).schedule(expand(kernel)).lines != found.baseline
+    return backends.of(device).schedule(kernel).lines != found.baseline
 
 
 def _to_search(found: tuned.Tuned | None, device: Device) -> bool:
@@ -220,14 +218,6 @@ def compiler_version() -> str:
         for path in sorted((root / room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def expand(kernel: Kernel) -> Kernel:
-    """The kernel with EXP2, LOG2 and SIN written out."""
-    values: tuple[Node, ...] = tuple(s.value for s in kernel.stages)
-    new = expand_all(values)
-    stages = tuple(replace(s, value=v) for s, v in zip(kernel.stages, new))
-    return replace(kernel, stages=stages, _memo={})
 
 
 def name_of(kernel: Kernel) -> str:

@@ -14,6 +14,8 @@ from functools import reduce
 from itertools import product
 from math import lcm
 
+import numpy as np
+
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
@@ -32,6 +34,7 @@ from muladd.loop.statements import (
     Threads,
 )
 from muladd.loop.vector import at, spread
+from muladd.rewrite import expand_all
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
 _Inside = Callable[[Values, frozenset], list[Statement]]  # what stands inside a loop
@@ -39,12 +42,25 @@ _Inside = Callable[[Values, frozenset], list[Statement]]  # what stands inside a
 
 def lower(plan: Plan) -> Lowered:
     """The loops of a plan. Raises ScheduleError where the plan is not one of this kernel."""
+    plan = replace(plan, kernel=written_out(plan.kernel))
     return _Lowering(in_lanes(plan) if plan.kernel.exact else plan).run()
+
+
+def written_out(kernel: Kernel) -> Kernel:
+    """The kernel with EXP2, LOG2, SIN and their like as the polynomials that they are."""
+    values = expand_all(tuple(s.value for s in kernel.stages))
+    stages = tuple(replace(s, value=v) for s, v in zip(kernel.stages, values))
+    return replace(kernel, stages=stages, _memo={})
 
 
 def identity(reduction: ops.Op, d: DType) -> Node:
     """The value a reduction starts from."""
     return make(ops.CONST, (), (d.min if reduction is ops.AMAX else 0), d)
+
+
+def _least(d: DType) -> float:
+    """The lowest finite number."""
+    return -float(np.finfo(d.numpy).max)
 
 
 class _Lowering:
@@ -58,6 +74,7 @@ class _Lowering:
         strides = [plan.leaves[a][0].stride for a in self.limits]
         self.grain = lcm(*strides) if strides else 1  # limits are rounded to it, all alike
         self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
+        self.carried = frozenset((plan.decays or {}).values())
         self.strides = {s.name: self._storage(s) for s in self.kernel.stages}
 
     def run(self) -> Lowered:
@@ -111,6 +128,9 @@ class _Lowering:
         if self._kept_inside(s):
             beyond = max(64, self._overrun(s, out))
             self.arrays[s.name] = Array(s.name, s.dtype, stride + beyond, group=plan.group > 0)
+            if s.name in self.carried:
+                name = f"{s.name}.decay"
+                self.arrays[name] = replace(self.arrays[s.name], name=name)
         return out
 
     def _overrun(self, s: Stage, storage: list[tuple[Leaf, Node, int]]) -> int:
@@ -154,23 +174,26 @@ class _Lowering:
 
     # --- one stage ---
 
-    def _stage(self, s: Stage, around: Values | None = None) -> list[Statement]:
+    def _stage(
+        self, s: Stage, around: Values | None = None, whole: frozenset = frozenset()
+    ) -> list[Statement]:
         """A stage, and where threads work together its threads and a barrier if others read it.
 
-        around: values of the reader's loops that a copy is made inside of.
+        around: values of the reader's loops that it is computed inside of; whole: axes of which
+        no turn there overhangs.
         """
         if not self.plan.group:
-            return self._turned(s, around or {})
+            return self._turned(s, around or {}, whole)
         threads = self.plan.bound(s)
         values, active = self._decoded(threads)
-        out = self._turned(s, {**(around or {}), **values})
+        out = self._turned(s, {**(around or {}), **values}, whole)
         if active < self.plan.group:
             if any(self.plan.owner(x) in s.reduced for x in threads):
                 raise ScheduleError(f"stage {s.name}: {active} threads of {self.plan.group} join")
             out = [If(sym.as_node(sym.less(self.thread, active)), out)]
         return [*out, Barrier()] if self._kept_inside(s) else out
 
-    def _turned(self, s: Stage, values: Values) -> list[Statement]:
+    def _turned(self, s: Stage, values: Values, whole: frozenset) -> list[Statement]:
         plan = self.plan
         fixed = set(plan.enclosing(s))
         needed = {x.loop for a in (*s.axes, *s.reduced) for x in plan.leaves[a]} - fixed
@@ -179,8 +202,8 @@ class _Lowering:
             names = sorted(x.arg.name for x in needed ^ set(nest))
             raise ScheduleError(f"stage {s.name}: its nest lacks, or should not have, {names}")
         ragged = [a for a in s.axes if plan.overhangs(a) and plan.leaves[a][0].loop in fixed
-                  and any(x.loop in nest for x in plan.leaves[a])]  # fmt: skip
-        full = {a for a in (*s.axes, *s.reduced) if not plan.overhangs(a)}
+                  and a not in whole and any(x.loop in nest for x in plan.leaves[a])]  # fmt: skip
+        full = {a for a in (*s.axes, *s.reduced) if a in whole or not plan.overhangs(a)}
         if s.scatter:
             return self._scatter(s)
         loops = [x for x in nest if x not in plan.bound(s)]
@@ -199,11 +222,11 @@ class _Lowering:
             if any(plan.owner(x) in ragged for x in serial):
                 return self._nest(s, loops, values, frozenset(full))  # only its loops end sooner
             condition = True
-        whole = self._nest(s, loops, values, frozenset(full | set(ragged)))
+        inside = self._nest(s, loops, values, frozenset(full | set(ragged)))
         if condition is True:
-            return whole
+            return inside
         last = self._nest(s, loops, values, frozenset(full))
-        return [If(condition, whole, last)] if isinstance(condition, Node) else last
+        return [If(condition, inside, last)] if isinstance(condition, Node) else last
 
     def _touches_arguments(self, s: Stage) -> bool:
         return s.argument is not None or bool(s.loads())
@@ -299,19 +322,44 @@ class _Lowering:
                                 "`keep` the stage first")  # fmt: skip
         if any(plan.owner(x) in s.reduced for x in beside):
             raise ScheduleError(f"stage {s.name}: lanes of a sum that is done block by block")
-        assert s.reduction is not None
         out: list[Statement] = []
+        inside = {name: own for name, (at, own) in (plan.inside or {}).items() if at is loop}
+        abreast = [t for t in self.kernel.stages
+                   if t.name in inside and plan.owner(inside[t.name]) in t.reduced]  # fmt: skip
         if s.name not in self.waiting:
-            empty = replace(s, value=identity(s.reduction, s.dtype), reduction=None, reduced=())
             outputs = [x for x in rest if plan.owner(x) not in s.reduced]
-            out = self._nest(empty, outputs, values, full)
-        before, self.waiting = self.waiting, self.waiting | {s.name}
+            out = self._nest(self._empty(s), outputs, values, full)
+            for t in abreast:
+                out += self._filled(self._empty(t), values)
+        before, self.waiting = self.waiting, self.waiting | {s.name, *(t.name for t in abreast)}
         out += self._turns(
             s, loop, values, full,
-            lambda v, f: self._with_copies(loop, v, self._nest(s, rest, v, f)),
+            lambda v, f: self._with_copies(loop, v, f, lambda: self._nest(s, rest, v, f)),
         )  # fmt: skip
         self.waiting = before
+        for t in abreast:
+            if t.name in self.carried:  # nothing at all was above the least
+                found = make(ops.READ, t.axes, (t.name, len(t.axes)), t.dtype)
+                least = make(ops.LT, (const(_least(t.dtype), t.dtype), found))
+                value = make(ops.WHERE, (least, found, identity(ops.AMAX, t.dtype)))
+                out += self._filled(replace(t, value=value, reduction=None, reduced=()), values)
         return out
+
+    def _filled(self, s: Stage, values: Values) -> list[Statement]:
+        """A value for each result of a reduction, which writes nothing but its own buffer."""
+        outputs = [x for x in self.plan.nests[s.name] if self.plan.owner(x) in s.axes]
+        return self._nest(s, outputs, values, frozenset(s.axes))
+
+    def _empty(self, s: Stage) -> Stage:
+        """A stage that writes what a reduction starts from where its results will be.
+
+        A maximum that sums are scaled for starts from a finite number, so that differences are.
+        """
+        assert s.reduction is not None
+        start = identity(s.reduction, s.dtype)
+        if s.name in self.carried:
+            start = const(_least(s.dtype), s.dtype)
+        return replace(s, value=start, reduction=None, reduced=())
 
     def _reduce_body(
         self, s: Stage, lanes: list[Node], values: Values, full: frozenset, serial: list[Node]
@@ -343,9 +391,11 @@ class _Lowering:
         name = f"{s.name}.acc{len(self.arrays)}"
         self.arrays[name] = Array(name, d, len(turns), max(width, 1))
         start = _wide(identity(s.reduction, d), width)
+        waits = s.name in self.waiting
+        beside = bool(inner) or (vector is not None and plan.owner(vector) in s.reduced)
         out: list[Statement] = [
             Store(name, _at(k), self._partial(s, {**values, **turn}, vector)
-                  if s.name in self.waiting else start)
+                  if waits and not beside else start)
             for k, turn in enumerate(turns)
         ]  # fmt: skip
 
@@ -369,6 +419,9 @@ class _Lowering:
             across = vector if vector is not None and plan.owner(vector) not in s.reduced else None
             if vector is not None and across is None:
                 total = make(s.reduction, (total,), (0,))
+            if waits and beside:
+                op = ops.ADD if s.reduction is ops.SUM else ops.MAX
+                total = make(op, (self._partial(s, turn, across), total))
             first, total = self._joined(s, total, out)
             if s.dtype is not d:
                 total = make(ops.CAST, (total,), None, s.dtype)
@@ -380,7 +433,14 @@ class _Lowering:
         """What a sum done block by block has come to, at one turn."""
         at_turn = tuple(sym.replace(self.plan.value(a), values) for a in s.axes)
         slot = sym.as_node(self._slot(s.name, at_turn, values))
-        return spread(make(ops.LOAD, (slot,), s.name, s.dtype), vector)
+        found = make(ops.LOAD, (slot,), s.name, s.dtype)
+        if s.name in (self.plan.decays or {}):
+            m = self.stages[(self.plan.decays or {})[s.name]]
+            row = tuple(sym.replace(self.plan.value(a), values) for a in m.axes)
+            at_row = sym.as_node(self._slot(m.name, row, values))
+            scale = make(ops.LOAD, (at_row,), f"{m.name}.decay", m.dtype)
+            found = make(ops.MUL, (found, scale))
+        return spread(found, vector)
 
     def _reduced_loops(
         self, s: Stage, serial: list[Node], values: Values, full: frozenset, update: _Inside
@@ -390,7 +450,7 @@ class _Lowering:
         return self._turns(
             s, serial[0], values, full,
             lambda v, f: self._with_copies(
-                serial[0], v, self._reduced_loops(s, serial[1:], v, f, update)),
+                serial[0], v, f, lambda: self._reduced_loops(s, serial[1:], v, f, update)),
         )  # fmt: skip
 
     # --- threads of a group ---
@@ -431,13 +491,19 @@ class _Lowering:
             out += [If(first, [store]) if isinstance(first, Node) else store, Barrier()]
         return sym.less(lane, 1), own
 
-    def _with_copies(self, loop: Node, values: Values, body: list[Statement]) -> list[Statement]:
-        """One turn of a reduced loop, after the copies that are made in it."""
+    def _with_copies(
+        self, loop: Node, values: Values, full: frozenset, body: Callable[[], list[Statement]]
+    ) -> list[Statement]:
+        """One turn of a reduced loop, after the stages that are computed in it."""
         made: list[Statement] = []
-        for name, (outside, own) in (self.plan.inside or {}).items():
+        plan = self.plan
+        axis = plan.owner(loop)
+        for s in self.kernel.stages:
+            outside, own = (plan.inside or {}).get(s.name, (None, loop))
             if outside is loop:
-                made += self._stage(self.stages[name], {own: values.get(loop, loop)})
-        return [*made, *body, Barrier()] if made and self.plan.group else made + body
+                whole = full | {plan.owner(own)} if axis in full else full
+                made += self._stage(s, {own: values.get(loop, loop)}, whole)
+        return [*made, *body(), Barrier()] if made and plan.group else made + body()
 
     def _accumulate(
         self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None
@@ -514,6 +580,8 @@ class _Lowering:
         value = _wide(value, width) if not value.shape else value
         if s.name in self.arrays:
             slot = self._slot(s.name, tuple(axes[a] for a in s.axes), values)
+            if s.name in self.carried and s.name in self.waiting:
+                out.append(self._decay(s, value, slot, vector))
             out.append(Store(s.name, spread(sym.as_node(slot), vector), value))
         if s.argument is not None:
             index = sym.replace(s.position, axes)
@@ -529,6 +597,15 @@ class _Lowering:
             out.append(Store(s.argument, spread(sym.as_node(index), vector), value, guard,
                              s.name in plan.nontemporal))  # fmt: skip
         return out
+
+    def _decay(self, s: Stage, value: Node, slot: Dim, vector: Node | None) -> Statement:
+        """By how much what was summed under the maximum so far is too large under the next."""
+        if vector is not None:
+            raise ScheduleError(f"stage {s.name}: lanes of a maximum that sums are scaled for")
+        at_row = sym.as_node(slot)
+        before = make(ops.LOAD, (at_row,), s.name, s.dtype)
+        difference = make(ops.ADD, (before, make(ops.MUL, (value, const(-1, s.dtype)))))
+        return Store(f"{s.name}.decay", at_row, expand_all((make(ops.EXP, (difference,)),))[0])
 
     # --- scatter-add ---
 

@@ -42,7 +42,8 @@ class Plan:
     nontemporal: frozenset[str] = frozenset()
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
     ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
-    inside: dict[str, tuple[Node, Node]] | None = None  # copy -> its reader's loop, and its own
+    inside: dict[str, tuple[Node, Node]] | None = None  # stage -> its reader's loop, and its own
+    decays: dict[str, str] | None = None  # sum -> the maximum which it is scaled for as that grows
     lines: tuple[str, ...] = ()  # the directives that made it: they make it again
 
     def owner(self, loop: Node) -> Node:

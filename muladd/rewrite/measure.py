@@ -1,7 +1,8 @@
 """Why rewriting ends: every rule makes this measure of the tree it stands at the root of smaller.
 
 The measure is a pair, compared left to right: the sum of the weights below over all nodes (as a
-tree, so that what is shared counts as often as it is read), then how many constants stand on the
+tree, so that what is shared counts as often as it is read; what a reduction reads counts twice, for
+there is more of it), then how many constants stand on the
 left of a commutative operation. Replacing a part of a tree by something smaller makes the whole
 smaller, and pairs of natural numbers do not fall for ever.
 """
@@ -26,6 +27,7 @@ def measure(root: Node) -> tuple[int, int]:
         total = weight(node.op)
         lefts = int(node.op in COMMUTATIVE and constant_value(node.srcs[0]) is not None)
         for s in node.srcs:
-            total, lefts = total + done[s][0], lefts + done[s][1]
+            times = 2 if node.op in (ops.SUM, ops.AMAX) else 1
+            total, lefts = total + times * done[s][0], lefts + done[s][1]
         done[node] = (total, lefts)
     return done[root]

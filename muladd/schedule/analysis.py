@@ -14,6 +14,8 @@ FAR = 1 << 30  # stands for a stride that is symbolic or irregular
 # them apart, and of lanes that stay empty.
 STRIDED, _JOINED, _ALL_STRIDED, _APART, _EMPTY = 8.0, 0.5, 4.0, 4.0, 4.0
 _LEAST_LANES = 4
+# nodes that stand for one in the end
+_WRITTEN_OUT = {ops.EXP: 49, ops.EXP2: 45, ops.LOG2: 61, ops.SIN: 97, ops.COS: 97}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def size(axes: tuple[Node, ...] | list[Node]) -> int:
     return prod(map(extent, axes))
 
 
+def operations(stage: Stage) -> int:
+    """Nodes of a stage's value, of what is not yet written out as many as it will have."""
+    return sum(_WRITTEN_OUT.get(n.op, 1) for n in toposort((stage.value,)))
+
+
 def work(stage: Stage) -> int:
     """Iterations of a stage."""
     return size((*stage.axes, *stage.reduced))
@@ -124,3 +131,16 @@ def product(kernel: Kernel, stage: Stage) -> Product | None:
 def _axes_of(kernel: Kernel, value: Node) -> set[Node]:
     """The axes an operand depends on; a read of a stage depends on what its indices name."""
     return {n for n in toposort((value,)) if n.op is ops.RANGE}
+
+
+def same_axes(kernel: Kernel, axis: Node) -> set[Node]:
+    """The axes of all stages that are one and the same: stages are read along them."""
+    found, before = {axis}, 0
+    while len(found) > before:
+        before = len(found)
+        for s in kernel.stages:
+            for r in s.reads():
+                for index, of in zip(r.srcs, kernel.stage(r.arg[0]).axes):
+                    if index in found or (of in found and index.op is ops.RANGE):
+                        found |= {index, of}
+    return found - set(kernel.shared)

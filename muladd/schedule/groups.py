@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import Node, toposort
+from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import Product, accesses, extent, product, size, stride
+from muladd.schedule.analysis import Product, accesses, extent, operations, product, size, stride
 from muladd.schedule.heuristic import collapse_all
 from muladd.schedule.primitives import step
 
@@ -37,7 +37,7 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
             if made is not None:
                 return made
     joined = sum(map(_wants_group, kernel.stages))
-    nodes = sum(len(toposort((s.value,))) for s in kernel.stages)
+    nodes = sum(map(operations, kernel.stages))
     return rows(plan) if 0 < joined <= MOST_JOINED and nodes <= MOST_NODES else plan
 
 

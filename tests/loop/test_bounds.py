@@ -10,7 +10,6 @@ import pytest
 from muladd import config
 from muladd.compile.fuse import fuse
 from muladd.compile.fuzzing import run
-from muladd.compile.kernels import expand
 from muladd.device.machine import Machine
 from muladd.errors import BoundsError, GraphError
 from muladd.ir import const, iota, make, ops, param, sym, var
@@ -28,7 +27,7 @@ MACHINE = Machine.named("avx2")
 def lowered(*outputs, scheduled=True) -> list[Lowered]:
     made = []
     for call in fuse(list(outputs)):
-        kernel = expand(call.kernel)
+        kernel = call.kernel
         made.append(lower(schedule(kernel, MACHINE) if scheduled else plain(kernel)))
     return made
 

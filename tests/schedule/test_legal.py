@@ -7,7 +7,6 @@ import pytest
 
 from muladd import Tensor, config
 from muladd.compile import compile_graph, parameters
-from muladd.compile.kernels import expand
 from muladd.compile.search.worker import Bench
 from muladd.compile.tuned import checked
 from muladd.errors import FormatError, MuladdError, ScheduleError
@@ -34,7 +33,7 @@ def kernel_of(name: str, profile: str = "fast"):
 def usual(kernel):
     from muladd.device import Machine
 
-    return heuristic.schedule(expand(kernel), Machine.named("avx2"))
+    return heuristic.schedule(kernel, Machine.named("avx2"))
 
 
 @pytest.mark.parametrize("profile", ["fast", "exact"])
@@ -42,7 +41,7 @@ def usual(kernel):
 def test_the_lines_of_a_plan_make_it_again_and_are_legal(name, profile):
     kernel = kernel_of(name, profile)
     plan = usual(kernel)
-    again = checked(expand(kernel), plan.lines)
+    again = checked(kernel, plan.lines)
     assert (again.text(), again.kernel.text()) == (plan.text(), plan.kernel.text())
 
 
@@ -56,7 +55,7 @@ def test_whatever_is_legal_computes_the_same(name, profile):
     same = 0
     for lines in itertools.islice(neighbours.near(plan), 0, None, 3):
         try:
-            checked(expand(kernel), lines)
+            checked(kernel, lines)
         except ScheduleError:
             continue
         assert bench.pairs(list(lines), 1), lines
@@ -97,11 +96,11 @@ REFUSED = [  # of softmax, s0 the maximum of each row p0
 @pytest.mark.parametrize("profile, lines, message", REFUSED, ids=lambda x: str(x)[:40])
 def test_what_could_compute_something_else_is_refused(profile, lines, message):
     with pytest.raises(ScheduleError, match=message):
-        checked(expand(kernel_of("softmax", profile)), lines)
+        checked(kernel_of("softmax", profile), lines)
 
 
 def test_a_copy_is_made_where_its_reader_turns():
-    kernel = expand(kernel_of("product"))
+    kernel = kernel_of("product")
     lines = ["copy s0 right c0", "split r0 8", "split c0.r0 8", "at c0 r0.0"]
     assert checked(kernel, tuple(lines))
     with pytest.raises(ScheduleError, match="which s0 has not"):

@@ -19,7 +19,7 @@ from muladd import device as devices
 from muladd.codegen import llvm, native
 from muladd.device import Arg, Launch
 from muladd.errors import ScheduleError
-from muladd.ir import Node, dtype, make, ops, sym
+from muladd.ir import Node, const, dtype, make, ops, sym
 from muladd.loop.kernel import Argument, Kernel, Stage, show
 from muladd.loop.lower import lower
 from muladd.loop.plan import Plan
@@ -54,6 +54,29 @@ def doubled(rows: int = 40, columns: int = 50) -> Kernel:
     stage = Stage("s3", (i, j), make(ops.ADD, (x, x)), argument=1, position=at)
     return Kernel((stage,), (i, j), (Argument(0, FLOAT, rows * columns),
                                      Argument(1, FLOAT, rows * columns, True)))  # fmt: skip
+
+
+def weighted(rows: int = 13, columns: int = 8, depth: int = 100) -> Kernel:
+    """out[i, j] = sum over k of exp(2 a[i, k] - the greatest of them) * b[k, j]."""
+    i, j, f, g = (sym.axis(*x) for x in (("p0", rows), ("f3", columns), ("f0", depth),
+                                         ("f2", depth)))  # fmt: skip
+    h, r, q = sym.axis("f4", columns), sym.axis("r1", depth), sym.axis("r3", depth)
+
+    def read(stage: str, *at: Node) -> Node:
+        return make(ops.READ, at, (stage, len(at)), FLOAT)
+
+    scores = make(ops.MUL, (load(0, sym.add(sym.mul(i, depth), f)), const(2.0, FLOAT)))
+    less = make(ops.MUL, (read("s1", i), const(-1.0, FLOAT)))
+    weight = make(ops.EXP, (make(ops.ADD, (read("s0", i, g), less)),))
+    value = make(ops.MUL, (read("s2", i, q), load(1, sym.add(sym.mul(q, columns), j))))
+    stages = (
+        Stage("s0", (i, f), scores), Stage("s1", (i,), read("s0", i, r), ops.AMAX, (r,)),
+        Stage("s2", (i, g), weight), Stage("s3", (i, j), value, ops.SUM, (q,)),
+        Stage("s4", (i, h), read("s3", i, h), argument=2, position=sym.add(sym.mul(i, columns), h)),
+    )  # fmt: skip
+    arguments = (Argument(0, FLOAT, rows * depth), Argument(1, FLOAT, depth * columns),
+                 Argument(2, FLOAT, rows * columns, True))  # fmt: skip
+    return Kernel(stages, (i,), arguments)
 
 
 def cut_out(rows: int = 40, columns: int = 50, width: int = 58) -> Kernel:
@@ -186,6 +209,15 @@ EXAMPLES = {
                            "s3 at 2:  nontemporal"),
     "ahead": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
                      "s3 at 2:  ahead p0+8"),
+    "abreast": Example(
+        weighted,
+        ("split f0 4 8", "split r1 32", "split f2 4 8", "split r3 32", "nest s3 r3.0 f3 r3.1"),
+        lambda plan: " ".join(line.split(" at ")[0] + ":" + line.split(": ")[1]
+                              for line in plan.text().splitlines() if line[0] == "s"),
+        "s0:f0.0<4 f0.1<4 f0.2<8 s1:r1.0<4 r1.1<32 s2:f2.0<4 f2.1<4 f2.2<8 "
+        "s3:r3.0<4 f3<8 r3.1<32 s4:f4<8",
+        "s0:f0.1<4 f0.2<8 s1:r1.1<32 s2:f2.1<4 f2.2<8 s3:r3.0<4 f3<8 r3.1<32 s4:f4<8",
+    ),
     "keep": Example(
         product, (), stage_texts,
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
@@ -324,6 +356,7 @@ def test_partial_results_need_a_place():
     ("nontemporal s9", "no stage 's9'"),
     ("ahead s0 p9 4", "no loop 'p9'"),
     ("ahead s0 p0 x", "cannot be applied"),
+    ("abreast s0 p0 s0", "not the outermost loop of a sum"),
     ("layout s9 p0", "no stage 's9'"),
 ])  # fmt: skip
 def test_a_directive_that_does_not_fit_says_why(line, told):

@@ -22,7 +22,6 @@ import numpy as np
 from muladd import Tensor, config
 from muladd.codegen import llvm, native
 from muladd.compile import compile_graph, parameters
-from muladd.compile.kernels import expand
 from muladd.device import Machine
 from muladd.loop.kernel import Kernel
 from muladd.loop.lower import lower
@@ -146,7 +145,7 @@ class Translated:
 
 def translated(kernel: Kernel, machine: Machine, name: str = "kernel") -> Translated:
     """The kernel as the compiler would make it on that machine."""
-    plan = heuristic.schedule(expand(kernel), machine)
+    plan = heuristic.schedule(kernel, machine)
     rendered = llvm.render(lower(plan), {}, name, machine.masked)
     text = native.assembly(rendered.source, machine)
     blob = native.compile_object(rendered.source, machine)

@@ -62,3 +62,34 @@ def test_a_derivative_of_its_derivative(causal):
         expected = torch.autograd.grad(sum((g**3).sum() for g in first), theirs)
     for a, b in zip(found, expected):
         assert largest_difference(a, b) < 1e-11
+
+
+@pytest.mark.parametrize("kind", ["full", "causal", "masked"])
+def test_long_rows_are_done_in_blocks(kind):
+    """Maxima and sums advance block by block; a mask may leave out the first blocks of a row, or
+    all of them. Nothing as large as the scores is ever in memory."""
+    length = 2900  # a band of rows is more than the caches want; and no multiple of a block
+    mine, theirs = operands("float32", (1, 1, length, 16))
+    mine[0], theirs[0] = mine[0] * 3, theirs[0] * 3
+    (*mine, weight), (*theirs, w) = mine, theirs
+    theirs = [t.requires_grad_() for t in theirs]
+    ours: dict = {"is_causal": kind == "causal"}
+    other: dict = dict(ours)
+    if kind == "masked":
+        rng = np.random.default_rng(1)
+        mask = rng.random((length, length)) > 0.3
+        mask[: length // 2, :1500] = False
+        mask[7] = False
+        ours["attn_mask"], other["attn_mask"] = Tensor(mask), torch.tensor(mask)
+
+    def loss(q, k, v):
+        return (q.scaled_dot_product_attention(k, v, **ours) * weight).sum()
+
+    value = mine[0].scaled_dot_product_attention(*mine[1:], **ours)
+    assert all(k.scratch < 1 << 21 for k in value.kernels())
+    expected = torch.nn.functional.scaled_dot_product_attention(*theirs, **other)
+    expected = torch.nan_to_num(expected)
+    assert largest_difference(value, expected.detach()) < 1e-5
+    found = muladd.grad(loss, argnums=(0, 1, 2))(*mine)
+    for a, b in zip(found, torch.autograd.grad((expected * w).sum(), theirs)):
+        assert largest_difference(a, torch.nan_to_num(b)) < 1e-5

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from muladd.compile import backends, tuned
-from muladd.compile.kernels import expand
 from muladd.compile.search.process import Worker
 from muladd.device import Device
 from muladd.errors import FormatError, ScheduleError
@@ -80,7 +79,7 @@ class _Search:
         self, kernel: Kernel, device: Device, width: int, worker: Worker, end: float,
         seconds: float, clock: Callable[[], float], told: Callable[[Progress], object],
     ) -> None:  # fmt: skip
-        self.kernel, self.device, self.width, self.worker = expand(kernel), device, width, worker
+        self.kernel, self.device, self.width, self.worker = kernel, device, width, worker
         self.backend = backends.of(device)
         self.usual = self.backend.schedule(self.kernel)
         self.nothing = tuned.Tuned(codec.encode(kernel), tuned.place_of(device), self.usual.lines,
@@ -183,13 +182,13 @@ def adopted(given: tuned.Tuned, device: Device, worker: Worker) -> tuned.Tuned |
     if given.schedule is None or not can_search(kernel, device):
         return None
     try:
-        written, expanded = codec.encode(kernel), expand(kernel)
-        usual = backends.of(device).schedule(expanded)
+        written = codec.encode(kernel)
+        usual = backends.of(device).schedule(kernel)
     except Exception as error:  # a kernel that no graph gives may break any assumption
         raise FormatError(f"tuned schedule: of a kernel that cannot be: {error}") from None
     if worker.begin(written, usual.lines) is None:
         return None
-    ratio = verdict(expanded, given.schedule, usual, worker)
+    ratio = verdict(kernel, given.schedule, usual, worker)
     if ratio is None:
         return None
     return replace(given, kernel=written, where=tuned.place_of(device), baseline=usual.lines,
@@ -199,7 +198,7 @@ def adopted(given: tuned.Tuned, device: Device, worker: Worker) -> tuned.Tuned |
 def verdict(
     kernel: Kernel, lines: tuple[str, ...], usual: Plan, worker: Worker, limit: float = _LIMIT
 ) -> float | None:
-    """The time by the heuristic's of a schedule for an (expanded) kernel that the worker has begun;
+    """The time by the heuristic's of a schedule for a kernel that the worker has begun;
     None if it is not faster for sure. Raises ScheduleError if it is not to be trusted."""
     tuned.checked(kernel, lines, usual.group > 0)
     pairs = worker.pairs(lines, _MORE_TURNS, limit)

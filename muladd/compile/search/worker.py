@@ -24,7 +24,6 @@ import numpy as np
 
 from muladd import device as devices
 from muladd.compile import backends
-from muladd.compile.kernels import expand
 from muladd.device import Arg, Executable, Launch, Repeat
 from muladd.errors import MuladdError
 from muladd.ir import DType, dtype
@@ -47,7 +46,7 @@ class Bench:
     """A kernel on random data, its heuristic plan as the baseline."""
 
     def __init__(self, kernel: Kernel, device: str, baseline: list[str]) -> None:
-        self.kernel, self.device = expand(kernel), devices.get(device)
+        self.kernel, self.device = kernel, devices.get(device)
         self.backend = backends.of(self.device)
         random = np.random.default_rng(0)
         self.buffers = []

@@ -78,6 +78,16 @@ def _sum_of_repeated(m: Match) -> Node | None:
     return make(ops.MUL, (source, factor))
 
 
+def _widened(m: Match) -> Node | None:
+    """The reduction of EXPAND's source, expanded: it repeats, but only along axes that stay."""
+    source, wide = m.x, m.root.srcs[0]
+    added = wide.ndim - source.ndim
+    axes = tuple(a - added for a in m.root.arg)
+    if any(a < 0 or not ops.equal_dims(source.shape[a], wide.shape[a + added]) for a in axes):
+        return None
+    return make(ops.EXPAND, (make(m.root.op, (source,), axes),), m.root.shape)
+
+
 def _inner_read_once(m: Match) -> bool:
     return not m.shared(m.inner)
 
@@ -110,6 +120,9 @@ RULES = (
          exact=True),
     Rule("sum_of_repeated_float", op(ops.SUM, op(ops.EXPAND, x), kinds="f"), _sum_of_repeated),
     Rule("amax_of_repeated", op(ops.AMAX, op(ops.EXPAND, x)), _repeated, exact=True),
+    Rule("sum_of_widened", op(ops.SUM, op(ops.EXPAND, x), kinds=INTEGERS), _widened, exact=True),
+    Rule("sum_of_widened_float", op(ops.SUM, op(ops.EXPAND, x), kinds="f"), _widened),
+    Rule("amax_of_widened", op(ops.AMAX, op(ops.EXPAND, x)), _widened, exact=True),
     Rule("sum_sum", _nested(ops.SUM, INTEGERS), _merged, _inner_read_once, exact=True),
     Rule("sum_sum_float", _nested(ops.SUM, "f"), _merged, _inner_read_once),
     Rule("amax_amax", _nested(ops.AMAX, "biu"), _merged, _inner_read_once, exact=True),

@@ -13,17 +13,30 @@ out and c.2 in vectors:
         for c.0 r.2                  the next product
           ...
 
-What lies between the products is one band high and stays in the cache.
+What lies between the products is one band high and stays in the cache. Where a band is so long
+that it does not, nor do the operands of its products, the stages along it run abreast, a block of
+b.1 by b.2 by b.3 at a time, inside the loop of the last sum over it:
+
+    grid others r.0
+      for r.1
+        for b.0                      blocks
+          for b.1 r.2                a block of a product
+            for k  r.3 b.2 b.3
+          for r.2 r.3                what stands between
+          for c.0 r.2                the sum goes on
+            for b.1.2.3  r.3 c.1 c.2
+        for r.2 r.3                  what is done with the sum
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from muladd.device.machine import Machine
+from muladd.errors import ScheduleError
 from muladd.ir import Node, ops, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import Product, extent, size
+from muladd.schedule.analysis import Product, extent, same_axes, size
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.operands import (
     MANY_ROWS,
@@ -37,6 +50,7 @@ from muladd.schedule.recipes.operands import (
 from muladd.schedule.recipes.rows import along, stream
 
 _LEAST_ROWS = 4  # fewer are no tile
+_LONG_BAND, _BLOCK = 96, 128  # rows of a band, and of what is along it, where that is long
 _BAND = 2  # tiles in a band: more share a panel, but must all stay in the cache
 
 
@@ -56,6 +70,13 @@ class _Link:
 
 def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     """Every stage for a band of rows at a time; products use register tiles of it."""
+    try:
+        return _bands(plan, machine, found, True)
+    except ScheduleError:  # something along a long band is wanted as a whole
+        return _bands(plan, machine, found, False)
+
+
+def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> Plan | None:
     kernel = plan.kernel
     row = next((a for a in reversed(kernel.shared)
                 if all(a in (*p.rows, *p.columns) for p in found)), None)  # fmt: skip
@@ -72,16 +93,27 @@ def bands(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
     bands_in_all = -(-rows // (t.rows * high))
     parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
     plan, panels = _copies(plan, links, row)
+    leaders = _leaders(plan.kernel, machine, links, high * t.rows) if blocks else []
+    if leaders:
+        high = max(1, min(_LONG_BAND // t.rows, -(-rows // t.rows)))
+        bands_in_all = -(-rows // (t.rows * high))
+        parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
     R, names = row.arg.name, [a.arg.name for a in others]
     plan = step(plan, f"split {R} {-(-bands_in_all // parts)} {high} {t.rows}")
     plan = step(plan, " ".join(["outer", *names, f"{R}.0", f"{R}.1"]))
     plan = step(plan, f"parallel {len(names) + 1}")
+    done = {*panels, *(link.name for link in links)}
+    blocked: set[str] = set()
+    for leader in leaders:
+        plan, more = _abreast(plan, machine, links, leader, R, t)
+        blocked |= more
     for link in links:
-        plan = _tiles(plan, machine, link, R, t)
+        if link.name not in blocked:
+            plan = _tiles(plan, machine, link, R, t)
+    done |= blocked
     for name, column in panels.items():
         plan = step(plan, f"at {name} {len(names) + 1}")
         plan = _pack_lanes(plan, machine, plan.kernel.stage(name), column)
-    done = {*panels, *(link.name for link in links)}
     for s in plan.kernel.stages:
         if s.name not in done:
             plan = along(plan, machine, s)
@@ -131,6 +163,82 @@ def _tiles(plan: Plan, machine: Machine, link: _Link, R: str, t: Tile) -> Plan:
                                 f"{R}.3", f"{C}.1", f"{C}.2"]))  # fmt: skip
     plan = step(plan, f"unroll {name} {R}.3 {C}.1")
     return step(plan, f"vector {name} {C}.2")
+
+
+def _leaders(kernel: Kernel, machine: Machine, links: list[_Link], band: int) -> list[_Link]:
+    """The last sums over axes so long that a band of them takes much of the second cache."""
+    names = [s.name for s in kernel.stages]
+    found: list[_Link] = []
+    covered: set[Node] = set()
+    for link in sorted(links, key=lambda x: -names.index(x.name)):
+        reduced = [a for a in link.product.stage.reduced if extent(a) > 1]
+        if kernel.exact or len(reduced) != 1 or reduced[0] in covered:
+            continue
+        same = same_axes(kernel, reduced[0])
+        item = link.product.stage.accumulator.itemsize
+        long = band * extent(reduced[0]) * item > machine.l2 // 4
+        if long and any(x.column in same for x in links):
+            found.append(link)
+            covered |= same
+    return found
+
+
+def _abreast(
+    plan: Plan, machine: Machine, links: list[_Link], leader: _Link, R: str, t: Tile
+) -> tuple[Plan, set[str]]:
+    """The stages along the leader's sum, in blocks; gives those that are done."""
+    (axis,) = (a for a in leader.product.stage.reduced if extent(a) > 1)
+    same = same_axes(plan.kernel, axis)
+    columns = {x.name: x for x in links}
+    kept = [x for x in links if same.intersection(x.product.stage.reduced)]
+    for x in kept:
+        stage = x.product.stage
+        if stage.argument is not None or stage.accumulator is not stage.dtype:
+            plan = step(plan, f"keep {x.name} {x.name}.out")
+    group = [s for s in plan.kernel.stages if s.name != leader.name
+             and same.intersection((*s.axes, *s.reduced)) and not _is_copy(s, links)]  # fmt: skip
+    lanes, vectors = machine.lanes(leader.product.stage.accumulator.itemsize), t.vectors
+    block = max(1, _BLOCK // (vectors * lanes)) * vectors * lanes
+    loops = {}
+    for s in (*group, plan.kernel.stage(leader.name)):
+        (own,) = (a for a in (*s.axes, *s.reduced) if a in same)
+        name, summed = own.arg.name, s.name in columns and own in s.reduced
+        inner = f"{block}" if summed else f"{block // (vectors * lanes)} {vectors} {lanes}"
+        plan = step(plan, f"split {name} {inner}")
+        loops[s.name] = name
+    head = f"{loops[leader.name]}.0"
+    plan = step(plan, f"abreast {leader.name} {head} {' '.join(s.name for s in group)}")
+    for s in (*group, plan.kernel.stage(leader.name)):
+        b, link = loops[s.name], columns.get(s.name)
+        if link is None:
+            order = [f"{R}.2", f"{R}.3", f"{b}.1", f"{b}.2", f"{b}.3"]
+            unroll, vector = f"{b}.2", f"{b}.3"
+        elif link.column in same:
+            reduced = reduced_names(plan, s.name).split()
+            order = [f"{b}.1", f"{R}.2", *reduced, f"{R}.3", f"{b}.2", f"{b}.3"]
+            unroll, vector = f"{R}.3 {b}.2", f"{b}.3"
+        else:
+            C, wide = link.column.arg.name, tile(machine, s, t.rows, extent(link.column))
+            across = max(1, min(t.vectors, -(-extent(link.column) // wide.lanes)))
+            plan = step(plan, f"split {C} {across} {wide.lanes}")
+            first = [head] if s.name == leader.name else []
+            order = [*first, f"{C}.0", f"{R}.2", f"{b}.1", f"{R}.3", f"{C}.1", f"{C}.2"]
+            unroll, vector = f"{R}.3 {C}.1", f"{C}.2"
+        plan = step(plan, f"nest {s.name} {' '.join(order)}")
+        plan = step(plan, f"unroll {s.name} {unroll}")
+        plan = step(plan, f"vector {s.name} {vector}")
+    outs = [s for s in plan.kernel.stages if s.name in {f"{x.name}.out" for x in kept}]
+    for s in outs:
+        C = columns[s.name.removesuffix(".out")].column.arg.name
+        plan = step(plan, f"nest {s.name} {R}.2 {R}.3 {C}.0 {C}.1 {C}.2")
+        plan = step(plan, f"unroll {s.name} {C}.1")
+        plan = step(plan, f"vector {s.name} {C}.2")
+    return plan, {*loops, *(s.name for s in outs)}
+
+
+def _is_copy(s: Stage, links: list[_Link]) -> bool:
+    """Whether a stage is an operand laid out anew, which is not made a block at a time."""
+    return s.name[0] in "ca" and all(s.name != x.name for x in links)
 
 
 def _computed(operand: Node) -> bool:

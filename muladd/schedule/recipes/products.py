@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
-from muladd.ir import ops, toposort
+from muladd.ir import ops
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import Product, extent, product, size, work
+from muladd.schedule.analysis import Product, extent, operations, product, size, work
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
@@ -140,7 +140,7 @@ def _panels(
             own = [x.arg.name for x in plan.nests[other.name]
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {' '.join(own)} {J}.2 {J}.3")
-            if len(toposort((other.value,))) <= _LIGHT:  # several at once would fill the registers
+            if operations(other) <= _LIGHT:  # several at once would fill the registers
                 plan = step(plan, f"unroll {other.name} {J}.2")
     for other in plan.kernel.stages:
         if other.name != "c1":
