@@ -17,6 +17,7 @@ _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, op
 _KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
+_TURNED_COST = 12  # the same for values that are used in two orders of their elements
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
 _CAP = 1 << 16
 _MOST_MAPS = 24  # arrays, and ways of reading them, in one expression
@@ -36,6 +37,7 @@ class Cut:
                 self.chosen.update(s for s in n.srcs if not (is_buffer(s) or is_empty(s)))
         self._forward()
         self._repeated()
+        self._turned()
         self._shared()
         self._mixed()
         self.stages = [n for n in self.order if n in self.chosen]
@@ -108,6 +110,20 @@ class Cut:
             limit = _REPEAT_COST if self._reads(s) else _LOADLESS_COST
             if self.cost[s] >= limit:
                 self.chosen.add(s)
+
+    def _turned(self) -> None:
+        """Values that meet themselves in another order, as in a sorting network: each such meeting
+        would double what is written out."""
+        for n in self.order:
+            if not n.op.elementwise or len(n.srcs) < 2:
+                continue
+            found: dict[Node, Node] = {}
+            for s in n.srcs:
+                b = _below_movement(s)
+                if found.setdefault(b, s) is s or b in self.chosen or not b.op.elementwise:
+                    continue
+                if self.cost[b] >= _TURNED_COST:
+                    self.chosen.add(b)
 
     def _reads(self, node: Node) -> bool:
         """Whether any array is read below (loads are not counted through an EXPAND)."""

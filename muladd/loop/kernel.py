@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from muladd.ir import Dim, DType, Node, Op, Var, dtype, make, ops, substitute, sym, toposort
 from muladd.ir.node import variables
+from muladd.ir.polynomial import memo_of
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,16 @@ class Stage:
 
     def reads(self) -> list[Node]:
         """The READ nodes of the value, sources first."""
-        return [n for n in toposort((self.value,)) if n.op is ops.READ]
+        return self._found(ops.READ)
 
     def loads(self) -> list[Node]:
-        return [n for n in toposort((self.value,)) if n.op is ops.LOAD]
+        return self._found(ops.LOAD)
+
+    def _found(self, op: Op) -> list[Node]:
+        memo = memo_of(self.value)
+        if op.name not in memo:
+            memo[op.name] = tuple([n for n in toposort((self.value,)) if n.op is op])
+        return list(memo[op.name])
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,13 @@ class Kernel:
     def free_axes(self, stage: Stage) -> tuple[Node, ...]:
         """The axes of a stage that are not shared."""
         return tuple(a for a in stage.axes if a not in self.shared)
+
+    def kept(self) -> frozenset[str]:
+        """The stages whose results others read inside the kernel."""
+        if "kept" not in self._memo:
+            names = frozenset(r.arg[0] for s in self.stages for r in s.reads())
+            self._memo["kept"] = names
+        return self._memo["kept"]
 
     def variables(self) -> list[Var]:
         """The symbolic sizes this kernel depends on, sorted by name."""

@@ -155,7 +155,7 @@ class _Lowering:
         return most
 
     def _kept_inside(self, s: Stage) -> bool:
-        return any(r.arg[0] == s.name for t in self.kernel.stages for r in t.reads())
+        return s.name in self.kernel.kept()
 
     def _slot(self, name: str, indices: tuple[Dim, ...], values: Values) -> Dim:
         """Where a stage's buffer holds the element at `indices` (one for each of its axes)."""

@@ -12,7 +12,7 @@ FAR = 1 << 30  # stands for a stride that is symbolic or irregular
 # The cost of vectors along an axis: of each access whose lanes do not lie side by side, each store
 # that all lanes join in, where no access has lanes side by side, where the stage's own buffer has
 # them apart, and of lanes that stay empty.
-STRIDED, _JOINED, _ALL_STRIDED, _APART, _EMPTY = 8.0, 0.5, 4.0, 4.0, 4.0
+STRIDED, _JOINED, _ALL_STRIDED, _APART, _EMPTY = 8.0, 0.5, 4.0, 4.0, 24.0
 _LEAST_LANES = 4
 # nodes that stand for one in the end
 _WRITTEN_OUT = {ops.EXP: 49, ops.EXP2: 45, ops.LOG2: 61, ops.SIN: 97, ops.COS: 97}
@@ -92,7 +92,7 @@ def cost_of_lanes(kernel: Kernel, stage: Stage, axis: Node) -> float:
         if x.store and s == 0:
             total += _JOINED
     kept = stage.argument is None and axis in stage.axes
-    if kept and axis is not stage.axes[-1]:
+    if kept and axis is not stage.axes[-1] and axis not in kernel.shared:
         total += _APART
     if not kept and not any(abs(x.stride(axis)) == 1 for x in accesses(kernel, stage)):
         total += _ALL_STRIDED

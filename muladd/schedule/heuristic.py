@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
+from muladd.ir import Node
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan, plain
 from muladd.schedule.analysis import product, size, work
@@ -39,21 +39,26 @@ def collapse_all(kernel: Kernel) -> Plan:
     again, lines = True, []
     while again:
         again = False
-        groups = [kernel.shared]
-        for s in kernel.stages:
-            groups += [kernel.free_axes(s)]
-            if s.lanes == 1:
-                groups.append(s.reduced)
-        for axes in groups:
-            for a, b in pairwise(axes):
-                new = collapsed(kernel, a, b)
-                if new is not None:
-                    kernel, again = new, True
-                    lines.append(f"collapse {a.arg.name} {b.arg.name}")
-                    break
-            if again:
-                break
+        for number in range(-1, len(kernel.stages)):
+            for own in (True, False):
+                first = 0
+                while first + 1 < len(axes := _neighbours(kernel, number, own)):
+                    new = collapsed(kernel, axes[first], axes[first + 1])
+                    first += new is None
+                    if new is not None:
+                        kernel, again = new, True
+                        lines.append(f"collapse {axes[first].arg.name} {axes[first + 1].arg.name}")
     return replace(plain(kernel), lines=tuple(lines))
+
+
+def _neighbours(kernel: Kernel, number: int, own: bool) -> tuple[Node, ...]:
+    """The axes that may be merged: the shared ones (number -1), or a stage's own or reduced."""
+    if number < 0:
+        return kernel.shared if own else ()
+    s = kernel.stages[number]
+    if own:  # what is read inside the kernel is read by its axes
+        return () if s.name in kernel.kept() else kernel.free_axes(s)
+    return s.reduced if s.lanes == 1 else ()
 
 
 __all__ = ["ScheduleError", "collapse_all", "schedule"]

@@ -5,7 +5,6 @@ that equal keys keep their order (a stable sort) and the network is exchanges of
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from muladd.tensor import selection
 from muladd.tensor.gathering import gather
 from muladd.tensor.handle import Handle
 from muladd.tensor.mathematics import logaddexp
+from muladd.tensor.network import ascending
 from muladd.tensor.operands import check_floating, scalar_as_vector, widened
 from muladd.tensor.reduce import UNSET, ValuesIndices, chosen
 from muladd.tensor.running import doubling, later_greater, later_less, running_sum, shifted
@@ -253,25 +253,32 @@ def order(x: Node, axis: int, descending: bool) -> Node:
     keys = g.permute(sortable(x), places)
     if descending:
         keys = make(ops.XOR, (keys, g.like(keys, -1)))
-    size = 1 << max(n - 1, 0).bit_length()
     pairs = sym.mul(sym.product(x.shape), n)
     if n <= FEW or (n <= SOME and sym.is_less(pairs, FEW_PAIRS)):
         return g.permute(_ranked(keys), [places.index(i) for i in range(x.ndim)])
-    still = [(0, 0)] * (x.ndim - 1)
-    index = g.along(iota(size), x.ndim - 1, (*keys.shape[:-1], size))
-    if x.dtype.bits <= 32 or x.dtype is dt.bool_:
-        # key and position in one number: comparing numbers compares keys, then positions
-        joined = g.mul(g.cast(keys, dt.int64), 1 << 31)
-        line = g.add(g.pad(joined, [*still, (0, size - n)], (1 << 62) - 1),
-                     g.where(g.lt(index, n), index, 0))  # fmt: skip
-        (found,) = _network([line], size, lambda a, b: g.lt(a[0], b[0]))
-        result = make(ops.AND, (found, g.like(found, (1 << 31) - 1)))
+    if keys.dtype.bits > 32 and x.dtype.bits > 32:
+        # by the lower half of the bits, then stably by the upper one
+        low = g.sub(make(ops.AND, (keys, g.like(keys, (1 << 32) - 1))), 1 << 31)
+        first = _places(low)
+        second = _places(gather(g.div(keys, 1 << 32), x.ndim - 1, first))
+        result = gather(first, x.ndim - 1, second)
     else:
-        line = g.pad(g.cast(keys, dt.int64), [*still, (0, size - n)], dt.int64.max)
-        result = _network([line, index], size, _less_pair)[1]
-    result = g.cut(result, x.ndim - 1, 0, n)
-    back = [places.index(i) for i in range(x.ndim)]
-    return g.permute(result, back)
+        result = _places(g.cast(keys, dt.int64))
+    return g.permute(result, [places.index(i) for i in range(x.ndim)])
+
+
+def _places(keys: Node) -> Node:
+    """The indices (int64) that sort keys of 32 bits, in int64, along the last axis, stably.
+
+    Key and position are joined in one number: comparing numbers compares keys, then positions.
+    """
+    n: Any = keys.shape[-1]
+    last = keys.ndim - 1
+    size = 1 << max(n - 1, 0).bit_length()
+    joined = g.add(g.mul(keys, 1 << 31), g.along(iota(n), last, keys.shape))
+    line = g.pad(joined, [*[(0, 0)] * last, (0, size - n)], (1 << 62) - 1)
+    found = g.cut(ascending(line), last, 0, n)
+    return make(ops.AND, (found, g.like(found, (1 << 31) - 1)))
 
 
 def best(x: Node, axis: int, k: int, greatest: bool) -> Node:
@@ -302,47 +309,3 @@ def _ranked(keys: Node) -> Node:
     wide = g.expand(g.unsqueeze(place, k + 1), shape)
     element = g.along(iota(n), k, shape)
     return g.selected(g.eq(wide, g.along(iota(n), k + 1, shape)), element, k)
-
-
-def _less_pair(a: list[Node], b: list[Node]) -> Node:
-    """Key, then position."""
-    first = g.lt(a[0], b[0])
-    return g.either(first, g.both(g.eq(a[0], b[0]), g.lt(a[1], b[1])))
-
-
-Less = Callable[[list[Node], list[Node]], Node]
-
-
-def _network(lines: list[Node], size: int, less: Less) -> list[Node]:
-    """Batcher's bitonic network in the form whose comparators all point one way: each merge first
-    compares mirror images, then halves."""
-    width = 2
-    while width <= size:
-        lines = _exchange(lines, width, less, mirrored=True)
-        step = width // 2
-        while step > 1:
-            lines = _exchange(lines, step, less, mirrored=False)
-            step //= 2
-        width *= 2
-    return lines
-
-
-def _exchange(lines: list[Node], width: int, less: Less, mirrored: bool) -> list[Node]:
-    """Within each block of `width`: element i and its partner in the other half, in order."""
-    shape = lines[0].shape
-    size: Any = shape[-1]
-    half = width // 2
-    k = len(shape)
-    blocks = [g.reshape(v, (*shape[:-1], size // width, 2, half)) for v in lines]
-    low = [g.cut(v, k, 0, 1) for v in blocks]
-    high = [g.cut(v, k, 1, 1) for v in blocks]
-    if mirrored:
-        high = [g.flip(v, k + 1) for v in high]
-    keep = less(low, high)
-    out = []
-    for a, b in zip(low, high):
-        first, second = g.where(keep, a, b), g.where(keep, b, a)
-        if mirrored:
-            second = g.flip(second, k + 1)
-        out.append(g.reshape(g.concatenate([first, second], k), shape))
-    return out

@@ -39,7 +39,7 @@ def collapsed(kernel: Kernel, a: Node, b: Node, loads: bool = True) -> Kernel | 
         together = all(x in s.axes for x in (a, b)) or all(x in s.reduced for x in (a, b))
         if not all(here) or not together or not _adjacent(s.axes, s.reduced, a, b):
             return None
-        if a not in kernel.shared and a in s.axes and _read(kernel, s.name):
+        if a not in kernel.shared and a in s.axes and s.name in kernel.kept():
             return None
         value = reaxis(s.value, axes, {})
         position = reindex(s.position, axes)
@@ -60,10 +60,6 @@ def _adjacent(axes: tuple, reduced: tuple, a: Node, b: Node) -> bool:
         if a in xs:
             return xs.index(b) == xs.index(a) + 1
     return False
-
-
-def _read(kernel: Kernel, name: str) -> bool:
-    return any(r.arg[0] == name for s in kernel.stages for r in s.reads())
 
 
 def _splits(value: Node, whole: Node) -> bool:

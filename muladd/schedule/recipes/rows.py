@@ -120,10 +120,24 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
         vector, unroll = f"{name}.2", f"{name}.1"
     for s in plan.kernel.stages:
         nest = [x.arg.name for x in plan.nests[s.name]]
-        order = [x for x in nest if x not in (vector, unroll)] + [unroll, vector]
+        pairs = _pairs(plan.kernel, s)
+        order = [x for x in nest if x not in (vector, unroll, *pairs)] + [*pairs, unroll, vector]
         plan = step(plan, f"nest {s.name} {' '.join(order)}")
+        if pairs:
+            plan = step(plan, f"unroll {s.name} {' '.join(pairs)}")
+        if kernel.free_axes(s) and s.name in plan.kernel.kept():
+            reduced = {x.loop.arg.name for a in s.reduced for x in plan.leaves[a]}
+            first = [x for x in nest if x not in (vector, unroll) and x not in reduced]
+            plan = step(plan, f"layout {s.name} {' '.join([*first, unroll, vector])}")
     plan = step(plan, f"unroll {unroll}")
     return step(plan, f"vector {vector}")
+
+
+def _pairs(kernel: Kernel, stage: Stage) -> list[str]:
+    """A stage's own axes of two that it also reads in reverse: both turns need the same pair."""
+    turned = {a for a in kernel.free_axes(stage) if extent(a) == 2
+              for x in accesses(kernel, stage) if x.stride(a) < 0}  # fmt: skip
+    return [a.arg.name for a in stage.axes if a in turned]
 
 
 def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
@@ -218,7 +232,7 @@ def stream(plan: Plan, machine: Machine) -> Plan:
         if s.argument is None or s.scatter:
             continue
         large = size(s.axes) * s.dtype.itemsize >= machine.stream
-        again = any(r.arg[0] == s.name for t in kernel.stages for r in t.reads())
+        again = s.name in kernel.kept()
         count = kernel.arguments[s.argument].size
         whole = isinstance(count, int) and count % WHOLE == 0
         if large and whole and not again and s.dtype.bits >= 32:
