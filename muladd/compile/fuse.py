@@ -197,6 +197,8 @@ def _worth(
         any(map(_is_window, p.drafts)) or _kept(p, c, points, home)
     ):
         return False
+    if c.points() > points and any(map(_reuses, c.drafts)) and _is_light(p, c):
+        return False  # a product keeps its axes rather than compute a few numbers on the way
     rows = {d: _extent([a for a in d.axes if all(s[d] is not a for s in shared)]) for d in drafts}
     for d, row in rows.items():
         if row > _ROW:

@@ -46,29 +46,30 @@ def windows(
 def _windows(x: Node, axis: int, place: int, taps: int, step: int, dilation: int) -> Node:
     """One axis: the taps become a new axis at `place` (before `axis`)."""
     n = x.shape[axis]
-    order = [i for i in range(x.ndim) if i != axis] + [axis]
-    line = g.permute(x, order)
-    lead = line.shape[:-1]
+    lead, tail = x.shape[:axis], x.shape[axis + 1 :]
     if taps == 1:
         count = (n - 1) // step + 1  # type: ignore[operator]
-        rows = g.reshape(g.cut(line, line.ndim - 1, 0, count, step), (*lead, 1, count))
+        rows = g.reshape(g.cut(x, axis, 0, count, step), (*lead, 1, count, *tail))
     elif step == taps and dilation == 1:  # windows side by side: rows of a matrix
         count = window_count(n, taps, step, dilation)  # type: ignore[arg-type]
-        whole = g.cut(line, line.ndim - 1, 0, count * taps)
-        rows = g.reshape(whole, (*lead, count, taps))
-        rows = g.permute(rows, (*range(len(lead)), len(lead) + 1, len(lead)))
+        rows = g.reshape(g.cut(x, axis, 0, count * taps), (*lead, count, taps, *tail))
+        rows = g.permute(rows, _moved(rows.ndim, axis + 1, axis))
     else:
         count = window_count(n, taps, step, dilation)  # type: ignore[arg-type]
-        copies = g.expand(g.reshape(line, (*lead, 1, n)), (*lead, taps, n))
-        flat = g.reshape(copies, (*lead, taps * n))  # type: ignore[operator]
-        padded = g.pad(flat, [(0, 0)] * len(lead) + [(0, taps * dilation)])
-        rows = g.reshape(padded, (*lead, taps, n + dilation))  # type: ignore[operator]
-        rows = g.cut(rows, len(lead) + 1, 0, count, step)
-    # axes now: lead without `axis`, taps, windows
-    back = list(range(len(lead)))
-    back.insert(axis, len(lead) + 1)
-    back.insert(place, len(lead))
-    return g.permute(rows, back)
+        copies = g.expand(g.reshape(x, (*lead, 1, n, *tail)), (*lead, taps, n, *tail))
+        flat = g.reshape(copies, (*lead, taps * n, *tail))  # type: ignore[operator]
+        still, ends = [(0, 0)] * len(lead), [(0, 0)] * len(tail)
+        padded = g.pad(flat, [*still, (0, taps * dilation), *ends])
+        rows = g.reshape(padded, (*lead, taps, n + dilation, *tail))  # type: ignore[operator]
+        rows = g.cut(rows, axis + 1, 0, count, step)
+    return g.permute(rows, _moved(rows.ndim, axis, place))  # from (lead, taps, windows, tail)
+
+
+def _moved(rank: int, old: int, new: int) -> list[int]:
+    """The order of axes in which the one at `old` is at `new`."""
+    order = list(range(rank))
+    order.insert(new, order.pop(old))
+    return order
 
 
 def pad_or_cut(x: Node, pads: Sequence[tuple[int, int]], value: Any = 0) -> Node:

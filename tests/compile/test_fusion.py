@@ -7,7 +7,7 @@ import pytest
 import muladd
 from muladd import Tensor
 from muladd.compile import compile_graph, parameters
-from muladd.schedule.analysis import size
+from muladd.schedule.analysis import size, stride
 from muladd.tensor import backend
 
 
@@ -63,6 +63,23 @@ def test_a_convolution_and_the_channels_product_after_it_are_two_kernels() -> No
     assert len(kernels(x.conv2d(w, padding=1).relu().conv2d(across))) == 2
     apart = given(16, 1, 3, 3)
     assert len(kernels(x.conv2d(apart, padding=1, groups=16).relu().conv2d(across))) == 2
+
+
+def test_a_product_keeps_its_axes_rather_than_compute_what_all_of_them_need() -> None:
+    """1 / sqrt(variance) of each channel would leave the product the channels' axis only."""
+    x, w, var = given(1, 512, 7, 7), given(512, 512, 1, 1), given(512).abs()
+    y = x.conv2d(w) * (var + 1e-5).rsqrt().reshape(512, 1, 1)
+    main = max(kernels(y), key=lambda k: max(size(s.axes) for s in k.kernel.stages))
+    assert size(main.kernel.shared) == 512 * 7 * 7
+
+
+def test_images_between_convolutions_lie_as_their_axes_do() -> None:
+    """Windows of one tap start with no movement that a stride would make the order of memory."""
+    x, w = given(1, 32, 14, 14), given(32, 32, 1, 1)
+    first, _ = kernels(x.conv2d(w).conv2d(w, stride=2).relu())
+    at = first.kernel.stages[-1].position
+    strides = [stride(at, a) for a in first.kernel.shared]
+    assert strides == sorted(strides, reverse=True) and strides[-1] == 1
 
 
 def test_products_of_which_the_first_is_kept_are_two_kernels() -> None:

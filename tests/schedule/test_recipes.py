@@ -12,17 +12,22 @@ from muladd.loop.plan import Plan
 from muladd.schedule import heuristic
 
 
-def product(n: int, d: dtype.DType, summed: dtype.DType | None = None) -> Kernel:
-    """A product of n x n matrices, converted before it is summed if asked for."""
-    i, j, k = (sym.axis(name, n) for name in ("p0", "p1", "r0"))
+def product(
+    n: int, d: dtype.DType, summed: dtype.DType | None = None, columns: int | None = None
+) -> Kernel:
+    """A product of n x n matrices, converted before it is summed if asked for; the right one and
+    the result may have fewer columns."""
+    m = n if columns is None else columns
+    i, j, k = sym.axis("p0", n), sym.axis("p1", m), sym.axis("r0", n)
     left = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(i, n), k)),), 0, d)
-    right = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(k, n), j)),), 1, d)
+    right = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(k, m), j)),), 1, d)
     if summed is not None:
         left, right = (make(ops.CAST, (x,), None, summed) for x in (left, right))
     stage = Stage("s0", (i, j), make(ops.MUL, (left, right)), ops.SUM, (k,), 2,
-                  sym.add(sym.mul(i, n), j), contracted=True)  # fmt: skip
-    kinds = (d, d, stage.dtype)
-    arguments = tuple(Argument(x, kind, n * n, written=x == 2) for x, kind in enumerate(kinds))
+                  sym.add(sym.mul(i, m), j), contracted=True)  # fmt: skip
+    sizes = ((d, n * n), (d, n * m), (stage.dtype, n * m))
+    arguments = tuple(Argument(x, kind, size, written=x == 2)
+                      for x, (kind, size) in enumerate(sizes))  # fmt: skip
     return Kernel((stage,), (i, j), arguments)
 
 
@@ -41,6 +46,16 @@ def test_a_tile_is_made_of_whole_vectors_and_stays_in_registers(kind, d):
     lanes, results = side_by_side(heuristic.schedule(product(512, d), machine))
     assert lanes * d.bits == machine.vector_bits
     assert results * d.bits < machine.vector_bits * machine.vector_registers
+
+
+def test_rows_a_page_apart_do_not_push_each_other_out_of_the_first_cache():
+    """49 columns are seven vectors, of which a tile of one wastes least: it has many rows."""
+    rows = {}
+    for n in (1000, 1024, 2048):
+        plan = heuristic.schedule(product(n, dtype.float32, columns=49), Machine.named("avx2"))
+        s = plan.kernel.stage("s0")
+        rows[n] = next(x.arg.extent for x in plan.nests["s0"] if plan.unrolls(s, x))
+    assert rows[1000] > 8 and max(rows[1024], rows[2048]) <= 6
 
 
 def test_panels_of_columns_take_half_of_the_second_cache():

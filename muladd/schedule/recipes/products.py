@@ -31,6 +31,7 @@ from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.images import is_masked, merged, taps_first
 from muladd.schedule.recipes.operands import (
     MANY_ROWS,
+    MOST_TILE_ROWS,
     Sides,
     Tile,
     merge_reduced,
@@ -38,6 +39,7 @@ from muladd.schedule.recipes.operands import (
     own_names,
     pack,
     reduced_names,
+    rows_at_once,
     sides_of,
     tile,
 )
@@ -85,7 +87,8 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     along_rows = _lies_along_rows(kernel, p, sides)
     packed_rows = rows >= _ROWS_OF_A_COPY and columns >= _COLUMNS_OF_A_COPY and (
         along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
-    t = tile(machine, p.stage, rows, columns, along_rows and packed_rows)
+    most = MOST_TILE_ROWS if packed_rows else rows_at_once(machine, kernel, sides)
+    t = tile(machine, p.stage, rows, columns, along_rows and packed_rows, most)
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
     if packed_rows:
