@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import warnings
 import weakref
 from collections.abc import Callable
@@ -73,7 +74,7 @@ class Jitted:
         self._programs: dict[Any, list[Trace]] = {}  # empty: the signature was seen once
         self._methods: dict[int, tuple[Any, Jitted]] = {}
         self._last: Trace | None = None  # replayed without a further look, where
-        self._kind: Any = None  # its one argument is of this kind
+        self._kind: Any = None  # its arguments, all of them tensors, are of this kind
         self._warned = False
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -97,8 +98,9 @@ class Jitted:
         if backend.frame.get() is not None:
             return self._as_part(args, kwargs)
         last = self._last
-        if last is not None and len(args) == 1 and not kwargs:
-            if _kind(args[0]) == self._kind and last.holds(args):
+        if last is not None and not kwargs:
+            kind = _kind(args[0]) if len(args) == 1 else _kinds(args)
+            if kind == self._kind and last.holds(args):
                 return last.run_quickly(args)
         return self._call(args, kwargs)
 
@@ -168,9 +170,9 @@ class Jitted:
             )
         self.traces += 1
         kept[:] = [*kept[-_MOST_TRACES + 1 :], trace]
-        if trace.quick and not self.symbolic and len(args) == 1 and not kwargs and leaves \
-                and args[0] is leaves[0]:  # fmt: skip
-            self._kind = _kind(args[0])
+        if trace.quick and not self.symbolic and not kwargs and len(args) == len(leaves) > 0 \
+                and all(map(operator.is_, args, leaves)):  # fmt: skip
+            self._kind = _kind(args[0]) if len(args) == 1 else _kinds(args)
             self._last = None if self._kind is None else trace
         return trace
 
@@ -239,6 +241,21 @@ def _kind(t: Any) -> tuple | None:
         return None
     return (raw.shape, raw.dtype, t.device, t._leaf, grad_enabled(), config._overrides.get(),
             ambient and _around())  # fmt: skip
+
+
+def _kinds(tensors: tuple) -> tuple | None:
+    """The same of several arguments; None also where one tensor is given twice."""
+    found: list[Any] = []
+    for t in tensors:
+        if type(t) is not Tensor or t._origin is not None:
+            return None
+        raw = t._raw
+        if raw.op is not _INPUT or raw.arg.buffer is None:
+            return None
+        found += (raw.shape, raw.dtype, t.device, t._leaf)
+    if len(set(map(id, tensors))) < len(tensors):
+        return None
+    return (*found, grad_enabled(), config._overrides.get(), ambient and _around())
 
 
 def _has_history(t: Any) -> bool:

@@ -151,3 +151,23 @@ class Streaming:
 def test_a_function_that_returns_before_it_has_run_is_refused(transform, function):
     with pytest.raises(TraceError, match="returns before it has run"):
         transform(function)
+
+
+def test_several_tensors_are_looked_at_each_time():
+    """The quick way of calls whose arguments are all tensors tells other shapes, types, views, the
+    same tensor twice, and leaves of differentiation apart."""
+    f = jit(lambda a, b: a * 2 + b)
+    a, b = Tensor([1.0, 2.0]), Tensor([10.0, 20.0])
+    wide, whole = Tensor([[1.0, 2.0], [3.0, 4.0]]), Tensor([1, 2])
+    row = Tensor([[5.0, 6.0], [7.0, 8.0]])
+    for _ in range(3):
+        for x, y in ((a, b), (b, a), (a, a), (a, b), (wide, b), (whole, b), (row[1], b), (a, b)):
+            expected = x.numpy() * 2 + y.numpy()
+            np.testing.assert_array_equal(f(x, y).numpy(), expected)
+            np.testing.assert_array_equal(f(x, y).numpy(), expected)
+    leaf = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(GradientError, match="jitted"):
+        f(leaf, b).sum().backward()
+    first, second = f(a, b), f(b, a)  # a result stays what it was
+    np.testing.assert_array_equal(first.numpy(), a.numpy() * 2 + b.numpy())
+    np.testing.assert_array_equal(second.numpy(), b.numpy() * 2 + a.numpy())

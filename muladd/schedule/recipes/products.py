@@ -164,8 +164,14 @@ def _counts(
     fitting = machine.l2 // 2 // max(panel, 1)
     if "c1" in copies:
         fitting = max(fitting, _LEAST_PANELS)
-    panels = max(1, min(-(-columns // t.columns), fitting, _MOST_PANELS))
-    groups = -(-columns // (t.columns * panels)) * batch
+    in_all = -(-columns // t.columns)
+    panels = max(1, min(in_all, fitting, _MOST_PANELS))
+    groups = -(-in_all // panels) * batch
+    if "c0" in copies and groups < machine.cores <= in_all * batch:  # none need copy what others do
+        panels = -(-in_all // -(-machine.cores // batch))
+        groups = -(-in_all // panels) * batch
+        if groups == machine.cores and in_all * batch % groups == 0:
+            return panels, -(-rows // t.rows)
     most = max(machine.cores, rows // _ROWS_OF_A_PACK) if "c0" in copies else rows
     parts = max(1, min(machine.chunks // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
     return panels, -(-rows // (t.rows * parts))
