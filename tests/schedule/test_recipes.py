@@ -1,6 +1,7 @@
 """Recipes: what they derive from the machine."""
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -56,6 +57,21 @@ def test_rows_a_page_apart_do_not_push_each_other_out_of_the_first_cache():
         s = plan.kernel.stage("s0")
         rows[n] = next(x.arg.extent for x in plan.nests["s0"] if plan.unrolls(s, x))
     assert rows[1000] > 8 and max(rows[1024], rows[2048]) <= 6
+
+
+def test_columns_a_page_apart_that_lie_along_the_terms_are_copied_a_vector_of_each():
+    for n, turned in ((768, False), (1024, True), (3072, True)):
+        kernel = product(n, dtype.float32)
+        (stage,) = kernel.stages
+        left, right = stage.value.srcs
+        (_, j), (k,) = stage.axes, stage.reduced
+        index = sym.as_node(sym.add(sym.mul(j, n), k))
+        value = make(ops.MUL, (left, make(ops.LOAD, (index,), 1, dtype.float32)))
+        plan = heuristic.schedule(
+            replace(kernel, stages=(replace(stage, value=value),)), Machine.named("avx2")
+        )
+        last = plan.owner(plan.nests["c0"][-1])
+        assert (last in plan.kernel.stage("c0").axes and last is not j) == turned
 
 
 def test_panels_of_columns_take_half_of_the_second_cache():

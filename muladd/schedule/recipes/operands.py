@@ -90,9 +90,23 @@ def rows_at_once(machine: Machine, kernel: Kernel, sides: Sides) -> int:
     apart = moves(kernel, sides.broadcast, sides.row)
     if apart in (0, FAR):
         return MOST_TILE_ROWS
-    sets = _PAGE // gcd(apart * sides.broadcast.dtype.itemsize, _PAGE)  # that the rows fall into
     ways = machine.l1 // _PAGE
-    return min(MOST_TILE_ROWS, max(ways * 3 // 4, 1) + 2 * (sets - 1))
+    return min(MOST_TILE_ROWS, max(ways * 3 // 4, 1) + 2 * (_sets(apart, sides.broadcast) - 1))
+
+
+def columns_at_once(machine: Machine, kernel: Kernel, p: Product, sides: Sides) -> int:
+    """How many columns of the other side a copy may walk abreast, where they lie along the terms:
+    each turn reads one element of each, and their lines must still be there for the next turn."""
+    terms = [a for a in p.stage.reduced if moves(kernel, sides.vector, a)]
+    apart = moves(kernel, sides.vector, sides.column)
+    if len(terms) != 1 or moves(kernel, sides.vector, terms[0]) != 1 or apart in (0, FAR):
+        return FAR
+    return machine.l1 // _PAGE * _sets(apart, sides.vector)
+
+
+def _sets(apart: int, operand: Node) -> int:
+    """Into how many groups of the first cache's sets lines fall that are so many elements apart."""
+    return _PAGE // gcd(apart * operand.dtype.itemsize, _PAGE)
 
 
 def _ratio(n: int, by: int) -> float:

@@ -34,6 +34,7 @@ from muladd.schedule.recipes.operands import (
     MOST_TILE_ROWS,
     Sides,
     Tile,
+    columns_at_once,
     merge_reduced,
     moves,
     own_names,
@@ -122,12 +123,11 @@ def _panels(
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0", f"{I}.1"]))
     plan = step(plan, f"parallel {len(names) + 2}")
     plan = _tile(plan, s, I, J)
+    turned = False
     if "c0" in copies:
-        order = " ".join(x for x in (f"{J}.1", own_names(plan, "c0"), f"{J}.2 {J}.3") if x)
         plan = step(plan, f"at c0 {len(names) + 2}")
-        plan = step(plan, f"layout c0 {order}")
-        plan = step(plan, f"nest c0 {J}.1 {taps_first(plan, 'c0')} {J}.2 {J}.3")
-        plan = step(plan, f"unroll c0 {J}.2")
+        turned = columns_at_once(machine, plan.kernel, p, sides) < t.columns
+        plan = _turned(plan, J, t.lanes) if turned else _packed(plan, J)
     if "c1" in copies and not along_rows:
         plan = along(plan, machine, plan.kernel.stage("c1"))
     elif "c1" in copies:
@@ -146,9 +146,26 @@ def _panels(
             if operations(other) <= _LIGHT:  # several at once would fill the registers
                 plan = step(plan, f"unroll {other.name} {J}.2")
     for other in plan.kernel.stages:
-        if other.name != "c1":
+        if other.name != "c1" and not (turned and other.name == "c0"):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
+
+
+def _packed(plan: Plan, J: str) -> Plan:
+    """Panels of columns, row by row."""
+    order = " ".join(x for x in (f"{J}.1", own_names(plan, "c0"), f"{J}.2 {J}.3") if x)
+    plan = step(plan, f"layout c0 {order}")
+    plan = step(plan, f"nest c0 {J}.1 {taps_first(plan, 'c0')} {J}.2 {J}.3")
+    return step(plan, f"unroll c0 {J}.2")
+
+
+def _turned(plan: Plan, J: str, lanes: int) -> Plan:
+    """The same panels, from columns that lie along the terms: a vector of terms of each column."""
+    own = own_names(plan, "c0")
+    plan = step(plan, f"split {own} {lanes}")
+    plan = step(plan, f"layout c0 {J}.1 {own}.0 {own}.1 {J}.2 {J}.3")
+    plan = step(plan, f"nest c0 {J}.1 {own}.0 {J}.2 {J}.3 {own}.1")
+    return step(plan, f"vector c0 {own}.1")
 
 
 def _counts(
