@@ -1,6 +1,8 @@
-"""Language models from files: tokenizers and chat templates (architectures and serving follow)."""
+"""Language models from files: load one, complete texts, hold conversations."""
 from __future__ import annotations
 
+from muladd.llm.generate import LanguageModel, Piece, load
+from muladd.llm.sampling import Sampling
 from muladd.llm.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer"]
+__all__ = ["LanguageModel", "Piece", "Sampling", "Tokenizer", "load"]

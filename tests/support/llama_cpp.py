@@ -30,7 +30,7 @@ def write_model(path, metadata):
 
 
 @contextmanager
-def llama_cpp(path):
+def llama_cpp(path, context=64):
     """`with llama_cpp(path) as ask: ask("/tokenize", {...})`: llama.cpp's server, in this process.
 
     The test is skipped where the package is missing.
@@ -38,7 +38,7 @@ def llama_cpp(path):
     package = pytest.importorskip("xllamacpp")
     settings = package.CommonParams()
     settings.model.path = str(path)
-    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = 64, 1, 0
+    settings.n_ctx, settings.n_parallel, settings.n_gpu_layers = context, 1, 0
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
     settings.warmup, settings.fit_params, settings.verbosity = False, False, -1
     settings.hostnames, settings.port = ["127.0.0.1"], 0

@@ -1,0 +1,261 @@
+"""A language model at hand: load a file, complete texts, hold conversations."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muladd.errors import ArgumentError, FormatError, IndexingError
+from muladd.llm import sources
+from muladd.llm.model import PAGE, Cache, Config, Decoder
+from muladd.llm.sampling import Sampler, Sampling, log_softmax
+from muladd.llm.template import Message
+from muladd.llm.tokenizer import Tokenizer
+from muladd.tensor import Tensor
+from muladd.tensor.handle import no_grad
+from muladd.tensor.jit import jit
+
+ROOM = 4096  # positions a conversation has, where the model was trained for as many
+_STEPS = 8  # so many tokens are run one by one rather than as a page
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token of an answer and the text that is certain by now ('' inside of a character, or where
+    a stop string may have begun). The last piece says why it is the last: `finish` is stop or
+    length. `logprob` is the natural logarithm of the token's probability by the model itself,
+    before any sampling setting; `top` the likeliest (id, logprob)."""
+
+    text: str
+    token: int | None = None
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    finish: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class LanguageModel:
+    """A decoder, its tokenizer, and the keys and values of what it read last.
+
+    What a new prompt has in common with the text before is not computed again. One thread at a
+    time; iterators may be mixed.
+    """
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer | None = None, cache: str = "float32"
+    ) -> None:
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.context = decoder.room
+        self._cache = Cache(decoder.config, decoder.room, cache)
+        self._keep = jit(self._cache.keep)
+        self._held: list[int] = []  # the ids whose keys and values are there
+        self._count = np.arange(self._cache.room, dtype=np.int32)
+
+    @property
+    def config(self) -> Config:
+        """Its sizes."""
+        return self.decoder.config
+
+    # --- ids to logits ---------------------------------------------------------------------------
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits of the token after each of the ids: float32 (len(ids), vocabulary)."""
+        ids = self._checked(ids)
+        self._held = []
+        rows = []
+        for start in range(0, len(ids), PAGE):
+            count = len(ids[start : start + PAGE])
+            rows.append(self._page(ids[start : start + PAGE], start, range(PAGE))[:count])
+        return np.concatenate(rows)
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits of the token after the ids: float32 (vocabulary,)."""
+        return self._next(self._checked(ids))
+
+    def _next(self, ids: list[int]) -> np.ndarray:
+        at = min(_common(self._held, ids), len(ids) - 1)
+        if len(ids) - at > _STEPS or at // PAGE != len(self._held) // PAGE:
+            at -= at % PAGE  # a page is run as a whole: its first tokens are computed again
+        del self._held[at:]
+        logits = None
+        while at < len(ids):
+            left = min(len(ids), at - at % PAGE + PAGE) - at
+            if at % PAGE or left <= _STEPS:
+                logits = self._one(ids[at], at)
+                at += 1
+            else:
+                logits = self._page(ids[at : at + PAGE], at, [left - 1])
+                at += left
+        assert logits is not None
+        return logits[0]
+
+    def _one(self, token: int, at: int) -> np.ndarray:
+        start = at - at % PAGE
+        return self._run([token], start, [at % PAGE, 0], [token])
+
+    def _page(self, some: list[int], start: int, rows: Sequence[int]) -> np.ndarray:
+        return self._run([*some, *[0] * (PAGE - len(some))], start, [0, *rows], some)
+
+    def _run(self, ids: list[int], start: int, at: list[int], new: list[int]) -> np.ndarray:
+        given = Tensor(np.array(ids, np.int32))
+        where = Tensor(np.array([start, *at], np.int32))
+        past = Tensor(self._count[: max(start, 1)])
+        with no_grad():
+            logits = self.decoder.step(given, past, where, self._cache).numpy()
+            if (len(self._held) + len(new)) % PAGE == 0:
+                self._keep(Tensor(np.array([start], np.int32)))
+            self._held += new  # last: whoever interrupts finds what is held to be there
+        return logits
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        found = [int(i) for i in ids]
+        if not found:
+            raise ArgumentError("generate: the prompt is empty; give at least one token")
+        if len(found) > self.context:
+            raise ArgumentError(
+                f"generate: the prompt has {len(found)} tokens and there is room for "
+                f"{self.context}; shorten it, or load the model with a larger context"
+            )
+        count = self.decoder.embedding.shape[0]
+        if wrong := [i for i in found if not 0 <= i < count]:
+            raise IndexingError(f"generate: {wrong[0]} is no id; expected 0 to {count - 1}")
+        return found
+
+    # --- text ------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: str | Sequence[int], *, max_tokens: int | None = None,
+        stop: str | Sequence[str] = (), logprobs: int = 0, **sampling: Any,
+    ) -> Iterator[Piece]:  # fmt: skip
+        """The continuation of a prompt, a Piece for each token, as they come.
+
+        It ends after `max_tokens` or where the context is full (finish = length), at a token by
+        which the model ends its texts, or before one of the `stop` strings (finish = stop).
+        `sampling` are the fields of `Sampling`. Each piece tells the `logprobs` likeliest tokens.
+        Raises ArgumentError for settings that are none, an empty prompt or one longer than the
+        context, IndexingError for ids that are none: at the call, not at the first piece.
+        """
+        sampler = Sampler(_sampling(sampling))
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in stops):
+            raise ArgumentError(f"generate: stop is {stop!r:.60}; expected texts, none empty")
+        for name, value, least in (("max_tokens", max_tokens, 1), ("logprobs", logprobs, 0)):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ArgumentError(f"generate: {name} is {value!r:.40}; expected a whole number "
+                                    f"from {least} on")  # fmt: skip
+        ids = self._checked(self._encoded(prompt) if isinstance(prompt, str) else prompt)
+        return self._generated(ids, max_tokens, stops, logprobs, sampler)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
+        """The answer to a conversation, as `generate` gives it. Raises also what the tokenizer's
+        `chat` does."""
+        return self.generate(self._tokens().chat(messages), **options)
+
+    def complete(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """All text that `generate` gives."""
+        return "".join(piece.text for piece in self.generate(prompt, **options))
+
+    def _generated(
+        self, ids: list[int], most: int | None, stops: tuple[str, ...], logprobs: int,
+        sampler: Sampler,
+    ) -> Iterator[Piece]:  # fmt: skip
+        stream = None if self.tokenizer is None else self.tokenizer.stream()
+        ends = frozenset() if self.tokenizer is None else self.tokenizer.stops
+        held, first = "", len(ids)  # text that may be the beginning of a stop string
+        while True:
+            logits = self._next(ids)
+            token = sampler.choose(logits, ids)
+            chances = log_softmax(logits)
+            top = _likeliest(chances, logprobs)
+            chance = float(chances[token])
+            if token in ends:
+                yield Piece(held + (stream.end() if stream else ""), token, chance, top, "stop")
+                return
+            ids.append(token)
+            full = len(ids) - first == most or len(ids) >= self.context
+            if stream is not None:
+                held += stream.put(token) + (stream.end() if full else "")
+            found = [at for at in (held.find(s) for s in stops) if at >= 0]
+            if found:
+                yield Piece(held[: min(found)], token, chance, top, "stop")
+                return
+            keep = 0 if full else _beginning(held, stops)
+            text, held = held[: len(held) - keep], held[len(held) - keep :]
+            yield Piece(text, token, chance, top, "length" if full else None)
+            if full:
+                return
+
+    def _encoded(self, prompt: str) -> list[int]:
+        ids = self._tokens().encode(prompt)
+        if not prompt and not ids:
+            raise ArgumentError("generate: the prompt is empty; give some text")
+        return ids
+
+    def _tokens(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ArgumentError("generate: this model came without a tokenizer; give ids")
+        return self.tokenizer
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (f"LanguageModel({c.architecture}, {c.layers} layers of width {c.width}, "
+                f"context {self.context})")  # fmt: skip
+
+
+def load(
+    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32"
+) -> LanguageModel:
+    """The model in a GGUF file, or in a folder with config.json and safetensors.
+
+    `context` is how many tokens a conversation may have (default: as many as the model was trained
+    for, at most 4096); `cache` the dtype of keys and values, float32 or float16. Raises FormatError
+    for an architecture that is not known and for weights that are missing or do not fit, and what
+    the readers of these formats raise; ArgumentError for a context that the model has not.
+    """
+    if cache not in ("float32", "float16", "bfloat16"):
+        raise ArgumentError(f"load: cache is {cache!r:.40}; expected float32, float16 or bfloat16")
+    if Path(path).is_dir():
+        raise FormatError(f"load: {os.fspath(path)} is a folder; expected a GGUF file")
+    config, tensors, file = sources.from_gguf(path)
+    room = min(config.context, ROOM) if context is None else context
+    if not isinstance(room, int) or not 1 <= room <= config.context:
+        raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "
+                            f"{config.context} tokens")  # fmt: skip
+    return LanguageModel(Decoder(config, tensors, room), Tokenizer.from_gguf(file), cache)
+
+
+def _sampling(given: dict[str, Any]) -> Sampling:
+    known = Sampling.__dataclass_fields__
+    if unknown := given.keys() - known.keys():
+        raise ArgumentError(f"generate: {min(unknown)!r} is no setting; expected max_tokens, stop, "
+                            f"logprobs, {', '.join(known)}")  # fmt: skip
+    return Sampling(**given)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many ids two texts begin with alike."""
+    if b[: len(a)] == a:
+        return len(a)
+    return next(i for i, (x, y) in enumerate(zip([*a, -1], [*b, -2])) if x != y)
+
+
+def _beginning(text: str, stops: tuple[str, ...]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    longest = max((len(s) - 1 for s in stops), default=0)
+    for n in range(min(longest, len(text)), 0, -1):
+        if any(s.startswith(text[-n:]) for s in stops):
+            return n
+    return 0
+
+
+def _likeliest(chances: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
+    if not count:
+        return ()
+    order = np.argsort(-chances, kind="stable")[:count]
+    return tuple((int(i), float(chances[i])) for i in order)

@@ -1,0 +1,362 @@
+"""The family of decoder models: one graph for llama, qwen, gemma, phi, gpt2, olmo and their kin.
+
+What tells one architecture from another is a row of `FAMILIES`; what tells two sizes apart, a
+`Config`. Weights have the names of GGUF files (`blk.3.attn_q.weight`), wherever they come from.
+
+A step takes n tokens and leaves their keys and values in the *page*, a small array of the newest
+PAGE positions. A full page is appended to the long cache, which a step only reads: so a token costs
+no pass over all the room there is. The length of what is read is a symbolic size, and so two
+programs (PAGE tokens of a prompt, one token of an answer) serve conversations of any length.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from muladd.errors import FormatError
+from muladd.llm.weights import Matrix, Stored, matrix, vector
+from muladd.tensor import Tensor
+from muladd.tensor.jit import jit
+
+PAGE = 64  # positions: what a prompt is cut into, and what the long cache grows by
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an architecture differs from llama."""
+
+    norm: str = "rms"  # or layer
+    norm_before: bool = True  # of attention and perceptron
+    norm_after: bool = False
+    query_norms: bool = False  # queries and keys are normalised
+    biases: tuple[str, ...] = ()  # which projections must have one (others may)
+    activation: str = "silu"
+    gated: bool = True
+    learned_positions: bool = False  # added to embeddings, in place of rotation
+    embedding_root: bool = False  # embeddings are multiplied by the root of the width
+    halves: bool = True  # GGUF: rotation pairs i with i + half, not 2i with 2i + 1
+
+
+_QKV = ("attn_q", "attn_k", "attn_v")
+_ALL = (*_QKV, "attn_output", "ffn_up", "ffn_down")
+FAMILIES: dict[str, Family] = {
+    "llama": Family(halves=False),  # mistral, mixtral and smollm too
+    "qwen2": Family(biases=_QKV),
+    "qwen2moe": Family(biases=_QKV),
+    "qwen3": Family(query_norms=True),
+    "qwen3moe": Family(query_norms=True),
+    "gemma2": Family(norm_after=True, activation="gelu_tanh", embedding_root=True),
+    "gemma3": Family(norm_after=True, query_norms=True, activation="gelu_tanh",
+                     embedding_root=True),  # fmt: skip
+    "phi3": Family(),
+    "gpt2": Family(norm="layer", biases=_ALL, activation="gelu_tanh", gated=False,
+                   learned_positions=True),  # fmt: skip
+    "olmo2": Family(norm_before=False, norm_after=True, query_norms=True),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes and constants of one model."""
+
+    architecture: str
+    layers: int
+    width: int
+    heads: int
+    key_heads: int
+    head_width: int
+    context: int  # positions that it was trained for
+    eps: float
+    rope_base: float = 10000.0
+    rope_width: int = 0  # how much of a head is rotated
+    rope_divisor: float = 1.0  # of all positions
+    rope_amplitude: float = 1.0
+    rope_local_base: float = 0.0  # of layers with a window, if another
+    halves: bool = True
+    scale: float = 0.0  # of scores; 0: one over the root of the head's width
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    window: int = 0  # how many positions windowed layers see
+    windowed: tuple[bool, ...] = ()
+    experts: int = 0
+    experts_used: int = 0
+    experts_normalized: bool = True  # the weights of those used add up to 1
+
+    @property
+    def family(self) -> Family:
+        """The row of its architecture. Raises FormatError for one that is not known."""
+        if self.architecture not in FAMILIES:
+            raise FormatError(f"model: the architecture {self.architecture!r} is not known; "
+                              f"expected one of {', '.join(FAMILIES)}")  # fmt: skip
+        return FAMILIES[self.architecture]
+
+
+class Cache:
+    """Keys and values of one conversation: per layer a long array and the newest page.
+
+    Arrays are (key heads, positions, head width). `room` is a whole number of pages.
+    """
+
+    def __init__(self, config: Config, room: int, dtype: str = "float32") -> None:
+        self.room = -(-room // PAGE) * PAGE
+
+        def zeros(count: int) -> Tensor:
+            shape = (config.key_heads, count, config.head_width)
+            return Tensor(np.zeros(shape, np.float32), dtype=dtype)
+
+        def arrays(count: int) -> list[tuple[Tensor, Tensor]]:
+            return [(zeros(count), zeros(count)) for _ in range(config.layers)]
+
+        self.long, self.page = arrays(self.room), arrays(PAGE)
+
+    def keep(self, start: Tensor) -> None:
+        """Append the page, whose first position is start (int32, (1,)), to the long arrays."""
+        places = start + Tensor.arange(PAGE, dtype="int32")
+        for long, page in zip(self.long, self.page):
+            for whole, new in zip(long, page):
+                whole[:, places] = new
+
+
+class Decoder:
+    """A model that gives the next token's logits. Raises FormatError for weights that do not fit.
+
+    `tensors` maps names to stored weights; they are read once, here.
+    """
+
+    def __init__(self, config: Config, tensors: Mapping[str, Stored], room: int) -> None:
+        self.config, self.family, self.room = config, config.family, room
+        self._check(tensors)
+        self.embedding = matrix(tensors["token_embd.weight"])
+        tied = "output.weight" not in tensors
+        self.output = self.embedding if tied else matrix(tensors["output.weight"])
+        self.vectors: dict[str, Tensor] = {}
+        self.matrices: dict[str, Matrix] = {}
+        for name, stored in tensors.items():
+            if name in ("token_embd.weight", "output.weight"):
+                continue
+            if len(stored.shape) == 1:
+                self.vectors[name] = vector(stored)
+            else:
+                self.matrices[name] = matrix(stored)
+        self.turns = [self._turns(False), self._turns(True)]
+        self.step = jit(self._step, symbolic={"past": {0: ("past", 1, max(2, room))}})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights in memory."""
+        output = 0 if self.output is self.embedding else self.output.nbytes
+        return self.embedding.nbytes + output + sum(m.nbytes for m in self.matrices.values())
+
+    # --- what a file must have -------------------------------------------------------------------
+
+    def _wanted(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights without which it is not this model."""
+        c, f = self.config, self.family
+        inner, keys = c.heads * c.head_width, c.key_heads * c.head_width
+        found: dict[str, tuple[int, ...]] = {"output_norm.weight": (c.width,)}
+        matrices = {"attn_q": (inner, c.width), "attn_k": (keys, c.width),
+                    "attn_v": (keys, c.width), "attn_output": (c.width, inner)}  # fmt: skip
+        norms = ["attn_norm", "ffn_norm"] if f.norm_before else []
+        norms += ["post_attention_norm", "post_ffw_norm"] if f.norm_after else []
+        for i in range(c.layers):
+            found |= {f"blk.{i}.{name}.weight": shape for name, shape in matrices.items()}
+            found |= {f"blk.{i}.{name}.weight": (c.width,) for name in norms}
+            found |= {f"blk.{i}.{name}.bias": () for name in f.biases}
+            both = ("attn_q_norm", "attn_k_norm") if f.query_norms else ()
+            found |= {f"blk.{i}.{name}.weight": () for name in both}
+            names = ["ffn_up", "ffn_down", *(["ffn_gate"] if f.gated else [])]
+            if c.experts:
+                names = [*(f"{name}_exps" for name in names), "ffn_gate_inp"]
+            found |= {f"blk.{i}.{name}.weight": () for name in names}
+        if f.learned_positions:
+            found["position_embd.weight"] = ()
+        return found
+
+    def _check(self, tensors: Mapping[str, Stored]) -> None:
+        """() in the list of what is wanted stands for any shape."""
+        wanted = {"token_embd.weight": (), **self._wanted()}
+        missing = [name for name in wanted if name not in tensors]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing; "
+                              "the file is not whole, or is of another architecture")  # fmt: skip
+        for name, shape in wanted.items():
+            if shape and tensors[name].shape != shape:
+                raise FormatError(f"model: {self.config.architecture}: {name} has the shape "
+                                  f"{list(tensors[name].shape)}; its sizes ask for "
+                                  f"{list(shape)}")  # fmt: skip
+
+    def _turns(self, local: bool) -> tuple[Tensor, Tensor]:
+        """cos and sin by position: two tables (room, rotated pairs). Su et al., 2021."""
+        c = self.config
+        base = c.rope_local_base if local and c.rope_local_base else c.rope_base
+        width = c.rope_width or c.head_width
+        frequency = base ** -(np.arange(0, width, 2, dtype=np.float64) / width)
+        if not (local and c.rope_local_base):
+            frequency = frequency / c.rope_divisor
+            if "rope_freqs.weight" in self.vectors:  # llama 3 and longrope
+                frequency = frequency / self.vectors["rope_freqs.weight"].numpy()
+        angle = np.arange(self.room + PAGE)[:, None] * frequency
+        tables = (np.cos(angle) * c.rope_amplitude, np.sin(angle) * c.rope_amplitude)
+        return tuple(Tensor(t.astype(np.float32)) for t in tables)  # type: ignore[return-value]
+
+    # --- the graph -------------------------------------------------------------------------------
+
+    def _step(self, ids: Tensor, past: Tensor, at: Tensor, cache: Cache) -> Tensor:
+        """Logits (rows wanted, vocabulary) after n tokens.
+
+        ids (n,) int32; past (s,) is 0 to s - 1, at least one, though it counts only below the
+        page's first position; at[0] is that position, at[1] where in the page the tokens go, and
+        at[2:] are the rows wanted. n is PAGE (then at[1] is 0) or 1.
+        """
+        n = ids.shape[0]
+        here = at[1:2] + Tensor.arange(n, dtype="int32")  # places in the page
+        positions = at[0:1] + here
+        x = self.embedding.rows(ids)
+        if self.family.learned_positions:
+            x = x + self.matrices["position_embd.weight"].rows(positions)
+        if self.family.embedding_root:
+            x = x * math.sqrt(self.config.width)
+        newest = at[0:1] + Tensor.arange(PAGE, dtype="int32")
+        masks = [self._masks(positions, past, newest, at[0:1], local) for local in (False, True)]
+        turns = [[t[positions] for t in tables] for tables in self.turns]
+        for i in range(self.config.layers):
+            local = bool(self.config.windowed) and self.config.windowed[i]
+            seen = self._normed(x, f"blk.{i}.attn_norm") if self.family.norm_before else x
+            y = self._attention(i, seen, turns[local], masks[local], here, cache)
+            x = x + (self._normed(y, f"blk.{i}.post_attention_norm")
+                     if self.family.norm_after else y)  # fmt: skip
+            seen = self._normed(x, f"blk.{i}.ffn_norm") if self.family.norm_before else x
+            y = self._experts(i, seen) if self.config.experts else self._perceptron(i, seen)
+            x = x + (self._normed(y, f"blk.{i}.post_ffw_norm") if self.family.norm_after else y)
+        x = self._normed(x[at[2:]], "output_norm")
+        return self._capped(self.output(x), self.config.logit_cap)
+
+    def _masks(
+        self, query: Tensor, past: Tensor, newest: Tensor, start: Tensor, local: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Which of the long cache (n, s) and of the page (n, PAGE) each query sees."""
+        query = query.unsqueeze(1)
+        masks = [(past < start).unsqueeze(0), newest.unsqueeze(0) <= query]
+        if local:
+            first = query - self.config.window
+            masks = [m & (p.unsqueeze(0) > first) for m, p in zip(masks, (past, newest))]
+        return masks[0], masks[1]
+
+    def _attention(
+        self, i: int, x: Tensor, turns: list[Tensor], masks: tuple[Tensor, Tensor], here: Tensor,
+        cache: Cache,
+    ) -> Tensor:  # fmt: skip
+        """(n, width) to (n, width); leaves its keys and values in the page."""
+        c, n = self.config, x.shape[0]
+        q, k, v = (self._projected(i, name, x) for name in _QKV)
+        if self.family.query_norms:
+            q, k = self._normed_heads(i, "attn_q", q), self._normed_heads(i, "attn_k", k)
+        q = q.reshape(n, c.heads, c.head_width).permute(1, 0, 2)
+        k, v = (t.reshape(n, c.key_heads, c.head_width).permute(1, 0, 2) for t in (k, v))
+        if not self.family.learned_positions:
+            q, k = self._turned(q, turns), self._turned(k, turns)
+        pages = []
+        for page, new in zip(cache.page[i], (k, v)):
+            if n != PAGE:
+                places = Tensor.arange(PAGE, dtype="int32").reshape(1, PAGE, 1)
+                new = (places == here.reshape(1, n, 1)).where(new, page.cast("float32"))
+            page.assign(new.cast(page.dtype))
+            pages.append(new.cast(page.dtype).cast("float32"))
+        s = masks[0].shape[1]
+        long = [t[:, :s].cast("float32") for t in cache.long[i]]
+        q = q.reshape(c.key_heads, c.heads // c.key_heads * n, c.head_width)
+        scores = [self._scores(q, keys, m) for keys, m in zip((long[0], pages[0]), masks)]
+        top = scores[0].amax(-1, keepdim=True).maximum(scores[1].amax(-1, keepdim=True))
+        weights = [(t - top).exp() for t in scores]
+        total = weights[0].sum(-1, keepdim=True) + weights[1].sum(-1, keepdim=True)
+        y = (weights[0] @ long[1] + weights[1] @ pages[1]) / total
+        y = y.reshape(c.heads, n, c.head_width).permute(1, 0, 2).reshape(n, -1)
+        return self._projected(i, "attn_output", y)
+
+    def _scores(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """Masked scores (key heads, queries of all heads that share it, positions)."""
+        c = self.config
+        scores = (q @ keys.transpose(-2, -1)) * (c.scale or 1 / math.sqrt(c.head_width))
+        scores = self._capped(scores, c.score_cap)
+        heads, rows, s = scores.shape
+        scores = scores.reshape(heads, c.heads // c.key_heads, -1, s)
+        return mask.where(scores, -math.inf).reshape(heads, rows, s)
+
+    def _turned(self, x: Tensor, turns: list[Tensor]) -> Tensor:
+        """Pairs of (heads, n, width) rotated by their positions' angles."""
+        cos, sin = turns
+        pairs = cos.shape[-1]
+        heads, n, width = x.shape
+        turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+        if self.config.halves:
+            a, b = turned[..., :pairs], turned[..., pairs:]
+            out = (a * cos - b * sin).cat(b * cos + a * sin, dim=-1)
+        else:
+            both = turned.reshape(heads, n, pairs, 2)
+            a, b = both[..., 0], both[..., 1]
+            out = (a * cos - b * sin).stack(b * cos + a * sin, dim=-1)
+            out = out.reshape(heads, n, 2 * pairs)
+        return out if width == 2 * pairs else out.cat(rest, dim=-1)
+
+    def _perceptron(self, i: int, x: Tensor) -> Tensor:
+        up = self._projected(i, "ffn_up", x)
+        if self.family.gated:
+            up = self._active(self._projected(i, "ffn_gate", x)) * up
+        else:
+            up = self._active(up)
+        return self._projected(i, "ffn_down", up)
+
+    def _experts(self, i: int, x: Tensor) -> Tensor:
+        """A mixture of perceptrons, weighted per token. Shazeer et al., 2017.
+
+        All experts run; those that are not chosen count 0.
+        """
+        c = self.config
+        chance = self.matrices[f"blk.{i}.ffn_gate_inp.weight"](x).softmax(-1)  # (n, experts)
+        best = chance.topk(c.experts_used)[0]
+        weight = (chance >= best[:, -1:]).where(chance, 0.0)
+        if c.experts_normalized:
+            weight = weight / weight.sum(-1, keepdim=True)
+        gate, up, down = (self.matrices[f"blk.{i}.ffn_{name}_exps.weight"]
+                          for name in ("gate", "up", "down"))  # fmt: skip
+        inner = self._active(gate(x)) * up(x)  # (experts, n, hidden)
+        y = (down(inner) * weight.transpose(0, 1).unsqueeze(2)).sum(0)
+        if f"blk.{i}.ffn_up_shexp.weight" in self.matrices:  # an expert that always runs
+            inner = self._active(self._projected(i, "ffn_gate_shexp", x))
+            always = self._projected(i, "ffn_down_shexp",
+                                     inner * self._projected(i, "ffn_up_shexp", x))  # fmt: skip
+            share = self.vectors.get(f"blk.{i}.ffn_gate_inp_shexp.weight")
+            y = y + (always if share is None
+                     else always * (x * share).sum(-1, keepdim=True).sigmoid())  # fmt: skip
+        return y
+
+    def _projected(self, i: int, name: str, x: Tensor) -> Tensor:
+        y = self.matrices[f"blk.{i}.{name}.weight"](x)
+        bias = self.vectors.get(f"blk.{i}.{name}.bias")
+        return y if bias is None else y + bias
+
+    def _normed(self, x: Tensor, name: str) -> Tensor:
+        weight, bias = self.vectors[f"{name}.weight"], self.vectors.get(f"{name}.bias")
+        if self.family.norm == "layer":
+            return x.layer_norm(x.shape[-1:], weight, bias, self.config.eps)
+        return x.rms_norm(x.shape[-1:], weight, self.config.eps)
+
+    def _normed_heads(self, i: int, name: str, x: Tensor) -> Tensor:
+        """Each head by itself, or all together: as wide as the weight is."""
+        width = self.vectors[f"blk.{i}.{name}_norm.weight"].shape[0]
+        y = x.reshape(x.shape[0], -1, width)
+        return self._normed(y, f"blk.{i}.{name}_norm").reshape(*x.shape)
+
+    def _active(self, x: Tensor) -> Tensor:
+        return x.silu() if self.family.activation == "silu" else x.gelu("tanh")
+
+    @staticmethod
+    def _capped(x: Tensor, cap: float) -> Tensor:
+        return (x / cap).tanh() * cap if cap else x
+
+
+__all__ = ["FAMILIES", "PAGE", "Cache", "Config", "Decoder", "Family"]

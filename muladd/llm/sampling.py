@@ -1,0 +1,95 @@
+"""Which token comes next: logits to an id, with NumPy, once per token."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from muladd.errors import ArgumentError
+
+_RANGES = {
+    "temperature": (0.0, 100.0), "top_k": (0, 1 << 31), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0), "seed": (0, 1 << 63),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. Temperature 0 takes the likeliest one.
+
+    Otherwise, in this order: logits of tokens that stand in the text already are divided by
+    `repetition_penalty` (multiplied, if negative; Keskar et al., 2019); all are divided by
+    `temperature`; the `top_k` likeliest stay (0: all); of them the likeliest that together reach
+    `top_p` (Holtzman et al., 2020); of them those at least `min_p` as likely as the likeliest
+    (Nguyen et al., 2024). `seed` None: other numbers in every run.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, (low, high) = getattr(self, field.name), _RANGES[field.name]
+            if field.name == "seed" and value is None:
+                continue
+            kinds = (int,) if field.name in ("top_k", "seed") else (int, float)
+            wrong = isinstance(value, bool) or not isinstance(value, kinds)
+            if wrong or not low <= value <= high:
+                raise ArgumentError(f"sampling: {field.name} is {value!r:.40}; expected a number "
+                                    f"from {low} to {high}")  # fmt: skip
+
+
+class Sampler:
+    """Chooses tokens for one text; its random numbers go on from token to token."""
+
+    def __init__(self, settings: Sampling) -> None:
+        self.settings = settings
+        self._random = np.random.default_rng(settings.seed)
+
+    def choose(self, logits: np.ndarray, before: Sequence[int]) -> int:
+        """The id chosen by logits (vocabulary,) after the ids before it."""
+        s = self.settings
+        if s.repetition_penalty != 1.0 and len(before):
+            logits = penalized(logits, before, s.repetition_penalty)
+        if s.temperature == 0.0:
+            return int(logits.argmax())
+        chances = self.chances(logits)
+        return int(self._random.choice(len(chances), p=chances))
+
+    def chances(self, logits: np.ndarray) -> np.ndarray:
+        """The probabilities that tokens are drawn with, float64 (vocabulary,)."""
+        s = self.settings
+        scores = logits.astype(np.float64) / s.temperature
+        if 0 < s.top_k < len(scores):
+            least = np.partition(scores, -s.top_k)[-s.top_k]
+            scores = np.where(scores >= least, scores, -np.inf)
+        chances = np.exp(scores - scores.max())
+        chances /= chances.sum()
+        if s.top_p < 1.0:
+            order = np.argsort(-chances, kind="stable")
+            before = np.cumsum(chances[order]) - chances[order]
+            out = order[before >= s.top_p]
+            chances[out[out != order[0]]] = 0.0
+        if s.min_p > 0.0:
+            chances[chances < s.min_p * chances.max()] = 0.0
+        return chances / chances.sum()
+
+
+def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.ndarray:
+    """Logits of ids that stand in the text already, made less by a penalty above 1."""
+    seen = np.unique(np.asarray(before, np.int64))
+    found = logits.copy()
+    found[seen] = np.where(found[seen] > 0, found[seen] / penalty, found[seen] * penalty)
+    return found
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural logarithms of probabilities along the last axis, float64."""
+    x = logits.astype(np.float64)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -1,0 +1,144 @@
+"""Models from files: sizes and named weights, from a GGUF file or from a folder with config.json.
+
+Both become a `Config` and weights under the names of GGUF files, one matrix each.
+"""
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from muladd.errors import FormatError
+from muladd.formats import checkpoint, gguf
+from muladd.llm.model import FAMILIES, Config
+from muladd.llm.weights import Stored, parts
+
+Source = tuple[Config, dict[str, Stored]]
+
+
+def known(architecture: str, where: str) -> str:
+    """The architecture, if there is one of that name. Raises FormatError."""
+    if architecture not in FAMILIES:
+        raise FormatError(f"{where}: the architecture {architecture!r} is not known; expected one "
+                          f"of {', '.join(FAMILIES)}")  # fmt: skip
+    return architecture
+
+
+class Facts:
+    """Metadata of one architecture, each value of the type that is wanted."""
+
+    def __init__(self, values: Mapping[str, Any], prefix: str, where: str) -> None:
+        self.values, self.prefix, self.where = values, prefix, where
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A number. Raises FormatError where there is none and no default."""
+        value = self.values.get(self.prefix + name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FormatError(f"{self.where}: {self.prefix}{name} is {value!r:.40}; expected a "
+                              "number")  # fmt: skip
+        if not math.isfinite(value):
+            raise FormatError(f"{self.where}: {self.prefix}{name} is {value}")
+        return value
+
+    def count(self, name: str, default: int | None = None) -> int:
+        """A whole number from 1 on (or the default). Raises FormatError."""
+        value = self.number(name, default)
+        if value == default:
+            return int(value)
+        if value != int(value) or not 1 <= value < 1 << 31:
+            raise FormatError(f"{self.where}: {self.prefix}{name} is {value}; expected a whole "
+                              "number from 1 on")  # fmt: skip
+        return int(value)
+
+
+def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], gguf.GGUF]:
+    """(config, weights, the file). Raises FormatError for what is not known or not whole."""
+    found = gguf.load(path)
+    where = os.fspath(path)
+    name = known(found.architecture, where)
+    facts = Facts(found.metadata, f"{name}.", where)
+    width, heads = facts.count("embedding_length"), facts.count("attention.head_count")
+    head_width = facts.count("attention.key_length", max(1, width // heads))
+    layers = facts.count("block_count")
+    scaling = found.metadata.get(f"{name}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "longrope"):
+        raise FormatError(f"{where}: rope.scaling.type is {scaling!r:.40}; expected none, linear "
+                          "or longrope")  # fmt: skip
+    config = Config(
+        architecture=name, layers=layers, width=width, heads=heads,
+        key_heads=facts.count("attention.head_count_kv", heads), head_width=head_width,
+        context=facts.count("context_length"),
+        eps=facts.number("attention.layer_norm_epsilon" if FAMILIES[name].norm == "layer"
+                         else "attention.layer_norm_rms_epsilon"),
+        rope_base=facts.number("rope.freq_base", 10000.0),
+        rope_width=facts.count("rope.dimension_count", head_width),
+        rope_divisor=facts.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
+        rope_amplitude=facts.number("rope.scaling.attn_factor", 1.0),
+        rope_local_base=10000.0 if name == "gemma3" else 0.0,
+        halves=FAMILIES[name].halves,
+        scale=_gemma_scale(name, layers, width, heads),
+        score_cap=facts.number("attn_logit_softcapping", 0.0),
+        logit_cap=facts.number("final_logit_softcapping", 0.0),
+        experts=facts.count("expert_count", 0), experts_used=facts.count("expert_used_count", 0),
+        experts_normalized=name != "qwen2moe", **_window(name, layers, facts),
+    )  # fmt: skip
+    _consistent(config, where)
+    return config, _single(dict(found.tensors), config, where), found
+
+
+def _window(name: str, layers: int, facts: Facts) -> dict[str, Any]:
+    """Every second layer of gemma 2, and five of six of gemma 3, see a window only."""
+    period = {"gemma2": 2, "gemma3": 6}.get(name)
+    if period is None:
+        return {}
+    size = facts.count("attention.sliding_window", 4096)
+    return {"window": size, "windowed": tuple((i + 1) % period != 0 for i in range(layers))}
+
+
+def _gemma_scale(name: str, layers: int, width: int, heads: int) -> float:
+    """The 27B models of gemma scale scores by the width per head, which is not the head's."""
+    large = (name, layers) in (("gemma2", 46), ("gemma3", 62))
+    return 1 / math.sqrt(width / heads) if large else 0.0
+
+
+def _consistent(c: Config, where: str) -> None:
+    if c.heads % c.key_heads:
+        raise FormatError(f"{where}: {c.heads} heads do not share {c.key_heads} heads of keys")
+    if c.rope_width % 2 or c.rope_width > c.head_width:
+        raise FormatError(f"{where}: {c.rope_width} of a head's {c.head_width} numbers are to be "
+                          "rotated; expected an even number, at most all")  # fmt: skip
+    if c.experts_used > c.experts or c.experts and not c.experts_used:
+        raise FormatError(f"{where}: {c.experts_used} experts of {c.experts} are to be used")
+    if c.layers > 4096:
+        raise FormatError(f"{where}: {c.layers} layers; expected at most 4096")
+
+
+def _single(tensors: dict[str, Stored], c: Config, where: str) -> dict[str, Stored]:
+    """Weights with what lies together taken apart: query, key and value; gate and up."""
+    keys = c.key_heads * c.head_width
+    together: dict[str, tuple[tuple[str, ...], list[int]]] = {
+        "attn_qkv": (("attn_q", "attn_k", "attn_v"), [c.heads * c.head_width, keys, keys]),
+    }  # fmt: skip
+    found: dict[str, Stored] = {}
+    for name, stored in tensors.items():
+        head, _, kind = name.rpartition(".")
+        block, _, part = head.rpartition(".")
+        names, sizes = together.get(part, ((), []))
+        if part == "ffn_up" and c.architecture == "phi3":
+            half = stored.shape[0] // 2
+            names, sizes = ("ffn_gate", "ffn_up"), [half, half]
+        if not names:
+            found[name] = stored
+            continue
+        pieces = parts(stored, sizes, f"{where}: {name}")
+        found |= {f"{block}.{n}.{kind}": piece for n, piece in zip(names, pieces)}
+    short = found.pop("rope_factors_short.weight", None)
+    found.pop("rope_factors_long.weight", None)
+    if short is not None:  # of contexts as long as those it was first trained for
+        found["rope_freqs.weight"] = short
+    return found
+
+
+__all__ = ["Facts", "Source", "checkpoint", "from_gguf", "known", "Path"]

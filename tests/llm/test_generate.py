@@ -1,0 +1,209 @@
+"""SmolLM2 says what llama.cpp says; small models show what settings, stops and caches do."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.llama_cpp import llama_cpp
+
+from muladd import llm
+from muladd.errors import ArgumentError, FormatError, IndexingError
+from muladd.formats import gguf
+from muladd.llm.generate import LanguageModel
+from muladd.llm.model import PAGE, Config, Decoder
+from muladd.llm.sampling import Sampler, Sampling, log_softmax
+from muladd.llm.sources import from_gguf
+
+PROMPT = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def write_small(path, vocabulary=96, width=32, layers=2, **other):
+    """A llama of random weights, of which nothing but ids goes in and out."""
+    chance = np.random.default_rng(0)
+    sizes = {"block_count": layers, "context_length": 512, "embedding_length": width,
+             "feed_forward_length": 64, "attention.head_count": 4, "attention.head_count_kv": 2,
+             "attention.layer_norm_rms_epsilon": 1e-5, **other}  # fmt: skip
+    shapes = {"attn_q": (width, width), "attn_k": (width // 2, width), "attn_norm": (width,),
+              "attn_v": (width // 2, width), "attn_output": (width, width), "ffn_norm": (width,),
+              "ffn_gate": (64, width), "ffn_up": (64, width), "ffn_down": (width, 64)}  # fmt: skip
+    tensors = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
+    tensors |= {f"blk.{i}.{n}.weight": s for i in range(layers) for n, s in shapes.items()}
+    head = {"general.architecture": "llama", **{f"llama.{k}": v for k, v in sizes.items()}}
+    weights = {n: chance.standard_normal(s).astype(np.float32) / 4 for n, s in tensors.items()}
+    gguf.save(path, head, weights)
+    return path
+
+
+def small_decoder(tmp_path, room=256):
+    config, tensors, _ = from_gguf(write_small(tmp_path / "small.gguf"))
+    return Decoder(config, tensors, room)
+
+
+def test_a_prompt_in_any_order_of_reading_gives_the_same_logits(tmp_path):
+    """Whole pages, single tokens, and what is kept of a text before: one and the same."""
+    decoder = small_decoder(tmp_path)
+    model = LanguageModel(decoder)
+    ids = np.random.default_rng(1).integers(0, 96, 150).tolist()
+    wanted = model.logits(ids)
+    assert wanted.shape == (150, 96)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for n in (1, 3, 63, 64, 65, 70, 128, 130, 150, 140, 20, 64, 62, 150):
+        np.testing.assert_allclose(model.next_logits(ids[:n]), wanted[n - 1], **close)
+    for n in range(60, 70):  # one by one over the end of a page
+        np.testing.assert_allclose(model.next_logits(ids[:n]), wanted[n - 1], **close)
+    changed = [*ids[:66], 5, *ids[67:]]
+    other = LanguageModel(decoder).next_logits(changed)
+    np.testing.assert_allclose(model.next_logits(changed), other, **close)
+    assert decoder.step.traces <= 2 * 2 + 1  # two caches; and all rows of a page
+
+
+def test_no_compilation_while_chatting(tmp_path):
+    decoder = small_decoder(tmp_path)
+    model = LanguageModel(decoder)
+    ids = np.random.default_rng(1).integers(0, 96, 200).tolist()
+    for n in (PAGE, PAGE + 2):
+        model.next_logits(ids[:n])
+    before = decoder.step.traces
+    for n in (10, 33, 150, 151, 160, 200, 7):
+        model.next_logits(ids[:n])
+    assert decoder.step.traces == before == 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_keys_and_values_in_16_bits_are_near(tmp_path, dtype):
+    decoder = small_decoder(tmp_path)
+    ids = np.random.default_rng(1).integers(0, 96, 100).tolist()
+    a, b = (LanguageModel(decoder, cache=d).next_logits(ids) for d in ("float32", dtype))
+    assert 0 < np.abs(a - b).max() < (0.02 if dtype == "float16" else 0.2) * np.abs(a).max()
+
+
+def test_greedy_sampled_and_penalised(tmp_path):
+    model = LanguageModel(small_decoder(tmp_path))
+    greedy = [p.token for p in model.generate([1, 2, 3], max_tokens=8)]
+    ids = [1, 2, 3]
+    for token in greedy:
+        assert token == model.next_logits(ids).argmax()
+        ids.append(token)
+
+    def drawn(**how):
+        return [p.token for p in model.generate([1, 2, 3], max_tokens=8, **how)]
+
+    assert drawn(temperature=1.0, seed=3) == drawn(temperature=1.0, seed=3)
+    assert len({tuple(drawn(temperature=3.0, seed=s)) for s in range(4)}) > 1
+    assert drawn(temperature=5.0, top_k=1) == drawn(temperature=5.0, top_p=0.0) == greedy
+    assert drawn(temperature=1.0, min_p=1.0) == greedy
+    punished = drawn(repetition_penalty=100.0)
+    assert len(set(punished)) == 8 and not {1, 2, 3} & set(punished)
+
+
+def test_probabilities_of_sampling():
+    logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
+
+    def chances(**how):
+        return Sampler(Sampling(temperature=1.0, **how)).chances(logits).round(4).tolist()
+
+    assert chances() == [0.5, 0.25, 0.15, 0.1]
+    assert chances(top_k=2) == [0.6667, 0.3333, 0, 0]
+    assert chances(top_p=0.7) == [0.6667, 0.3333, 0, 0]  # the second reaches 0.7
+    assert chances(min_p=0.25) == [0.5556, 0.2778, 0.1667, 0]
+    colder = Sampler(Sampling(temperature=0.5)).chances(logits)
+    np.testing.assert_allclose(colder[0] / colder[1], 4, rtol=1e-5)
+
+
+def test_the_context_ends(tmp_path):
+    model = LanguageModel(small_decoder(tmp_path, room=20))
+    pieces = list(model.generate(list(range(15))))
+    assert len(pieces) == 5 and [p.finish for p in pieces] == [None] * 4 + ["length"]
+    with pytest.raises(ArgumentError, match="21 tokens and there is room for 20"):
+        model.generate([1] * 21)
+
+
+MISUSE = [
+    ({"prompt": []}, ArgumentError, "prompt is empty"),
+    ({"prompt": [96]}, IndexingError, "96 is no id; expected 0 to 95"),
+    ({"prompt": [-1]}, IndexingError, "-1 is no id"),
+    ({"prompt": "hello"}, ArgumentError, "without a tokenizer"),
+    ({"temperature": -1.0}, ArgumentError, "temperature is -1.0"),
+    ({"temperature": float("nan")}, ArgumentError, "temperature is nan"),
+    ({"top_k": 0.5}, ArgumentError, "top_k is 0.5"),
+    ({"max_tokens": 0}, ArgumentError, "max_tokens is 0"),
+    ({"stop": [""]}, ArgumentError, "none empty"),
+    ({"heat": 1}, ArgumentError, "'heat' is no setting"),
+]
+
+
+@pytest.mark.parametrize("given, error, words", MISUSE)
+def test_misuse_says_what_to_do(tmp_path, given, error, words):
+    model = LanguageModel(small_decoder(tmp_path, room=20))
+    with pytest.raises(error, match=words):
+        model.generate(**{"prompt": [1], **given})
+
+
+def test_files_that_are_no_model(tmp_path):
+    path = write_small(tmp_path / "m.gguf")
+    found = gguf.load(path)
+    weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
+
+    def refused(words, metadata=None, tensors=None):
+        damaged = tmp_path / "damaged.gguf"
+        gguf.save(damaged, {**found.metadata, **(metadata or {})}, tensors or weights)
+        with pytest.raises(FormatError, match=words):
+            config, stored, _ = from_gguf(damaged)
+            Decoder(config, stored, 64)
+
+    refused("architecture 'magic' is not known", {"general.architecture": "magic"})
+    refused("3 heads of keys", {"llama.attention.head_count_kv": 3})
+    refused("block_count is 'many'", {"llama.block_count": "many"})
+    refused("rope.scaling.type is 'yarn'", {"llama.rope.scaling.type": "yarn"})
+    refused("blk.2.attn_q.weight and .* more is missing", {"llama.block_count": 3})
+    less = {n: w for n, w in weights.items() if n != "blk.1.ffn_up.weight"}
+    refused("blk.1.ffn_up.weight is missing", tensors=less)
+    refused(r"blk.0.attn_k.weight has the shape \[16, 32\]; its sizes ask for \[32, 32\]",
+            {"llama.attention.head_count_kv": 4})  # fmt: skip
+    with pytest.raises(FormatError, match="not known"):
+        _ = Config("magic", 1, 8, 1, 1, 8, 8, 1e-5).family
+
+
+# --- the real model ------------------------------------------------------------------------------
+
+
+def test_the_real_model_talks(smollm):
+    model = llm.load(smollm, context=256)
+    pieces = list(model.chat([{"role": "user", "content": "What is 2 + 2?"}], max_tokens=24))
+    text = "".join(p.text for p in pieces)
+    assert "4" in text and all(p.logprob <= 0 for p in pieces)
+    prompt = model.tokenizer.encode(PROMPT)
+    whole = model.complete(prompt, max_tokens=12)
+    cut = list(model.generate(prompt, max_tokens=12, stop=["concept", " in physics"]))
+    assert "".join(p.text for p in cut) == whole[: whole.index("concept")]
+    assert cut[-1].finish == "stop"
+    likely = list(model.generate(prompt, max_tokens=1, logprobs=3))[0]
+    chances = log_softmax(model.next_logits(prompt))
+    assert likely.top[0] == (likely.token, likely.logprob) and len(likely.top) == 3
+    np.testing.assert_allclose(likely.logprob, chances.max(), atol=1e-4)
+    with pytest.raises(ArgumentError, match="empty"):
+        model.generate("")
+    with pytest.raises(ArgumentError, match="trained for 1 to 8192"):
+        llm.load(smollm, context=9000)
+
+
+@pytest.mark.slow
+def test_the_real_model_in_float32_says_what_llama_cpp_says(smollm, tmp_path):
+    """llama.cpp gets the same weights as floats: with quantised ones it rounds activations too."""
+    found = gguf.load(smollm)
+    plain = tmp_path / "plain.gguf"
+    gguf.save(plain, found.metadata, found.tensors,
+              {n: "F32" for n, t in found.tensors.items() if len(t.shape) > 1})  # fmt: skip
+    model = llm.load(smollm, context=512)
+    for prompt in (PROMPT, "Once upon a time", "def main("):
+        ids = model.tokenizer.encode(prompt)
+        with llama_cpp(plain, context=256) as ask:
+            body = {"prompt": ids, "n_predict": 64, "temperature": 0, "n_probs": 8,
+                    "return_tokens": True}  # fmt: skip
+            answer = ask("/completion", body)
+        pieces = list(model.generate(ids, max_tokens=64, logprobs=8))
+        ended = pieces[-1].finish == "stop"
+        assert len(answer["tokens"]) == 64 or ended
+        assert [p.token for p in pieces][: len(answer["tokens"])] == answer["tokens"]
+        for piece, step in zip(pieces, answer["completion_probabilities"]):
+            theirs = [t["logprob"] for t in step["top_logprobs"]]
+            np.testing.assert_allclose([chance for _, chance in piece.top], theirs, atol=0.02)
