@@ -18,6 +18,7 @@ from muladd.codegen import Rendered
 from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
+from muladd.loop.lifetime import offsets
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -73,6 +74,7 @@ class _Renderer:
         self.bases: dict[Place, str] = {}
         self.written = {a.index for a in lowered.kernel.arguments if a.written}
         self.scratch = 0
+        self.offsets: dict[str, int] = {}
 
     # --- the function ---
 
@@ -83,6 +85,9 @@ class _Renderer:
             entry.lines.append(f"{slot} = getelementptr ptr, ptr %args, i64 {a.index}")
             entry.lines.append(f"%a{a.index} = load ptr, ptr {slot}, align 8")
             self.bases[a.index] = f"%a{a.index}"
+        far = [name for name, a in self.lowered.arrays.items()
+               if not a.lanes and a.count * a.dtype.itemsize > _STACK_BYTES]  # fmt: skip
+        self.offsets, self.scratch = offsets(self.lowered, far)
         for array in self.lowered.arrays.values():
             self.place(array)
         self.statements(self.lowered.body)
@@ -102,12 +107,11 @@ class _Renderer:
         if array.lanes:
             kind = register_type(array.dtype, array.lanes if array.lanes > 1 else 0)
             lines.append(f"{name} = alloca [{array.count} x {kind}], align 64")
-        elif array.count * array.dtype.itemsize <= _STACK_BYTES:
-            lines.append(f"{name} = alloca [{array.count} x {memory_type(array.dtype)}], align 64")
+        elif array.name in self.offsets:
+            at = self.offsets[array.name]
+            lines.append(f"{name} = getelementptr i8, ptr %scratch, i64 {at}")
         else:
-            lines.append(f"{name} = getelementptr i8, ptr %scratch, i64 {self.scratch}")
-            size = array.count * array.dtype.itemsize
-            self.scratch += size + -size % 64
+            lines.append(f"{name} = alloca [{array.count} x {memory_type(array.dtype)}], align 64")
         self.bases[array.name] = name
 
     def fresh(self) -> str:
