@@ -22,6 +22,10 @@ start here:
   muladd ops                        the whole language: one line per operation
   muladd doctor                     what this machine has, and what muladd makes of it
 
+talk to a language model:
+  muladd chat model.gguf            in the terminal; Ctrl-C stops an answer
+  muladd bench llm model.gguf       tokens per second
+
 look inside (any program that uses muladd, not only this one):
   DEBUG=2 muladd demo               a line for every kernel: time, GFLOP/s, share of the roofline
   DEBUG=3 python train.py           and the schedules; 4 adds the source, 5 the assembly
@@ -42,8 +46,9 @@ line. Exit codes: 0 done, 1 failed, 2 wrong usage.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the entry point of the installed program."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["bench"]:  # benchmarks bring their own arguments
-        return _guarded(_bench, argparse.Namespace(rest=given[1:]))
+    own = {"bench": _bench, "chat": _chat}  # which bring their own arguments
+    if given and given[0] in own:
+        return _guarded(own[given[0]], argparse.Namespace(rest=given[1:]))
     parsed = _parser().parse_args(given)
     return _guarded(parsed.run, parsed)
 
@@ -77,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
                       help="where the weights are saved (default: %(default)s)")  # fmt: skip
     demo.add_argument("--epochs", type=_positive, default=None, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
+
+    chat = _add(commands, "chat", _chat, "talk to a language model in the terminal",
+                "muladd chat model.gguf")  # fmt: skip
+    chat.add_argument("rest", nargs=argparse.REMAINDER, help="the model, and how it answers")
 
     _add(commands, "ops", _ops, "print the table of operations",
          "muladd ops\n  muladd ops --json")  # fmt: skip
@@ -126,7 +135,7 @@ def _add(commands, name, run, summary, examples):  # type: ignore[no-untyped-def
         epilog=f"examples:\n  {examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     command.set_defaults(run=run)
-    if name != "bench":
+    if name not in ("bench", "chat"):
         command.add_argument("--json", action="store_true",
                              help="one JSON object on the last line")  # fmt: skip
     return command
@@ -259,7 +268,17 @@ class _FuzzBar:
             print("\r" + " " * 99 + "\r", end="", file=self.out, flush=True)
 
 
+def _chat(given: argparse.Namespace) -> int:
+    from muladd.llm import chat
+
+    return chat.main(given.rest)
+
+
 def _bench(given: argparse.Namespace) -> int:
+    if given.rest[:1] == ["llm"]:
+        from muladd.llm import bench as llm_bench
+
+        return llm_bench.main(given.rest[1:])
     from muladd import bench
 
     return bench.main(given.rest)

@@ -14,7 +14,7 @@ from muladd import cli, doctor
 from muladd.errors import FormatError
 from muladd.ir import ops, toposort
 
-COMMANDS = ["demo", "ops", "fuzz", "bench", "tune", "doctor", "version"]
+COMMANDS = ["demo", "chat", "ops", "fuzz", "bench", "tune", "doctor", "version"]
 
 
 def run(capsys, *arguments):

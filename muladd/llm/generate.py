@@ -62,12 +62,16 @@ class LanguageModel:
         """Its sizes."""
         return self.decoder.config
 
+    def forget(self) -> None:
+        """Let go of the text that was read last: the next prompt is computed from its beginning."""
+        self._held = []
+
     # --- ids to logits ---------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of the token after each of the ids: float32 (len(ids), vocabulary)."""
         ids = self._checked(ids)
-        self._held = []
+        self.forget()
         rows = []
         for start in range(0, len(ids), PAGE):
             count = len(ids[start : start + PAGE])

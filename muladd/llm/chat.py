@@ -1,0 +1,154 @@
+"""`muladd chat MODEL`: a conversation in the terminal."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+from muladd.errors import MuladdError
+from muladd.llm.generate import LanguageModel, load
+from muladd.llm.sampling import Sampling
+
+HELP = """\
+  /clear      forget the conversation
+  /help       this
+  /quit       leave (Ctrl-D does too)
+  A line that ends in \\ goes on in the next. Ctrl-C stops an answer, not the program."""
+
+
+class Chat:
+    """A conversation: lines from `ask` (which raises EOFError at the end), answers to `out`."""
+
+    def __init__(
+        self, model: LanguageModel, out: TextIO, ask: Callable[[str], str],
+        system: str | None = None, clock: Callable[[], float] = time.perf_counter,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        self.model, self.out, self.ask, self.clock = model, out, ask, clock
+        self.options = options
+        first = [] if system is None else [{"role": "system", "content": system}]
+        self._first = first
+        self.messages: list[dict[str, str]] = list(first)
+
+    def run(self) -> int:
+        """Until /quit or the input's end; gives the exit code."""
+        print(f"{self.model}\n/help tells what else there is.", file=self.out)
+        while True:
+            try:
+                text = self._line().strip()
+            except EOFError:
+                print(file=self.out)
+                return 0
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /quit leaves)", file=self.out)
+                continue
+            if text == "/quit":
+                return 0
+            if text == "/clear":
+                self.messages = list(self._first)
+            elif text.startswith("/"):
+                print(HELP, file=self.out)
+            elif text:
+                self.answer(text)
+
+    def _line(self) -> str:
+        lines = [self.ask("> ")]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(self.ask(". "))
+        return "\n".join(lines)
+
+    def answer(self, text: str) -> str:
+        """Say something and write the answer as it comes; what was said stays in the history."""
+        self.messages.append({"role": "user", "content": text})
+        start = self.clock()
+        first = last = start
+        count, said, note = 0, [], ""
+        try:
+            for piece in self.model.chat(self.messages, **self.options):
+                last = self.clock()
+                first = last if not count else first
+                count += 1
+                said.append(piece.text)
+                self.out.write(piece.text)
+                self.out.flush()
+                if piece.finish == "length":
+                    note = "; it ends where the room for it does"
+        except KeyboardInterrupt:
+            note = "; stopped"
+        except MuladdError as error:
+            self.messages.pop()
+            print(f"muladd: {error}; /clear forgets the conversation", file=self.out)
+            return ""
+        answer = "".join(said)
+        self.messages.append({"role": "assistant", "content": answer})
+        rate = (count - 1) / (last - first) if count > 1 and last > first else 0.0
+        told = f"{count} tokens, {rate:.1f} tokens/s, the first after {first - start:.2f} s{note}"
+        print(f"\n[{told}]", file=self.out)
+        return answer
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; gives the exit code."""
+    given = _parser().parse_args(arguments)
+    model = load(given.model, context=given.context, cache=given.cache)
+    names = ("max_tokens", *(name for name, _, _ in _SAMPLING))
+    options = {n: v for n in names if (v := getattr(given, n)) is not None}
+    Sampling(**{n: v for n, v in options.items() if n != "max_tokens"})  # wrong ones fail now
+    talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
+    code = talk.run()
+    if given.json:
+        print(json.dumps({"messages": talk.messages}))
+    return code
+
+
+_SAMPLING = (
+    ("temperature", float, "0 takes the likeliest token, and is the default"),
+    ("top_k", int, "only the k likeliest tokens"),
+    ("top_p", float, "only the likeliest that together are this likely"),
+    ("min_p", float, "only those this likely, compared with the likeliest"),
+    ("repetition_penalty", float, "above 1: say less again what was said"),
+    ("seed", int, "where its random numbers start"),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd chat", description="Talk to a language model in the terminal.",
+        epilog="examples:\n  muladd chat model.gguf\n  muladd chat model.gguf --temperature 0.8\n"
+        "  echo 'What is gravity?' | muladd chat model.gguf --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="a GGUF file")
+    parser.add_argument("--system", default=None, help="what the model is told at the beginning")
+    parser.add_argument("--context", type=int, default=None,
+                        help="tokens of a conversation (default: at most 4096)")  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
+    parser.add_argument("--cache", default="float32", choices=("float32", "float16", "bfloat16"),
+                        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    for name, kind, what in _SAMPLING:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=what)
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser
+
+
+def asker() -> Callable[[str], str]:
+    """What reads a line: `input` in a terminal, with the arrow keys' history where the system has
+    it; otherwise the lines of standard input, without prompts."""
+    if not sys.stdin.isatty():
+        return _next_line
+    try:
+        import readline  # noqa: F401  (its import is what makes input() remember)
+    except ImportError:
+        pass
+    return input
+
+
+def _next_line(_: str) -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")

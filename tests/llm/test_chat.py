@@ -1,0 +1,111 @@
+"""The terminal: lines in, answers out; Ctrl-C stops an answer. And the benchmark's last line."""
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+from muladd import cli
+from muladd.formats import gguf
+from muladd.llm import Tokenizer
+from muladd.llm.chat import Chat
+from muladd.llm.generate import LanguageModel
+from muladd.llm.model import Decoder
+from muladd.llm.sources import from_gguf
+from muladd.llm.vocabulary import byte_letters
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}model:"
+
+
+def write_talker(path):
+    """A model of random weights over bytes, with a chat template."""
+    letters = sorted(byte_letters(), key=byte_letters().get)
+    chance, width = np.random.default_rng(0), 32
+    metadata = {
+        "general.architecture": "llama", "llama.block_count": 1, "llama.context_length": 256,
+        "llama.embedding_length": width, "llama.attention.head_count": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": [*letters, "ab", "<|im_end|>"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3], "tokenizer.ggml.eos_token_id": 257,
+        "tokenizer.ggml.merges": ["a b"], "tokenizer.chat_template": TEMPLATE,
+    }  # fmt: skip
+    tensors = {"token_embd.weight": (258, width), "output_norm.weight": (width,)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        tensors[f"blk.0.{name}.weight"] = (width, width)
+    for name in ("attn_norm", "ffn_norm"):
+        tensors[f"blk.0.{name}.weight"] = (width,)
+    gguf.save(path, metadata, {n: chance.standard_normal(s).astype(np.float32) / 4
+                               for n, s in tensors.items()})  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = write_talker(tmp_path_factory.mktemp("talker") / "talker.gguf")
+    config, tensors, file = from_gguf(path)
+    return LanguageModel(Decoder(config, tensors, 128), Tokenizer.from_gguf(file))
+
+
+def talk(model, lines, **options):
+    given = iter(lines)
+
+    def ask(_):
+        line = next(given, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    out = io.StringIO()
+    chat = Chat(model, out, ask, **options)
+    assert chat.run() == 0
+    return chat, out.getvalue()
+
+
+def test_a_conversation(model):
+    chat, out = talk(model, ["hi\\", "there", "/what", KeyboardInterrupt(), "more"], max_tokens=4)
+    roles = [m["role"] for m in chat.messages]
+    assert roles == ["user", "assistant"] * 2 and chat.messages[0]["content"] == "hi\nthere"
+    assert out.count("tokens/s") == 2 and "/clear" in out
+    chat, _ = talk(model, ["hi", "/clear", "/quit", "no"], max_tokens=2, system="Be kind.")
+    assert chat.messages == [{"role": "system", "content": "Be kind."}]
+
+
+def test_ctrl_c_stops_the_answer_only(model, monkeypatch):
+    plain = model.chat
+
+    def interrupted(*given, **options):
+        for i, piece in enumerate(plain(*given, **options)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(model, "chat", interrupted)
+    chat, out = talk(model, ["hi", "again"], max_tokens=9)
+    assert out.count("stopped]") == 2 and len(chat.messages) == 4
+
+
+def test_a_conversation_that_grows_too_long_says_so(model):
+    chat, out = talk(model, ["a" * 200, "hi"], max_tokens=2)
+    assert "there is room for 128" in out and "/clear" in out
+    assert [m["content"] for m in chat.messages][0] == "hi"
+
+
+def test_the_command_gives_the_conversation_as_json(tmp_path, capsys, monkeypatch):
+    path = write_talker(tmp_path / "talker.gguf")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    assert cli.main(["chat", str(path), "--json", "--max-tokens", "2", "--top-k", "1"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])["messages"]
+    assert [m["role"] for m in said] == ["user", "assistant"]
+
+
+def test_the_benchmark_ends_with_json(tmp_path, capsys):
+    path = str(write_talker(tmp_path / "talker.gguf"))
+    given = ["bench", "llm", path, "--prompt", "70", "--decode", "4", "--repeat", "1", "--json"]
+    assert cli.main(given) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["prompt_tok_s"] > 0 and found["decode_tok_s"] > 0
+    assert cli.main([*given, "--context", "16"]) == 1
+    assert "more than the context of 16" in capsys.readouterr().err
+    assert cli.main(["bench", "llm", str(tmp_path / "none.gguf")]) == 1
