@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n  muladd bench llm model.gguf --prompt 256 --decode 96 --threads 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("file", help="a GGUF file")
+    parser.add_argument("file", help="a GGUF file, or a folder with config.json")
     for name, value, what in (("prompt", 256, "tokens of the prompt"),
                               ("decode", 96, "tokens of the answer"),
                               ("repeat", 3, "runs, of which the best counts")):  # fmt: skip

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "  echo 'What is gravity?' | muladd chat model.gguf --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="a GGUF file")
+    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
     parser.add_argument("--system", default=None, help="what the model is told at the beginning")
     parser.add_argument("--context", type=int, default=None,
                         help="tokens of a conversation (default: at most 4096)")  # fmt: skip

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from muladd.errors import ArgumentError, FormatError, IndexingError
-from muladd.llm import sources
+from muladd.errors import ArgumentError, IndexingError
+from muladd.llm import hugging_face, sources
 from muladd.llm.model import PAGE, Cache, Config, Decoder
 from muladd.llm.sampling import Sampler, Sampling, log_softmax
 from muladd.llm.template import Message
@@ -224,14 +224,20 @@ def load(
     """
     if cache not in ("float32", "float16", "bfloat16"):
         raise ArgumentError(f"load: cache is {cache!r:.40}; expected float32, float16 or bfloat16")
+    tokenizer: Tokenizer | None = None
     if Path(path).is_dir():
-        raise FormatError(f"load: {os.fspath(path)} is a folder; expected a GGUF file")
-    config, tensors, file = sources.from_gguf(path)
+        config, tensors = hugging_face.from_folder(path)
+        if (Path(path) / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(path)
+    else:
+        config, tensors, file = sources.from_gguf(path)
+        if "tokenizer.ggml.model" in file.metadata:
+            tokenizer = Tokenizer.from_gguf(file)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:
         raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "
                             f"{config.context} tokens")  # fmt: skip
-    return LanguageModel(Decoder(config, tensors, room), Tokenizer.from_gguf(file), cache)
+    return LanguageModel(Decoder(config, tensors, room), tokenizer, cache)
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:

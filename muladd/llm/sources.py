@@ -1,17 +1,13 @@
-"""Models from files: sizes and named weights, from a GGUF file or from a folder with config.json.
-
-Both become a `Config` and weights under the names of GGUF files, one matrix each.
-"""
+"""Models from GGUF files: a `Config` and weights by name, one matrix each."""
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from muladd.errors import FormatError
-from muladd.formats import checkpoint, gguf
+from muladd.formats import gguf
 from muladd.llm.model import FAMILIES, Config
 from muladd.llm.weights import Stored, parts
 
@@ -84,8 +80,8 @@ def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], 
         experts=facts.count("expert_count", 0), experts_used=facts.count("expert_used_count", 0),
         experts_normalized=name != "qwen2moe", **_window(name, layers, facts),
     )  # fmt: skip
-    _consistent(config, where)
-    return config, _single(dict(found.tensors), config, where), found
+    consistent(config, where)
+    return config, single(dict(found.tensors), config, where), found
 
 
 def _window(name: str, layers: int, facts: Facts) -> dict[str, Any]:
@@ -103,7 +99,8 @@ def _gemma_scale(name: str, layers: int, width: int, heads: int) -> float:
     return 1 / math.sqrt(width / heads) if large else 0.0
 
 
-def _consistent(c: Config, where: str) -> None:
+def consistent(c: Config, where: str) -> None:
+    """Raises FormatError where sizes contradict each other."""
     if c.heads % c.key_heads:
         raise FormatError(f"{where}: {c.heads} heads do not share {c.key_heads} heads of keys")
     if c.rope_width % 2 or c.rope_width > c.head_width:
@@ -115,7 +112,7 @@ def _consistent(c: Config, where: str) -> None:
         raise FormatError(f"{where}: {c.layers} layers; expected at most 4096")
 
 
-def _single(tensors: dict[str, Stored], c: Config, where: str) -> dict[str, Stored]:
+def single(tensors: dict[str, Stored], c: Config, where: str) -> dict[str, Stored]:
     """Weights with what lies together taken apart: query, key and value; gate and up."""
     keys = c.key_heads * c.head_width
     together: dict[str, tuple[tuple[str, ...], list[int]]] = {
@@ -140,5 +137,3 @@ def _single(tensors: dict[str, Stored], c: Config, where: str) -> dict[str, Stor
         found["rope_freqs.weight"] = short
     return found
 
-
-__all__ = ["Facts", "Source", "checkpoint", "from_gguf", "known", "Path"]
