@@ -101,7 +101,7 @@ def test_fuzz_makes_a_failure_small_and_tells_how_to_see_it_again(capsys, monkey
                 for x in right(outputs, inputs, variables, name)]  # fmt: skip
 
     monkeypatch.setattr(fuzzing, "compute", wrong)
-    given = ["fuzz", "--minutes", "0.2", "--seed", "4", "--devices", "CPU", "--profiles", "fast"]
+    given = ["fuzz", "--minutes", "2", "--seed", "4", "--devices", "CPU", "--profiles", "fast"]
     code, out, _ = run(capsys, *given)
     assert code == 1
     again = [line for line in out.splitlines() if line.startswith("again: ")]
