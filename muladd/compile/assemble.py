@@ -9,7 +9,8 @@ from muladd.loop.kernel import Argument, Kernel, Stage
 
 
 def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
-    """For arrays that only the compiler sees: the movements that its one user starts with.
+    """For arrays that only the compiler sees: the movements that its one user starts with, or the
+    one of several that joins axes which it permutes.
 
     The array is stored as if they had been applied, so that the user reads it in order.
     """
@@ -19,19 +20,38 @@ def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
             users.setdefault(s, []).append(n)
     found = {}
     for n in cut.stages:
+        if n in outputs or any(u.op in OPAQUE for u in users.get(n, ())):
+            continue
         chain: list[Node] = []
-        at = n
-        while at not in outputs and len(users.get(at, ())) == 1:
-            nxt = users[at][0]
-            if nxt.op not in (ops.PERMUTE, ops.RESHAPE) or nxt in cut.chosen:
-                break
+        nxt = _joining(users.get(n, []), users)
+        while nxt is not None and nxt.op in (ops.PERMUTE, ops.RESHAPE) and nxt not in cut.chosen:
             chain.append(nxt)
-            at = nxt
+            nxt = _only(users.get(nxt, [])) if nxt not in outputs else None
         while chain and chain[-1].op is ops.RESHAPE:
             chain.pop()
-        if chain and n not in outputs and not any(u.op in OPAQUE for u in users.get(n, ())):
+        if chain:
             found[n] = chain
     return found
+
+
+def _only(users: list[Node]) -> Node | None:
+    return users[0] if len(users) == 1 else None
+
+
+def _joining(users: list[Node], all_users: dict[Node, list[Node]]) -> Node | None:
+    """The only user; or the one permutation whose axes are joined after it, if the others take
+    elements by all axes: they read them in any order alike."""
+    if len(users) == 1 or any(u.op is ops.RESHAPE for u in users):
+        return _only(users)
+    permuted = [u for u in users if u.op is ops.PERMUTE
+                and any(v.op is ops.RESHAPE and _axes_of(v) < _axes_of(u)
+                        for v in all_users.get(u, ()))]  # fmt: skip
+    return _only(permuted)
+
+
+def _axes_of(n: Node) -> int:
+    """How many axes there are to walk along."""
+    return sum(not ops.equal_dims(d, 1) for d in n.shape)
 
 
 def position(node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]]) -> Dim:

@@ -82,6 +82,17 @@ def test_images_between_convolutions_lie_as_their_axes_do() -> None:
     assert strides == sorted(strides, reverse=True) and strides[-1] == 1
 
 
+def test_heads_lie_side_by_side_where_a_product_joins_them() -> None:
+    """Also if others take the same values head by head, as the derivative of attention does."""
+    heads = given(2, 8, 32, 64) @ given(2, 8, 64, 64)
+    joined = heads.transpose(1, 2).reshape(2, 32, 512) @ given(512, 512)
+    first, *_ = kernels(joined, heads * given(2, 8, 32, 64))
+    product, *_ = first.kernel.stages
+    order = [32 * 512, 64, 512, 1]  # of batch, head, time and width
+    sizes = {(a.arg.extent, stride(product.position, a)) for a in product.axes}
+    assert sizes == set(zip((2, 8, 32, 64), order))
+
+
 def test_products_of_which_the_first_is_kept_are_two_kernels() -> None:
     x, up, down = given(512, 32), given(32, 64), given(64, 32)
     hidden = (x @ up).relu()
