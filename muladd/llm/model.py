@@ -153,41 +153,44 @@ class Decoder:
     # --- what a file must have -------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights without which it is not this model."""
+        """Names and shapes of the weights without which it is not this model; 0 is any size."""
         c, f = self.config, self.family
         inner, keys = c.heads * c.head_width, c.key_heads * c.head_width
-        found: dict[str, tuple[int, ...]] = {"output_norm.weight": (c.width,)}
-        matrices = {"attn_q": (inner, c.width), "attn_k": (keys, c.width),
-                    "attn_v": (keys, c.width), "attn_output": (c.width, inner)}  # fmt: skip
+        lead = (c.experts,) if c.experts else ()
+        end = "_exps" if c.experts else ""
+        layer = {"attn_q": (inner, c.width), "attn_k": (keys, c.width), "attn_v": (keys, c.width),
+                 "attn_output": (c.width, inner), f"ffn_up{end}": (*lead, 0, c.width),
+                 f"ffn_down{end}": (*lead, c.width, 0)}  # fmt: skip
+        if f.gated:
+            layer[f"ffn_gate{end}"] = (*lead, 0, c.width)
+        if c.experts:
+            layer["ffn_gate_inp"] = (c.experts, c.width)
         norms = ["attn_norm", "ffn_norm"] if f.norm_before else []
         norms += ["post_attention_norm", "post_ffw_norm"] if f.norm_after else []
+        layer |= dict.fromkeys(norms, (c.width,))
+        layer |= dict.fromkeys(["attn_q_norm", "attn_k_norm"] if f.query_norms else [], (0,))
+        found: dict[str, tuple[int, ...]] = {"token_embd.weight": (0, c.width),
+                                             "output_norm.weight": (c.width,)}  # fmt: skip
         for i in range(c.layers):
-            found |= {f"blk.{i}.{name}.weight": shape for name, shape in matrices.items()}
-            found |= {f"blk.{i}.{name}.weight": (c.width,) for name in norms}
-            found |= {f"blk.{i}.{name}.bias": () for name in f.biases}
-            both = ("attn_q_norm", "attn_k_norm") if f.query_norms else ()
-            found |= {f"blk.{i}.{name}.weight": () for name in both}
-            names = ["ffn_up", "ffn_down", *(["ffn_gate"] if f.gated else [])]
-            if c.experts:
-                names = [*(f"{name}_exps" for name in names), "ffn_gate_inp"]
-            found |= {f"blk.{i}.{name}.weight": () for name in names}
+            found |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
+            found |= {f"blk.{i}.{name}.bias": layer[name][:1] for name in f.biases}
         if f.learned_positions:
-            found["position_embd.weight"] = ()
+            found["position_embd.weight"] = (0, c.width)
         return found
 
     def _check(self, tensors: Mapping[str, Stored]) -> None:
-        """() in the list of what is wanted stands for any shape."""
-        wanted = {"token_embd.weight": (), **self._wanted()}
+        wanted = self._wanted()
         missing = [name for name in wanted if name not in tensors]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing; "
                               "the file is not whole, or is of another architecture")  # fmt: skip
         for name, shape in wanted.items():
-            if shape and tensors[name].shape != shape:
+            given = tensors[name].shape
+            if len(given) != len(shape) or any(n and n != m for n, m in zip(shape, given)):
+                text = ", ".join(str(n or "any") for n in shape)
                 raise FormatError(f"model: {self.config.architecture}: {name} has the shape "
-                                  f"{list(tensors[name].shape)}; its sizes ask for "
-                                  f"{list(shape)}")  # fmt: skip
+                                  f"{list(given)}; its sizes ask for [{text}]")  # fmt: skip
 
     def _turns(self, local: bool) -> tuple[Tensor, Tensor]:
         """cos and sin by position: two tables (room, rotated pairs). Su et al., 2021."""
