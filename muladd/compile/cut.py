@@ -38,6 +38,7 @@ class Cut:
         self._forward()
         self._repeated()
         self._turned()
+        self._trimmed()
         self._shared()
         self._mixed()
         self.stages = [n for n in self.order if n in self.chosen]
@@ -123,6 +124,16 @@ class Cut:
                 if found.setdefault(b, s) is s or b in self.chosen or not b.op.elementwise:
                     continue
                 if self.cost[b] >= _TURNED_COST:
+                    self.chosen.add(b)
+
+    def _trimmed(self) -> None:
+        """Values of several axes of which, as one axis, the end is cut off: written out for that
+        axis, each element would have to find its place among theirs."""
+        for n in self.order:
+            if n.op is ops.SLICE and n.srcs[0].op is ops.RESHAPE:
+                s, b = n.srcs[0], n.srcs[0].srcs[0]
+                joins = len(b.shape) > len(s.shape) and b.op.elementwise and b not in self.chosen
+                if joins and self.cost[b] >= _TURNED_COST and self._reads(b):
                     self.chosen.add(b)
 
     def _reads(self, node: Node) -> bool:

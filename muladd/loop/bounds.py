@@ -201,8 +201,7 @@ def _each_size(goal: Poly, facts: Facts) -> bool:
     cases = sizes((goal, *facts))
     for case in cases:
         here, *known = _replaced((goal, *facts), case)
-        impossible = any(not set(f) - {()} and f.get((), 0) < 0 for f in known)
-        if not impossible and not holds(here, known):
+        if not any(map(_never, known)) and not holds(here, known):
             return False
     return bool(cases)
 
@@ -273,9 +272,15 @@ def _either(goal: Poly, atom: Node, facts: Facts, depth: int, search: _Search) -
         values: dict[Node, Dim] = {atom: one}
         case = sym.poly(sym.replace(sym.build(goal), values))
         known = tuple(sym.poly(sym.replace(sym.build(f), values)) for f in facts)
-        if not _follows(case, (*known, _gap(other, one)), depth, search):
+        known = (*known, _gap(other, one))
+        if not any(map(_never, known)) and not _follows(case, known, depth, search):
             return False
     return True
+
+
+def _never(fact: Poly) -> bool:
+    """Whether something which is said to be at least zero is a number below: no such case."""
+    return not set(fact) - {()} and fact.get((), 0) < 0
 
 
 def _definitions(goal: Poly, facts: Facts) -> list[Poly]:

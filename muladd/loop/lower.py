@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import reduce
 from itertools import product
 from math import lcm
 
 import numpy as np
 
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, DType, Node, const, dtype, is_const, make, ops, sym, toposort
+from muladd.ir import Dim, DType, Node, const, is_const, make, ops, sym, toposort
+from muladd.loop.interior import interior
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
+from muladd.loop.registers import both_masks, match, register, tree, wide
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -206,6 +207,22 @@ class _Lowering:
         full = {a for a in (*s.axes, *s.reduced) if a in whole or not plan.overhangs(a)}
         if s.scatter:
             return self._scatter(s)
+        if not plan.group and not values:
+            found = interior(plan, s, full)
+            if found is not None:
+                condition, inner, inside = found
+                whole_chunk = self._ragged(inner, values, ragged, inside)
+                return [If(condition, whole_chunk, self._ragged(s, values, ragged, full))]
+        return self._ragged(s, values, ragged, full)
+
+    def _ragged(
+        self, s: Stage, values: Values, ragged: list[Node], full: set[Node]
+    ) -> list[Statement]:
+        """A stage's own loops: without conditions where no axis of these overhangs, told by the
+        loops around, and with them otherwise."""
+        plan = self.plan
+        fixed = set(plan.enclosing(s))
+        nest = plan.nests[s.name]
         loops = [x for x in nest if x not in plan.bound(s)]
         if not ragged:
             return self._nest(s, loops, values, frozenset(full))
@@ -390,7 +407,7 @@ class _Lowering:
         turns = list(_turns_of(outer + inner, {}))
         name = f"{s.name}.acc{len(self.arrays)}"
         self.arrays[name] = Array(name, d, len(turns), max(width, 1))
-        start = _wide(identity(s.reduction, d), width)
+        start = wide(identity(s.reduction, d), width)
         waits = s.name in self.waiting
         beside = bool(inner) or (vector is not None and plan.owner(vector) in s.reduced)
         out: list[Statement] = [
@@ -414,8 +431,8 @@ class _Lowering:
         out.extend(self._reduced_loops(s, serial, values, full, update))
         per = len(turns) // max(len(list(_turns_of(outer, {}))), 1)
         for j, turn in enumerate(_turns_of(outer, values)):
-            parts = [_register(name, j * per + k, width, d) for k in range(per)]
-            total = _tree(s.reduction, parts)
+            parts = [register(name, j * per + k, width, d) for k in range(per)]
+            total = tree(s.reduction, parts)
             across = vector if vector is not None and plan.owner(vector) not in s.reduced else None
             if vector is not None and across is None:
                 total = make(s.reduction, (total,), (0,))
@@ -516,11 +533,11 @@ class _Lowering:
         assert s.reduction is not None
         fused = s.reduction is ops.SUM and d.is_float and value.op is ops.MUL
         if fused and (s.contracted or not self.kernel.exact):
-            a, b = (_wide(x if x.dtype is d else make(ops.CAST, (x,), None, d), width)
+            a, b = (wide(x if x.dtype is d else make(ops.CAST, (x,), None, d), width)
                     for x in value.srcs)  # fmt: skip
             new = make(ops.FMA, (a, b, accumulator))
         else:
-            value = _wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
+            value = wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
             op = ops.ADD if s.reduction is ops.SUM else ops.MAX
             first = (
                 op is ops.ADD or self.kernel.exact
@@ -528,7 +545,7 @@ class _Lowering:
             new = make(op, (accumulator, value) if first else (value, accumulator))
         for m in masks:
             if m is not True:
-                new = make(ops.WHERE, (_match(m, new), new, accumulator))
+                new = make(ops.WHERE, (match(m, new), new, accumulator))
         return new
 
     def _fetched(
@@ -577,7 +594,7 @@ class _Lowering:
         plan = self.plan
         axes = {a: sym.replace(plan.value(a), values) for a in s.axes}
         width = vector.arg.extent if vector is not None else 0
-        value = _wide(value, width) if not value.shape else value
+        value = wide(value, width) if not value.shape else value
         if s.name in self.arrays:
             slot = self._slot(s.name, tuple(axes[a] for a in s.axes), values)
             if s.name in self.carried and s.name in self.waiting:
@@ -593,7 +610,7 @@ class _Lowering:
                 if inside is False:
                     return out
                 if isinstance(inside, Node):
-                    guard = inside if guard is None else _and(guard, inside, width)
+                    guard = inside if guard is None else both_masks(guard, inside, width)
             out.append(Store(s.argument, spread(sym.as_node(index), vector), value, guard,
                              s.name in plan.nontemporal))  # fmt: skip
         return out
@@ -659,39 +676,6 @@ def _turns_of(loops: list[Node], values: Values) -> list[Values]:
 
 def _at(k: int) -> Node:
     return sym.as_node(k)
-
-
-def _register(name: str, k: int, width: int, d: DType) -> Node:
-    index = make(ops.EXPAND, (_at(k),), (width,)) if width else _at(k)
-    return make(ops.LOAD, (index,), (name, width), d)
-
-
-def _wide(value: Node, width: int) -> Node:
-    return make(ops.EXPAND, (value,), (width,)) if width and not value.shape else value
-
-
-def _match(mask: Node | bool, like: Node) -> Node:
-    if isinstance(mask, bool):
-        return const(mask, dtype.bool_, like.shape)
-    return make(ops.EXPAND, (mask,), like.shape) if like.shape and not mask.shape else mask
-
-
-def _and(a: Node, b: Node, width: int) -> Node:
-    return (
-        make(ops.MUL, (_wide(a, width), _wide(b, width)))
-        if a.shape or b.shape
-        else make(ops.MUL, (a, b))
-    )
-
-
-def _tree(reduction: ops.Op, parts: list[Node]) -> Node:
-    """Halves added pairwise: part k joins part k + n/2, as the exact profile says."""
-    op = ops.ADD if reduction is ops.SUM else ops.MAX
-    while len(parts) > 1:
-        half = (len(parts) + 1) // 2
-        joined = [make(op, (a, b)) for a, b in zip(parts[:half], parts[half:])]
-        parts = joined + parts[len(joined) : half]
-    return reduce(lambda a, b: make(op, (a, b)), parts)
 
 
 __all__ = ["identity", "lower", "toposort"]

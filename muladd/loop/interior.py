@@ -1,0 +1,93 @@
+"""Where a stage's loads need no guard: in chunks that lie inside, told before their loops run.
+
+A load under `i + k < n` asks that for each element. Where the loops around a stage fix most of i,
+one question serves all of its turns: if even the last of them is inside, so are they all. Then the
+stage is computed without these guards, by whole vectors, and with them otherwise.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
+from muladd.ir.polynomial import Poly, is_size
+from muladd.loop.kernel import Stage
+from muladd.loop.plan import Plan
+
+_MOST_NODES = 400  # of a value that is written twice
+
+
+def interior(
+    plan: Plan, stage: Stage, full: set[Node]
+) -> tuple[Node, Stage, set[Node]] | None:
+    """(what must hold of the loops around, the stage as it is there, its axes of which no turn
+    overhangs there), if there is such. full: axes of which none does anywhere."""
+    guards = [n.srcs[1] for n in stage.loads() if len(n.srcs) > 1]
+    if not guards or len(toposort((stage.value,))) > _MOST_NODES:
+        return None
+    axes, fixed = {*stage.axes, *stage.reduced}, set(plan.enclosing(stage))
+    outside = [a for a in stage.axes
+               if a not in full and all(x.loop in fixed for x in plan.leaves[a])]  # fmt: skip
+    at = {a: plan.value(a) for a in (*full, *outside)}
+    condition: sym.Condition = True
+    for a in outside:
+        condition = sym.both(condition, sym.less(at[a], a.arg.extent))
+    always: set[Node] = set()
+    for c in toposort(tuple(guards)):
+        if c.op is not ops.LT or c.srcs[0].dtype is not dtype.INDEX:
+            continue
+        parts = toposort(c.srcs)
+        if not all(map(_is_plain, parts)) or not axes & {*parts} <= at.keys():
+            continue
+        rest = sym.sub(sym.as_dim(c.srcs[1]), sym.add(sym.as_dim(c.srcs[0]), 1))
+        least = _least(sym.poly(sym.replace(rest, at)), fixed)
+        if isinstance(least, Node):
+            condition = sym.both(condition, sym.less(-1, least))
+            always.add(c)
+    if not always or not isinstance(condition, Node):
+        return None
+    return condition, replace(stage, value=_without(stage.value, always)), {*full, *outside}
+
+
+def _is_plain(n: Node) -> bool:
+    """Whether an index, or a part of it, is arithmetic of loops and sizes, and shows it."""
+    if n.op is ops.RANGE or n.op is ops.CONST or is_size(n):
+        return True
+    return n.op in sym.FUNCTIONS and sym.trusted(n)
+
+
+def _least(p: Poly, fixed: set[Node]) -> Dim | None:
+    """The least value that a number takes in all turns of the loops that are not fixed, in terms
+    of those that are; None if it is none that can be told term by term."""
+    terms: list[Dim] = []
+    for mono, c in p.items():
+        loops = [n for n in toposort(mono) if n.op is ops.RANGE or is_size(n)]
+        if all(n in fixed or is_size(n) for n in loops):
+            terms.append(sym.build({mono: c}))
+        elif any(n in fixed or is_size(n) for n in loops):
+            return None
+        else:
+            terms.append(sym.bounds(sym.build({mono: c}))[0])
+    return sym.sum_of(terms)
+
+
+def _without(value: Node, always: set[Node]) -> Node:
+    """The value where these conditions hold."""
+    true = make(ops.CONST, (), True, dtype.bool_)
+    done: dict[Node, Node] = {}
+    for n in toposort((value,)):
+        if n in always:
+            done[n] = true
+            continue
+        srcs = tuple([done[s] for s in n.srcs])
+        if n.op is ops.MUL and n.dtype is dtype.bool_ and true in srcs:
+            done[n] = srcs[1] if srcs[0] is true else srcs[0]
+        elif n.op is ops.WHERE and srcs[0] is true:
+            done[n] = srcs[1]
+        elif n.op is ops.LOAD and len(srcs) > 1 and srcs[1] is true:
+            done[n] = make(ops.LOAD, srcs[:1], n.arg, n.dtype)
+        else:
+            done[n] = n if srcs == n.srcs else rebuild(n, srcs)
+    return done[value]
+
+
+__all__ = ["interior"]
