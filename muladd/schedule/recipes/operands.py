@@ -29,7 +29,6 @@ MANY_ROWS = 24  # rows from which packing the other operand pays
 _VECTORS = (1, 2, 3, 4, 6, 8)  # widths of tiles that are tried
 MOST_TILE_ROWS = 16
 _PAGE = 4096  # bytes: what the first cache's sets of a way hold
-_SPARE = 1.25  # chains by those that hide a multiply-add: a loop has other instructions, too
 _SHORT_VECTOR = 16  # bytes: vectors are halved for narrow results, but not below this
 # loads for each multiply-add that cost nothing, as in a tile of 6 x 2; more cost a quarter
 _FREE_LOADS, _LOAD_PRICE = 0.66, 0.25
@@ -72,7 +71,7 @@ def tile(
                 continue
             waste = _ratio(rows, r) * _ratio(columns, vectors * lanes)
             loads = (r + vectors) / results
-            starved = max(0.0, _SPARE * machine.chains / results - 1)
+            starved = max(0.0, machine.chains / results - 1)
             score = waste * (1 + _LOAD_PRICE * max(0.0, loads - _FREE_LOADS) + starved)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
