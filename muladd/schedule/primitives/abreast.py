@@ -80,6 +80,8 @@ def _decays(kernel: Kernel, group: list[Stage], same: set[Node]) -> dict[str, st
             if name in results:
                 if not _is_weight(s, r) or results[name].reduction is not ops.AMAX or s.lanes > 1:
                     raise ScheduleError(f"abreast: {s.name} needs all of {name}")
+                if results[name].dtype.itemsize < 4:  # its least number is none of NumPy's
+                    raise ScheduleError(f"abreast: {name} is a maximum in 16 bits")
                 weights[s.name] = name
             elif name in weights:
                 if s.name not in results or s.reduction is not ops.SUM or not _linear(s.value, r):

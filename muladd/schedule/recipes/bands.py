@@ -90,27 +90,24 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
     t = tile(machine, widest.product.stage, rows, extent(widest.column))
     high = max(1, min(_BAND, rows // t.rows))
     others = [a for a in kernel.shared if a is not row]
-    bands_in_all = -(-rows // (t.rows * high))
-    parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
     plan, panels = _copies(plan, links, row)
     leaders = _leaders(plan.kernel, machine, links, high * t.rows) if blocks else []
     if leaders:
         high = max(1, min(_LONG_BAND // t.rows, -(-rows // t.rows)))
-        bands_in_all = -(-rows // (t.rows * high))
-        parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
+    bands_in_all = -(-rows // (t.rows * high))
+    parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
     R, names = row.arg.name, [a.arg.name for a in others]
     plan = step(plan, f"split {R} {-(-bands_in_all // parts)} {high} {t.rows}")
     plan = step(plan, " ".join(["outer", *names, f"{R}.0", f"{R}.1"]))
     plan = step(plan, f"parallel {len(names) + 1}")
-    done = {*panels, *(link.name for link in links)}
-    blocked: set[str] = set()
+    done = {*panels}
     for leader in leaders:
-        plan, more = _abreast(plan, machine, links, leader, R, t)
-        blocked |= more
+        plan, blocked = _abreast(plan, machine, links, leader, R, t)
+        done |= blocked
     for link in links:
-        if link.name not in blocked:
+        if link.name not in done:
             plan = _tiles(plan, machine, link, R, t)
-    done |= blocked
+            done.add(link.name)
     for name, column in panels.items():
         plan = step(plan, f"at {name} {len(names) + 1}")
         plan = _pack_lanes(plan, machine, plan.kernel.stage(name), column)
@@ -152,17 +149,26 @@ def _copies(plan: Plan, links: list[_Link], row: Node) -> tuple[Plan, dict[str, 
 
 def _tiles(plan: Plan, machine: Machine, link: _Link, R: str, t: Tile) -> Plan:
     """A product's own loops: columns, tiles of the band, the sum, and a tile inside."""
-    C, name = link.column.arg.name, link.name
-    wide = tile(machine, link.product.stage, t.rows, extent(link.column))
-    vectors = max(1, min(t.vectors, -(-extent(link.column) // wide.lanes)))
-    plan = step(plan, f"split {C} {vectors} {wide.lanes}")
-    reduced = reduced_names(plan, name).split()
-    rest = [x.arg.name for x in plan.nests[name]
+    plan, C = _columns(plan, machine, link, t)
+    reduced = reduced_names(plan, link.name).split()
+    rest = [x.arg.name for x in plan.nests[link.name]
             if x.arg.name.split(".")[0] not in (R, C) and x.arg.name not in reduced]  # fmt: skip
-    plan = step(plan, " ".join(["nest", name, *rest, f"{C}.0", f"{R}.2", *reduced,
-                                f"{R}.3", f"{C}.1", f"{C}.2"]))  # fmt: skip
-    plan = step(plan, f"unroll {name} {R}.3 {C}.1")
-    return step(plan, f"vector {name} {C}.2")
+    order = [*rest, f"{C}.0", f"{R}.2", *reduced, f"{R}.3", f"{C}.1", f"{C}.2"]
+    return _nested(plan, link.name, order, f"{R}.3 {C}.1", f"{C}.2")
+
+
+def _columns(plan: Plan, machine: Machine, link: _Link, t: Tile) -> tuple[Plan, str]:
+    """A product's columns in vectors, as many side by side as the tile has; and their name."""
+    C, wide = link.column.arg.name, tile(machine, link.product.stage, t.rows, extent(link.column))
+    vectors = max(1, min(t.vectors, -(-extent(link.column) // wide.lanes)))
+    return step(plan, f"split {C} {vectors} {wide.lanes}"), C
+
+
+def _nested(plan: Plan, stage: str, order: list[str], unroll: str, vector: str) -> Plan:
+    """A stage's loops in order, some of them written out, one of them lanes."""
+    plan = step(plan, f"nest {stage} {' '.join(order)}")
+    plan = step(plan, f"unroll {stage} {unroll}")
+    return step(plan, f"vector {stage} {vector}")
 
 
 def _leaders(kernel: Kernel, machine: Machine, links: list[_Link], band: int) -> list[_Link]:
@@ -218,22 +224,17 @@ def _abreast(
             order = [f"{b}.1", f"{R}.2", *reduced, f"{R}.3", f"{b}.2", f"{b}.3"]
             unroll, vector = f"{R}.3 {b}.2", f"{b}.3"
         else:
-            C, wide = link.column.arg.name, tile(machine, s, t.rows, extent(link.column))
-            across = max(1, min(t.vectors, -(-extent(link.column) // wide.lanes)))
-            plan = step(plan, f"split {C} {across} {wide.lanes}")
+            plan, C = _columns(plan, machine, link, t)
             first = [head] if s.name == leader.name else []
             order = [*first, f"{C}.0", f"{R}.2", f"{b}.1", f"{R}.3", f"{C}.1", f"{C}.2"]
             unroll, vector = f"{R}.3 {C}.1", f"{C}.2"
-        plan = step(plan, f"nest {s.name} {' '.join(order)}")
-        plan = step(plan, f"unroll {s.name} {unroll}")
-        plan = step(plan, f"vector {s.name} {vector}")
-    outs = [s for s in plan.kernel.stages if s.name in {f"{x.name}.out" for x in kept}]
-    for s in outs:
-        C = columns[s.name.removesuffix(".out")].column.arg.name
-        plan = step(plan, f"nest {s.name} {R}.2 {R}.3 {C}.0 {C}.1 {C}.2")
-        plan = step(plan, f"unroll {s.name} {C}.1")
-        plan = step(plan, f"vector {s.name} {C}.2")
-    return plan, {*loops, *(s.name for s in outs)}
+        plan = _nested(plan, s.name, order, unroll, vector)
+    outs = {s.name for s in plan.kernel.stages} & {f"{x.name}.out" for x in kept}
+    for name in sorted(outs):
+        C = columns[name.removesuffix(".out")].column.arg.name
+        order = [f"{R}.2", f"{R}.3", f"{C}.0", f"{C}.1", f"{C}.2"]
+        plan = _nested(plan, name, order, f"{C}.1", f"{C}.2")
+    return plan, {*loops, *outs}
 
 
 def _is_copy(s: Stage, links: list[_Link]) -> bool:
