@@ -6,13 +6,12 @@ This is the layout of the model hubs: `model.safetensors`, or `model.safetensors
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from muladd.errors import FormatError
 from muladd.formats import safetensors
-from muladd.formats.stored import PathLike, StoredArray, map_file
+from muladd.formats.stored import PathLike, StoredArray, StoredArrays, map_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -21,26 +20,17 @@ MOST_JSON = 64 << 20  # bytes
 MOST_FILES = 9999
 
 
-class Checkpoint(Mapping[str, StoredArray]):
+class Checkpoint(StoredArrays):
     """The arrays of a folder by name, memory-mapped, and `config`, what config.json says."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], arrays: dict[str, StoredArray]
     ) -> None:
-        self.folder, self.config, self._arrays = folder, config, arrays
-
-    def __getitem__(self, name: str) -> StoredArray:
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
+        super().__init__(arrays)
+        self.folder, self.config = folder, config
 
     def __repr__(self) -> str:
-        size = sum(a.nbytes for a in self.values())
-        return f"Checkpoint({str(self.folder)!r}, {len(self)} arrays, {size} bytes)"
+        return f"Checkpoint({str(self.folder)!r}, {len(self)} arrays, {self.nbytes} bytes)"
 
 
 def load(folder: PathLike) -> Checkpoint:

@@ -17,6 +17,7 @@ from muladd.errors import ArgumentError, DTypeError, FormatError
 from muladd.formats.stored import (
     PathLike,
     StoredArray,
+    StoredArrays,
     map_file,
     stored,
     view,
@@ -41,27 +42,18 @@ MOST_HEADER = 100_000_000  # bytes; the format's own limit
 METADATA = "__metadata__"
 
 
-class File(Mapping[str, StoredArray]):
+class File(StoredArrays):
     """An opened file: a mapping from name to `StoredArray`, in the order of the header.
 
     `metadata` is the header's own map from text to text. Nothing but the header has been read.
     """
 
     def __init__(self, arrays: dict[str, StoredArray], metadata: dict[str, str]) -> None:
-        self._arrays = arrays
+        super().__init__(arrays)
         self.metadata = metadata
 
-    def __getitem__(self, name: str) -> StoredArray:
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
     def __repr__(self) -> str:
-        return f"safetensors.File({len(self)} arrays, {sum(a.nbytes for a in self.values())} bytes)"
+        return f"safetensors.File({len(self)} arrays, {self.nbytes} bytes)"
 
 
 class Tensors(Mapping[str, Tensor]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,26 @@ class StoredArray:
 
     def __repr__(self) -> str:
         return f"StoredArray({self.dtype.name}{list(self.shape)})"
+
+
+class StoredArrays(Mapping[str, StoredArray]):
+    """The arrays of a file or folder by name, in its order."""
+
+    def __init__(self, arrays: dict[str, StoredArray]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> StoredArray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self._arrays.values())
 
 
 def stored(value: Any) -> StoredArray:
