@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from muladd.errors import MuladdError
+from muladd.options import new_file, positive, seconds
 
 EXAMPLES = """\
 start here:
@@ -78,9 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _add(commands, "demo", _demo, "train a network on handwritten digits",
                 "muladd demo\n  muladd demo --epochs 3 --output digits.safetensors")  # fmt: skip
-    demo.add_argument("--output", type=_new_file, default="muladd-demo.safetensors",
+    demo.add_argument("--output", type=new_file, default="muladd-demo.safetensors",
                       help="where the weights are saved (default: %(default)s)")  # fmt: skip
-    demo.add_argument("--epochs", type=_positive, default=None, help="passes over the digits")
+    demo.add_argument("--epochs", type=positive, default=None, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
 
     chat = _add(commands, "chat", _chat, "talk to a language model in the terminal",
@@ -112,13 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("model", nargs="?", default="",
                       help="MODULE:FUNCTION or FILE.py:FUNCTION (called without arguments), demo, "
                       "or the name of a benchmark")  # fmt: skip
-    tune.add_argument("--seconds", type=_seconds, default=60.0,
+    tune.add_argument("--seconds", type=seconds, default=60.0,
                       help="how long it searches at most (default: %(default)s)")  # fmt: skip
-    tune.add_argument("--beam", type=_positive, default=4,
+    tune.add_argument("--beam", type=positive, default=4,
                       help="plans that are followed at a time (default: %(default)s)")  # fmt: skip
     tune.add_argument("--import", dest="taken", type=Path, metavar="FILE",
                       help="first try the schedules of a file")  # fmt: skip
-    tune.add_argument("--export", type=_new_file, metavar="FILE",
+    tune.add_argument("--export", type=new_file, metavar="FILE",
                       help="at the end write all schedules that are kept here")  # fmt: skip
 
     doctor = _add(commands, "doctor", _doctor, "show the machine, the settings and the devices",
@@ -139,32 +139,6 @@ def _add(commands, name, run, summary, examples):  # type: ignore[no-untyped-def
         command.add_argument("--json", action="store_true",
                              help="one JSON object on the last line")  # fmt: skip
     return command
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("a whole number from 1 on")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("a number of seconds above 0")
-    return value
-
-
-def _new_file(text: str) -> Path:
-    """A path that a file can be written to: known before the work whose result it is to hold."""
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; give a file's name")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"nothing can be written to {path.parent}")
-    return path
 
 
 def version() -> str:

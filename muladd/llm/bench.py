@@ -12,6 +12,7 @@ import numpy as np
 from muladd import config
 from muladd.errors import ArgumentError
 from muladd.llm.generate import LanguageModel, load
+from muladd.options import positive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,17 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, value, what in (("prompt", 256, "tokens of the prompt"),
                               ("decode", 96, "tokens of the answer"),
                               ("repeat", 3, "runs, of which the best counts")):  # fmt: skip
-        parser.add_argument(f"--{name}", type=_positive, default=value,
+        parser.add_argument(f"--{name}", type=positive, default=value,
                             help=f"{what} (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--threads", type=_positive, default=0,
+    parser.add_argument("--threads", type=positive, default=0,
                         help="threads (default: as the settings say)")  # fmt: skip
-    parser.add_argument("--context", type=_positive, default=None, help="room, in tokens")
+    parser.add_argument("--context", type=positive, default=None, help="room, in tokens")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("a whole number from 1 on")
-    return value

@@ -244,7 +244,8 @@ def _kind(t: Any) -> tuple | None:
 
 
 def _kinds(tensors: tuple) -> tuple | None:
-    """The same of several arguments; None also where one tensor is given twice."""
+    """The same of several arguments; None also where one tensor is given twice. (One argument has a
+    way of its own because this loop costs a small call a tenth of its time.)"""
     found: list[Any] = []
     for t in tensors:
         if type(t) is not Tensor or t._origin is not None:
