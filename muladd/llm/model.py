@@ -11,7 +11,7 @@ programs (PAGE tokens of a prompt, one token of an answer) serve conversations o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +92,10 @@ class Config:
             raise FormatError(f"model: the architecture {self.architecture!r} is not known; "
                               f"expected one of {', '.join(FAMILIES)}")  # fmt: skip
         return FAMILIES[self.architecture]
+
+
+# Attention of layer i: q (heads, n, head width), k and v (key heads, n, ...) to q's shape.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Cache:
@@ -218,25 +222,60 @@ class Decoder:
         n = ids.shape[0]
         here = at[1:2] + Tensor.arange(n, dtype="int32")  # places in the page
         positions = at[0:1] + here
+        newest = at[0:1] + Tensor.arange(PAGE, dtype="int32")
+        masks = [self._masks(positions, past, newest, at[0:1], local) for local in (False, True)]
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._attended(i, (q, k, v), masks[self.is_windowed(i)], here, cache)
+
+        return self.logits(self.hidden(ids, positions, attend)[at[2:]])
+
+    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """What the layers make of tokens: ids and positions (n,) int32 to (n, width).
+
+        Nothing here looks from one token to another but `attend`, so tokens of several texts may
+        lie side by side.
+        """
         x = self.embedding.rows(ids)
         if self.family.learned_positions:
             x = x + self.matrices["position_embd.weight"].rows(positions)
         if self.family.embedding_root:
             x = x * math.sqrt(self.config.width)
-        newest = at[0:1] + Tensor.arange(PAGE, dtype="int32")
-        masks = [self._masks(positions, past, newest, at[0:1], local) for local in (False, True)]
         turns = [[t[positions] for t in tables] for tables in self.turns]
         for i in range(self.config.layers):
-            local = bool(self.config.windowed) and self.config.windowed[i]
-            seen = self._normed(x, f"blk.{i}.attn_norm") if self.family.norm_before else x
-            y = self._attention(i, seen, turns[local], masks[local], here, cache)
-            x = x + (self._normed(y, f"blk.{i}.post_attention_norm")
-                     if self.family.norm_after else y)  # fmt: skip
-            seen = self._normed(x, f"blk.{i}.ffn_norm") if self.family.norm_before else x
-            y = self._experts(i, seen) if self.config.experts else self._perceptron(i, seen)
-            x = x + (self._normed(y, f"blk.{i}.post_ffw_norm") if self.family.norm_after else y)
-        x = self._normed(x[at[2:]], "output_norm")
-        return self._capped(self.output(x), self.config.logit_cap)
+            x = self.layer(i, x, turns[self.is_windowed(i)], attend)
+        return x
+
+    def layer(self, i: int, x: Tensor, turns: list[Tensor], attend: Attend) -> Tensor:
+        """Layer i of (n, width); turns are the cosines and sines of the tokens' positions."""
+        seen = self._normed(x, f"blk.{i}.attn_norm") if self.family.norm_before else x
+        y = self._attention(i, seen, turns, attend)
+        x = x + (self._normed(y, f"blk.{i}.post_attention_norm")
+                 if self.family.norm_after else y)  # fmt: skip
+        seen = self._normed(x, f"blk.{i}.ffn_norm") if self.family.norm_before else x
+        y = self._experts(i, seen) if self.config.experts else self._perceptron(i, seen)
+        return x + (self._normed(y, f"blk.{i}.post_ffw_norm") if self.family.norm_after else y)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of what `hidden` gives."""
+        return self._capped(self.output(self._normed(x, "output_norm")), self.config.logit_cap)
+
+    def is_windowed(self, i: int) -> bool:
+        """Whether layer i sees a window only."""
+        return bool(self.config.windowed) and self.config.windowed[i]
+
+    def _attention(self, i: int, x: Tensor, turns: list[Tensor], attend: Attend) -> Tensor:
+        """(n, width) to (n, width)."""
+        c, n = self.config, x.shape[0]
+        q, k, v = (self._projected(i, name, x) for name in _QKV)
+        if self.family.query_norms:
+            q, k = self._normed_heads(i, "attn_q", q), self._normed_heads(i, "attn_k", k)
+        q = q.reshape(n, c.heads, c.head_width).permute(1, 0, 2)
+        k, v = (t.reshape(n, c.key_heads, c.head_width).permute(1, 0, 2) for t in (k, v))
+        if not self.family.learned_positions:
+            q, k = self._turned(q, turns), self._turned(k, turns)
+        y = attend(i, q, k, v).permute(1, 0, 2).reshape(n, -1)
+        return self._projected(i, "attn_output", y)
 
     def _masks(
         self, query: Tensor, past: Tensor, newest: Tensor, start: Tensor, local: bool
@@ -249,19 +288,15 @@ class Decoder:
             masks = [m & (p.unsqueeze(0) > first) for m, p in zip(masks, (past, newest))]
         return masks[0], masks[1]
 
-    def _attention(
-        self, i: int, x: Tensor, turns: list[Tensor], masks: tuple[Tensor, Tensor], here: Tensor,
-        cache: Cache,
+    def _attended(
+        self, i: int, new_ones: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
+        here: Tensor, cache: Cache,
     ) -> Tensor:  # fmt: skip
-        """(n, width) to (n, width); leaves its keys and values in the page."""
-        c, n = self.config, x.shape[0]
-        q, k, v = (self._projected(i, name, x) for name in _QKV)
-        if self.family.query_norms:
-            q, k = self._normed_heads(i, "attn_q", q), self._normed_heads(i, "attn_k", k)
-        q = q.reshape(n, c.heads, c.head_width).permute(1, 0, 2)
-        k, v = (t.reshape(n, c.key_heads, c.head_width).permute(1, 0, 2) for t in (k, v))
-        if not self.family.learned_positions:
-            q, k = self._turned(q, turns), self._turned(k, turns)
+        """Attention over the cache and the tokens (q, k, v), whose keys and values it leaves in
+        the page."""
+        c = self.config
+        q, k, v = new_ones
+        n = q.shape[1]
         pages = []
         for page, new in zip(cache.page[i], (k, v)):
             if n != PAGE:
@@ -277,8 +312,7 @@ class Decoder:
         weights = [(t - top).exp() for t in scores]
         total = weights[0].sum(-1, keepdim=True) + weights[1].sum(-1, keepdim=True)
         y = (weights[0] @ long[1] + weights[1] @ pages[1]) / total
-        y = y.reshape(c.heads, n, c.head_width).permute(1, 0, 2).reshape(n, -1)
-        return self._projected(i, "attn_output", y)
+        return y.reshape(c.heads, n, c.head_width)
 
     def _scores(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         """Masked scores (key heads, queries of all heads that share it, positions)."""

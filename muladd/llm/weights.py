@@ -28,7 +28,10 @@ class Matrix:
     """A weight of shape (..., out, in): plain (`values`), or int8 codes with scales of groups.
 
     This is the one place that knows a layout: `self(x)` is the product, `rows(ids)` a look-up.
+    `adapter`, if there is one, is a function of x that is added to the product (fine-tuning).
     """
+
+    adapter: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self, values: Tensor, scale: Tensor | None = None, offset: Tensor | None = None
@@ -50,7 +53,8 @@ class Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product: x (..., n, in) to (..., n, out), in float32."""
-        return x @ self._numbers(lambda t: t).transpose(-2, -1)
+        product = x @ self._numbers(lambda t: t).transpose(-2, -1)
+        return product if self.adapter is None else product + self.adapter(x)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Row ids[i] for each i, float32: ids (n,) to (n, ..., in)."""
