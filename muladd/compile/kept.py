@@ -4,13 +4,16 @@ A record holds what `Program` holds, as JSON text: arrays, actions, which output
 over which inputs, and of each kernel its key, by which its object is kept too (kernels.py). The
 algorithm of such a kernel is found again, from the graph, when somebody asks for it.
 
-Records lie under the hash of the graph, the machine and the compiler's own text. Programs of
-symbolic sizes are not kept, nor are small ones, which are compiled as quickly as they are read.
-Whatever is amiss in a record, the program is compiled as if there were none.
+Records lie under the hash of the graph (symbolic sizes with their names and bounds among it), the
+machine and the compiler's own text. A size that is no number is a place in the record's list of
+sizes, which is written as a graph's canonical bytes. Small programs are not kept: they are compiled
+as quickly as they are read. Whatever is amiss in a record, the program is compiled as if there were
+none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -24,13 +27,13 @@ from muladd.compile.donate import donatable
 from muladd.compile.kernels import CompiledKernel, compiler_version, load_kernels
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.device import Device
-from muladd.errors import GraphError
-from muladd.ir import Node, codec
+from muladd.errors import FormatError, GraphError
+from muladd.ir import Dim, Node, codec, sym
 from muladd.ir.dtype import dtype
 from muladd.ir.node import variables
 from muladd.loop.kernel import Kernel
 
-_ODD = (KeyError, IndexError, TypeError, ValueError, RecursionError, struct.error)
+_ODD = (KeyError, IndexError, TypeError, ValueError, RecursionError, FormatError, struct.error)
 _LEAST = 1024  # bytes of a graph worth a record: some two hundred nodes
 
 
@@ -42,15 +45,17 @@ def key_of(outputs: tuple[Node, ...], device: Device, exact: bool) -> bytes | No
         graph = codec.encode(outputs)
     except GraphError:  # a graph over ops of kernels, which have no canonical bytes
         return None
-    if len(graph) < _LEAST or variables(outputs):
+    if len(graph) < _LEAST:
         return None
     text = f"{compiler_version()}|{device.name}|{device.machine.key}|{exact}|"
     return hashlib.blake2b(text.encode() + graph, digest_size=20).digest()
 
 
 def keep(key: bytes, program: Program) -> None:
-    """Write a program down."""
-    cache.cache().put("programs", key, json.dumps(_Writer(program).record).encode())
+    """Write a program down, unless it has sizes that cannot be written."""
+    with contextlib.suppress(GraphError):
+        record = _Writer(program).record
+        cache.cache().put("programs", key, json.dumps(record).encode())
 
 
 def find(
@@ -61,40 +66,40 @@ def find(
     if blob is None:
         return None
     try:
-        program = _Reader(json.loads(blob), device, again).program()
+        program = _Reader(json.loads(blob), outputs, device, again).program()
     except _ODD:
         return None
     fits = [(a.dtype, a.size) for a in program.outputs]
-    return program if fits == [(n.dtype, _count(n)) for n in outputs] else None
-
-
-def _count(n: Node) -> Any:
-    count: Any = 1
-    for d in n.shape:
-        count *= d
-    return count
+    return program if fits == [(n.dtype, sym.product(n.shape)) for n in outputs] else None
 
 
 class _Writer:
-    """A program as lists, numbers and texts; arrays and kernels are numbered by first use."""
+    """A program as lists, numbers and texts; arrays, kernels and symbolic sizes are numbered by
+    first use."""
 
     def __init__(self, program: Program) -> None:
         self.arrays: dict[Array, int] = {}
         self.kernels: dict[CompiledKernel, int] = {}
-        self.record = {
+        self.sizes: dict[Node, int] = {}
+        self.record: dict[str, Any] = {
             "inputs": [self.array(a) for a in program.inputs],
             "outputs": [self.array(a) for a in program.outputs],
             "actions": self.actions(program.actions),
             "donated": sorted(donatable(program)),
             "kernels": [[k.key, k.name, list(k.writes)] for k in self.kernels],
-            "arrays": [[a.dtype.name, a.size, a.kind, a.number] for a in self.arrays],
+            "arrays": [[a.dtype.name, self.size(a.size), a.kind, a.number] for a in self.arrays],
         }
+        self.record["sizes"] = codec.encode(tuple(self.sizes)).hex()  # last: all have been met
+
+    def size(self, n: Dim) -> Any:
+        return n if isinstance(n, int) else [self.sizes.setdefault(n, len(self.sizes))]
 
     def array(self, a: Array) -> int:
         return self.arrays.setdefault(a.root(), len(self.arrays))
 
     def use(self, use: Use) -> list:
-        return [self.array(use.array), list(use.steps)]
+        steps = [[depth, self.size(step)] for depth, step in use.steps]
+        return [self.array(use.array), steps]
 
     def actions(self, actions: Sequence[Action]) -> list:
         out: list[list] = []
@@ -103,27 +108,36 @@ class _Writer:
                 kernel = self.kernels.setdefault(a.kernel, len(self.kernels))
                 out.append(["run", kernel, [self.use(u) for u in a.uses]])
             elif isinstance(a, Move):
-                out.append(["move", self.use(a.to), self.use(a.source), a.size, a.itemsize])
+                size = self.size(a.size)
+                out.append(["move", self.use(a.to), self.use(a.source), size, a.itemsize])
             else:
-                out.append(["loop", a.count, self.actions(a.body), a.reverse])
+                out.append(["loop", self.size(a.count), self.actions(a.body), a.reverse])
         return out
 
 
 class _Reader:
     """The way back. Raises one of _ODD where a record is odd."""
 
-    def __init__(self, record: Any, device: Device, again: Callable[[], Program]) -> None:
+    def __init__(
+        self, record: Any, outputs: tuple[Node, ...], device: Device, again: Callable[[], Program]
+    ) -> None:
         self.record, self.device = record, device
+        known = variables(outputs)
+        self.names = tuple(sorted(v.arg.name for v in known))
+        self.sizes = codec.decode(bytes.fromhex(record["sizes"]))
+        if not set(variables(self.sizes)) <= set(known) or any(n.shape for n in self.sizes):
+            raise ValueError("sizes over what the graph has not")
         self.arrays = [self.array(*a) for a in record["arrays"]]
         named = {str(key): (str(name), _flags(writes)) for key, name, writes in record["kernels"]}
-        made = load_kernels(named, device, functools.partial(_algorithm, again))
+        made = load_kernels(named, device, self.names, functools.partial(_algorithm, again))
         self.kernels = [made[key] for key, _, _ in record["kernels"]]
 
     def program(self) -> Program:
         record = self.record
         inputs = [_at(self.arrays, i) for i in record["inputs"]]
         outputs = [_at(self.arrays, i) for i in record["outputs"]]
-        program = Program(self.device, self.actions(record["actions"]), inputs, outputs, ())
+        actions = self.actions(record["actions"])
+        program = Program(self.device, actions, inputs, outputs, self.names)
         pairs = [(_number(o, len(outputs)), _number(i, len(inputs))) for o, i in record["donated"]]
         program.donatable = set(pairs)
         return program
@@ -131,11 +145,17 @@ class _Reader:
     def array(self, name: Any, size: Any, kind: Any, number: Any) -> Array:
         if kind not in ("input", "output", "temporary"):
             raise ValueError(f"a kind of array: {kind!r}")
-        return Array(dtype(str(name)), _number(size), kind, _number(number))
+        return Array(dtype(str(name)), self.size(size), kind, _number(number))
+
+    def size(self, given: Any) -> Dim:
+        if not isinstance(given, list):
+            return _number(given)
+        (number,) = given
+        return _at(self.sizes, number)
 
     def use(self, given: Any) -> Use:
         array, steps = given
-        pairs = tuple((_number(depth), _number(step)) for depth, step in steps)
+        pairs = tuple((_number(depth), self.size(step)) for depth, step in steps)
         return Use(_at(self.arrays, array), pairs)
 
     def actions(self, given: Any) -> list[Action]:
@@ -148,11 +168,12 @@ class _Reader:
                     raise ValueError(f"{len(uses)} arguments of {kernel.name}")
                 out.append(Run(kernel, tuple(map(self.use, uses))))
             elif kind == "move":
-                to, source, size, itemsize = rest
-                out.append(Move(self.use(to), self.use(source), _number(size), _number(itemsize)))
+                to, source, given_size, itemsize = rest
+                size = self.size(given_size)
+                out.append(Move(self.use(to), self.use(source), size, _number(itemsize)))
             elif kind == "loop":
                 count, body, reverse = rest
-                out.append(Loop(_number(count), self.actions(body), reverse is True))
+                out.append(Loop(self.size(count), self.actions(body), reverse is True))
             else:
                 raise ValueError(f"a kind of action: {kind!r}")
         return out
@@ -169,7 +190,7 @@ def _number(given: Any, below: int = 1 << 63) -> int:
     return given
 
 
-def _at(items: list, number: Any) -> Any:
+def _at(items: Sequence, number: Any) -> Any:
     return items[_number(number, len(items))]
 
 

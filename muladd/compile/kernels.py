@@ -20,7 +20,7 @@ from typing import Any
 from muladd import config
 from muladd.compile import backends, cache, tuned
 from muladd.device import Arg, Device, Launch
-from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.ir import Dim, Node, codec, ops, sym, toposort
 from muladd.loop.bounds import prove
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.lower import lower
@@ -91,31 +91,29 @@ def compile_kernel(kernel: Kernel, device: Device, variables: tuple[str, ...]) -
 
 def load_kernels(
     named: Mapping[str, tuple[str, tuple[bool, ...]]], device: Device,
-    algorithm: Callable[[str], Kernel],
+    variables: tuple[str, ...], algorithm: Callable[[str], Kernel],
 ) -> dict[str, CompiledKernel]:  # fmt: skip
-    """Kernels of plain sizes by their keys, given their names and which arguments they write.
+    """Kernels by their keys, given their names and which arguments they write.
 
     Raises KeyError if the disk lacks the object of one that this process has not made yet, or if
     one is still to be searched for.
     """
     start = time.perf_counter()
     backend = backends.of(device)
-    absent = [key for key in named if _key(key, device, ()) not in _made]
+    absent = [key for key in named if _key(key, device, variables) not in _made]
     known = tuned.find(absent, device)
     if any(_to_search(known.get(key), device) for key in absent):
         raise KeyError("BEAM")
-    missing = {key: _stored_key(key, device, (), known.get(key)) for key in absent}
+    missing = {key: _stored_key(key, device, variables, known.get(key)) for key in absent}
     records = cache.cache().get_many("objects", missing.values())
     for key, stored in missing.items():
         grid, scratch, blob = _unpack(records[stored])
-        if grid < 0:
-            raise KeyError(key)
         name, writes = named[key]
-        _made[_key(key, device, ())] = CompiledKernel(
-            key, algorithm, backend, (), name, backend.load(blob, scratch), grid, scratch,
+        _made[_key(key, device, variables)] = CompiledKernel(
+            key, algorithm, backend, variables, name, backend.load(blob, scratch), grid, scratch,
             writes, (time.perf_counter() - start) / len(missing), known.get(key),
         )  # fmt: skip
-    return {key: _made[_key(key, device, ())] for key in named}
+    return {key: _made[_key(key, device, variables)] for key in named}
 
 
 def _key(kernel: str, device: Device, variables: tuple[str, ...]) -> tuple:
@@ -131,9 +129,22 @@ def _stored_key(
     return hashlib.blake2b(text.encode(), digest_size=20).digest()
 
 
-def _unpack(record: bytes) -> tuple[int, int, bytes]:
+def _pack(grid: Dim, scratch: int, blob: bytes) -> bytes:
+    """What is kept of a kernel: a symbolic grid stands as a graph's bytes before the object."""
+    if isinstance(grid, int):
+        return _HEADER.pack(grid, scratch) + blob
+    size = codec.encode((grid,))
+    return _HEADER.pack(-len(size), scratch) + size + blob
+
+
+def _unpack(record: bytes) -> tuple[Dim, int, bytes]:
     """(grid, scratch, object)."""
-    return (*_HEADER.unpack_from(record), record[_HEADER.size :])
+    number, scratch = _HEADER.unpack_from(record)
+    if number >= 0:
+        return number, scratch, record[_HEADER.size :]
+    end = _HEADER.size - number
+    (grid,) = codec.decode(record[_HEADER.size : end])
+    return grid, scratch, record[end:]
 
 
 def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
@@ -149,14 +160,11 @@ def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> Comp
             validate(lowered, name_of(kernel))
             prove(lowered, name_of(kernel))
         rendered = backend.render(lowered, _indices(variables))
-        grid: Dim = lowered.grid
-        scratch = rendered.scratch
+        grid, scratch = lowered.grid, rendered.scratch
         blob = backend.build(rendered)
-        number = grid if isinstance(grid, int) else -1  # symbolic: the plan tells
-        kept.put("objects", key, _HEADER.pack(number, scratch) + blob)
+        kept.put("objects", key, _pack(grid, scratch, blob))
     else:
-        number, scratch, blob = _unpack(record)
-        grid = number if number >= 0 else lower(_planned(kernel, backend, found)).grid
+        grid, scratch, blob = _unpack(record)
     handle = backend.load(blob, scratch)
     return CompiledKernel(
         kernel.key(), kernel, backend, variables, name_of(kernel), handle, grid, scratch,
@@ -202,7 +210,7 @@ def forget() -> None:
     _made.clear()
 
 
-_HEADER = struct.Struct("<qq")  # grid (-1: symbolic), bytes of scratch
+_HEADER = struct.Struct("<qq")  # grid (or minus the length of its bytes), bytes of scratch
 
 
 def _indices(variables: tuple[str, ...]) -> dict[str, int]:

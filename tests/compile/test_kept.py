@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from muladd import Tensor, config, jit
 from muladd.compile import cache, compile_graph, kept, kernels, parameters, pipeline
 from muladd.compile.donate import donatable
 from muladd.compile.program import Loop
-from muladd.ir import const, dtype, make, ops, param
+from muladd.ir import codec, const, dtype, make, ops, param, sym, var
 from muladd.tensor import backend
 from muladd.tensor.functional import scan
 
@@ -199,3 +202,130 @@ def test_state_is_updated_by_a_program_from_disk():
         return [step(x).item() for _ in range(4)] + [float(w.sum().item()) for w in weights]
 
     assert three_steps() == three_steps()
+
+
+# --- symbolic sizes -------------------------------------------------------------------------------
+
+
+def symbolic(name: str = "n", low: int = 1, high: int = 64) -> tuple:
+    """A chain over x (n, 16) and y (16,), and the sums of its rows and columns."""
+    n = var(name, low, high)
+    x, y = param(0, (n, 16), dtype.float32), param(1, (16,), dtype.float32)
+    z = make(ops.EXPAND, (y,), (n, 16))
+    for i in range(60):
+        shifted = make(ops.ADD, (z, const(float(i), dtype.float32, z.shape)))
+        z = make(ops.MUL, (x, shifted)) if i % 3 else make(ops.MAX, (x, shifted))
+    doubled = make(ops.PAD, (z,), (((0, n, 0), (0, 0, 0)), 0.5))
+    return doubled, make(ops.SUM, (z,), (1,)), make(ops.SUM, (doubled,), (0,))
+
+
+def run_at(program, n: int) -> list[bytes]:
+    device, given = program.device, []
+    for count in (n * 16, 16):
+        values = np.linspace(-0.5, 0.5, count, dtype=np.float32)
+        given.append(device.allocate(values.nbytes))
+        device.copy_in(given[-1], values)
+    found = []
+    for buffer, a in zip(program.run(given, (n,)), program.outputs):
+        values = np.empty(sym.evaluate(a.size, dict.fromkeys(program.variables, n)), np.float32)
+        device.copy_out(buffer, values)
+        found.append(values.tobytes())
+    return found
+
+
+def test_a_program_of_symbolic_sizes_is_found_again(compiling):
+    first = compile_graph(symbolic(), "CPU")
+    values, described = [run_at(first, n) for n in (1, 7, 64)], texts(first)
+    forget()
+    again = compile_graph(symbolic(), "CPU")
+    assert [run_at(again, n) for n in (64, 7, 1)] == values[::-1]
+    assert kept._Writer(again).record == kept._Writer(first).record
+    assert again.variables == ("n",) and donatable(again) == donatable(first)
+    assert len(compiling) == 1
+    assert texts(again) == described and len(compiling) == 2
+
+
+@pytest.mark.parametrize("other", [("m",), ("n", 2, 64), ("n", 1, 65)])
+def test_names_and_bounds_of_sizes_have_programs_of_their_own(other, compiling):
+    values = run_at(compile_graph(symbolic(), "CPU"), 9)
+    forget()
+    program = compile_graph(symbolic(*other), "CPU")
+    assert len(compiling) == 2 and run_at(program, 9) == values
+    assert program.variables == (other[0],)
+    forget()
+    assert run_at(compile_graph(symbolic(), "CPU"), 9) == values and len(compiling) == 2
+
+
+def hexadecimal(*sizes) -> str:
+    return codec.encode(sizes).hex()
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: {**r, "sizes": ""},
+    lambda r: {**r, "sizes": "no hexadecimal"},
+    lambda r: {**r, "sizes": r["sizes"][:-2]},
+    lambda r: {**r, "sizes": hexadecimal()},
+    lambda r: {**r, "sizes": hexadecimal(*[var("m", 1, 64)] * 9)},
+    lambda r: {**r, "sizes": hexadecimal(*[var("n", 1, 65)] * 9)},
+    lambda r: {**r, "sizes": hexadecimal(*[param(0, (2,), dtype.int64)] * 9)},
+    lambda r: {**r, "arrays": [[a[0], [99], *a[2:]] for a in r["arrays"]]},
+    lambda r: {**r, "arrays": [[a[0], [], *a[2:]] for a in r["arrays"]]},
+    lambda r: {**r, "arrays": [[a[0], 5, *a[2:]] for a in r["arrays"]]},
+    lambda r: {k: v for k, v in r.items() if k != "sizes"},
+])  # fmt: skip
+def test_a_record_of_odd_sizes_is_compiled_over(change, compiling):
+    first = compile_graph(symbolic(), "CPU")
+    name = kept.key_of(symbolic(), first.device, exact=False)
+    values, good = run_at(first, 9), cache.cache().get("programs", name)
+    cache.cache().put("programs", name, json.dumps(change(json.loads(good))).encode())
+    forget()
+    assert run_at(compile_graph(symbolic(), "CPU"), 9) == values and len(compiling) == 2
+    assert cache.cache().get("programs", name) == good
+
+
+def test_a_kernel_whose_grid_is_symbolic_is_not_lowered_again(monkeypatch):
+    """Also where the whole program is not found, as small ones are not."""
+    values = run_at(compile_graph(symbolic(), "CPU"), 9)
+    forget()
+    monkeypatch.setattr(kept, "find", lambda *_: None)
+    monkeypatch.setattr(kernels, "lower", None)
+    assert run_at(compile_graph(symbolic(), "CPU"), 9) == values
+
+
+PROCESS = """
+import sys
+import numpy as np
+from muladd import Tensor, jit
+from muladd.compile import pipeline
+
+if sys.argv[1] == "warm":
+    pipeline._compile = lambda *_: sys.exit("compiled")
+
+@jit(symbolic={"x": {0: ("n", 1, 64)}})
+def f(x, w):
+    for i in range(20):
+        x = ((x @ w) / 16 + i * 0.1).tanh().layernorm(axis=-1) + x
+    return x, x.softmax(axis=0)
+
+w = Tensor(np.linspace(-1, 1, 256, dtype=np.float32).reshape(16, 16))
+for n in (3, 64, 1, 17):
+    x = Tensor(np.linspace(-1, 1, n * 16, dtype=np.float32).reshape(n, 16))
+    for y in f(x, w):
+        print(y.numpy().tobytes().hex())
+"""
+
+
+def test_processes_share_programs_of_symbolic_sizes(tmp_path):
+    """Three that start together on an empty cache, and one that must find what they left."""
+    def start(how: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", PROCESS, how]
+        settings = {**os.environ, "MULADD_CACHE_DIR": str(tmp_path), "DEVICE": "CPU", "CHECK": "0"}
+        return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, text=True)
+
+    def said(process: subprocess.Popen) -> str:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        return out
+
+    results = {said(p) for p in [start("cold"), start("cold"), start("cold")]}
+    assert results == {said(start("warm"))} and len(results) == 1
