@@ -218,7 +218,7 @@ def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
     such a row to few results: a long row is made and reduced a block at a time (`abreast`)."""
     depth = _extent(d.stage.reduced)
     others = [e for e in rows if e is not d]
-    if depth <= _SHORT:
+    if depth <= _SHORT and not _is_window(d):
         return any(e.stage.reduced and _extent(e.stage.reduced) == rows[d] for e in others)
     return rows[d] <= _SHORT and any(
         rows[e] == depth and _reuses(e) and _extent(e.stage.reduced) <= _SHORT for e in others

@@ -73,6 +73,14 @@ def test_a_product_keeps_its_axes_rather_than_compute_what_all_of_them_need() ->
     assert size(main.kernel.shared) == 512 * 7 * 7
 
 
+def test_a_convolution_and_the_sums_of_its_channels_are_kernels_of_their_own() -> None:
+    """A channel's sum in one kernel with it walks the images channel by channel: three times as
+    long for the steps of `muladd demo`, when rows of few terms were made in blocks."""
+    x, w = given(100, 8, 14, 14), given(16, 8, 3, 3)
+    first, *sums = kernels(x.conv2d(w, padding=1).mean((0, 2, 3)))
+    assert first.name.startswith("conv_") and sums
+
+
 def test_images_between_convolutions_lie_as_their_axes_do() -> None:
     """Windows of one tap start with no movement that a stride would make the order of memory."""
     x, w = given(1, 32, 14, 14), given(32, 32, 1, 1)
