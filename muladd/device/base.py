@@ -164,6 +164,13 @@ class Device(ABC):
     def allocate(self, nbytes: int) -> Buffer:
         """A buffer of nbytes with undefined contents; OutOfMemory if there is no room."""
 
+    def zeros(self, nbytes: int) -> Buffer:
+        """A buffer of nbytes that are 0. Large ones may take no memory until they are written."""
+        buffer = self.allocate(nbytes)
+        if nbytes:
+            self.copy_in(buffer, np.zeros(nbytes, np.uint8))
+        return buffer
+
     @abstractmethod
     def copy_in(self, buffer: Buffer, data: np.ndarray | memoryview | bytes) -> None:
         """Fill the buffer from contiguous host memory of exactly its size."""

@@ -234,11 +234,21 @@ class Cpu(Device):
         self.pool.set_threads(count)
 
     def allocate(self, nbytes: int) -> HostBuffer:
+        buffer = self._buffer(nbytes)
+        if config.get("CHECK"):
+            ctypes.memset(buffer.address, 0xFF, nbytes)  # NaN to every float
+        return buffer
+
+    def zeros(self, nbytes: int) -> HostBuffer:
+        buffer = self._buffer(nbytes)
+        if not buffer.block.fresh:
+            ctypes.memset(buffer.address, 0, nbytes)
+        return buffer
+
+    def _buffer(self, nbytes: int) -> HostBuffer:
         block = self.memory.allocate(nbytes)
         buffer = HostBuffer(self, nbytes, block.address)
         buffer.block = block
-        if config.get("CHECK"):
-            ctypes.memset(block.address, 0xFF, nbytes)  # NaN to every float
         return buffer
 
     def wrap(self, array: np.ndarray) -> HostBuffer | None:

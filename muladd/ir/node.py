@@ -442,7 +442,27 @@ def _substitute_arg(arg: Any, sizes: dict[Node, Node]) -> Any:
 
 def rebuild(node: Node, srcs: tuple[Node, ...], arg: Any = ...) -> Node:
     """The same operation over other sources."""
+    if (arg is ... or arg is node.arg) and len(srcs) == len(node.srcs):
+        for a, b in zip(srcs, node.srcs):
+            if a.dtype is not b.dtype or a.shape != b.shape:
+                break
+        else:
+            return _moved(node, srcs)
     return make(node.op, srcs, node.arg if arg is ... else arg, node.dtype if _asks(node) else None)
+
+
+def _moved(node: Node, srcs: tuple[Node, ...]) -> Node:
+    """The same operation over sources of the same shapes and dtypes, which need no second check."""
+    op, arg = node.op, node.arg
+    key_arg = arg
+    if op is ops.CONST:
+        key_arg = const_bits(arg, node.dtype)
+    elif op is ops.PAD:
+        key_arg = (arg[0], const_bits(arg[1], node.dtype))
+    key = (op, node.dtype if op in _ASKING else None, key_arg, *map(id, srcs))
+    entry = _table.get(key)
+    found = entry() if entry is not None else None
+    return _interned(key, op, srcs, arg, node.shape, node.dtype) if found is None else found
 
 
 _ASKING = {ops.CONST, ops.IOTA, ops.CAST, ops.BITCAST, ops.RANGE, ops.LOAD, ops.READ}
@@ -456,21 +476,30 @@ def variables(roots: Iterable[Node]) -> list[Node]:
     """The symbolic variables that roots depend on, through sources and through shapes."""
     found: dict[Node, None] = {}
     seen: set[Node] = set()
-    todo = list(roots)
-    while todo:
-        for node in toposort(todo, into=lambda n: n not in seen):
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op is ops.INPUT and isinstance(node.arg, Var):
+    plain: set[Shape] = set()  # shapes, of which graphs have few, that were looked at
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        stack += node.srcs
+        if node.shape not in plain:
+            plain.add(node.shape)
+            stack += [d for d in node.shape if isinstance(d, Node)]
+        if node.arg is None or node.arg is node.shape:
+            continue
+        if node.op is ops.INPUT:
+            if isinstance(node.arg, Var):
                 found[node] = None
-        todo = [d for n in list(seen) for d in _dims(n) if d not in seen]
+        else:
+            stack += _dims(node.arg)
     return list(found)
 
 
-def _dims(node: Node) -> Iterator[Node]:
-    yield from (d for d in node.shape if isinstance(d, Node))
-    stack = [node.arg]
+def _dims(arg: Any) -> Iterator[Node]:
+    """The nodes in an operation's argument."""
+    stack = [arg]
     while stack:
         item = stack.pop()
         if isinstance(item, Node):

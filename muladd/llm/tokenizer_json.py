@@ -8,7 +8,7 @@ from typing import Any
 from muladd.errors import FormatError
 from muladd.formats.stored import map_file
 from muladd.llm.extras import wanted
-from muladd.llm.vocabulary import BYTE_NAME, SPACE, Vocabulary, byte_letters, byte_text
+from muladd.llm.vocabulary import BYTE_NAME, SPACE, Vocabulary, byte_text
 
 MOST_BYTES = 256 << 20
 MARKS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -68,7 +68,6 @@ def _pieces(
                           "without great gaps")  # fmt: skip
     decoders = _decoders(described.get("decoder"))
     names = [d.get("type") for d in decoders]
-    letters = byte_letters()
     bytewise, words = "ByteLevel" in names, "WordPiece" in names
     fallback = "ByteFallback" in names
     added = engine.get_added_tokens_decoder()
@@ -78,7 +77,7 @@ def _pieces(
         if i in added:
             pieces[i] = token.encode()
         elif bytewise:
-            pieces[i] = byte_text(token, letters)
+            pieces[i] = byte_text(token)
         elif byte:
             pieces[i] = bytes([int(byte[1], 16)])
         elif words:

@@ -162,11 +162,17 @@ def byte_letters() -> dict[str, int]:
     return {**{chr(b): b for b in visible}, **{chr(256 + i): b for i, b in enumerate(hidden)}}
 
 
-def byte_text(token: str, letters: Mapping[str, int]) -> bytes:
+_LETTERS = byte_letters()
+_BYTES = {i: _LETTERS.get(chr(i), 0x10FFFF) for i in range(256)}  # which Latin-1 cannot encode
+_BYTES |= {ord(c): b for c, b in _LETTERS.items()}
+
+
+def byte_text(token: str) -> bytes:
     """The bytes that a token of such letters stands for (other letters are themselves)."""
-    if all(c in letters for c in token):
-        return bytes(letters[c] for c in token)
-    return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in token)
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return b"".join(bytes([_LETTERS[c]]) if c in _LETTERS else c.encode() for c in token)
 
 
 def _byte_pairs(
@@ -194,8 +200,7 @@ def _byte_pairs(
     else:
         engine.decoder = library.decoders.ByteLevel()
         isolated.append(library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        letters = byte_letters()
-        pieces = [t.encode() if k in (CONTROL, USER, UNKNOWN) else byte_text(t, letters)
+        pieces = [t.encode() if k in (CONTROL, USER, UNKNOWN) else byte_text(t)
                   for t, k in zip(tokens, kinds.tolist())]  # fmt: skip
     engine.pre_tokenizer = library.pre_tokenizers.Sequence(isolated)
     return _finished(metadata, engine, pieces, tokens, kinds)

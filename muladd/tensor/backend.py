@@ -6,6 +6,7 @@ start as equal zeros are two, and so that a whole training step stays one graph.
 """
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -259,12 +260,19 @@ def _again(roots: Sequence[Node], device: str) -> list[Storage] | None:
     """The values where no state waits to be computed, by a program that is found in one walk."""
     if device == INTERPRETER or _assigned or len(set(roots)) < len(roots):
         return None
-    if any(r.op is ops.INPUT or _at_hand(r, device) is not None for r in roots):
+    if any(r.op is ops.INPUT or _is_zeros(r) or _at_hand(r, device) is not None for r in roots):
         return None
     reading = known.read(roots, _at_hand, device)
     if reading is None:
         return None
     return known.run(roots, reading, device)
+
+
+def _is_zeros(r: Node) -> bool:
+    """Whether a graph is an array of zeros, which a device gives without a program."""
+    if r.op is not ops.EXPAND or r.srcs[0].op is not ops.CONST:
+        return False
+    return not r.srcs[0].arg and math.copysign(1, r.srcs[0].arg) > 0
 
 
 def _still_owned(storage: Storage) -> bool:
@@ -286,7 +294,9 @@ def _check_devices(roots: Sequence[Node], device: str) -> None:
 
 def _run(roots: list[Node], device: str) -> list[Storage]:
     given = {i: r.arg for i, r in enumerate(roots) if r.op is ops.INPUT}
-    rest = [r for r in roots if r.op is not ops.INPUT]
+    if device != INTERPRETER:
+        given |= {i: _zeros(r, device) for i, r in enumerate(roots) if _is_zeros(r)}
+    rest = [r for i, r in enumerate(roots) if i not in given]
     if not rest:
         return [given[i] for i in range(len(roots))]
     if device == INTERPRETER:
@@ -309,17 +319,26 @@ def _run(roots: list[Node], device: str) -> list[Storage]:
 
 def write(array: np.ndarray, d: DType, device: str) -> Storage:
     """A new storage with the values of a NumPy array (bfloat16 and float8 come as float32)."""
-    values = np.array(array, dtype=d.numpy, order="C")
     if device == INTERPRETER:
+        values = np.array(array, dtype=d.numpy, order="C")
         return Storage(values.shape, d, device, dt.decode(dt.encode(values, d), d))
     import muladd.device as devices
 
     place = devices.get(device)
+    values = np.asarray(array, dtype=d.numpy, order="C")
     stored = np.ascontiguousarray(dt.encode(values, d))
     buffer = place.allocate(stored.nbytes)
     if stored.nbytes:
         place.copy_in(buffer, stored)
     return Storage(values.shape, d, device, buffer)
+
+
+def _zeros(r: Node, device: str) -> Storage:
+    """A new storage of zeros: large ones are untouched pages of the system."""
+    import muladd.device as devices
+
+    count = math.prod(r.shape)  # type: ignore[arg-type]
+    return Storage(r.shape, r.dtype, device, devices.get(device).zeros(count * r.dtype.itemsize))
 
 
 def read(storage: Storage) -> np.ndarray:

@@ -1,10 +1,14 @@
 """Size classes, recycling, and giving back from many threads."""
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from muladd import device as devices
 from muladd.device.native.memory import SMALL, Memory, size_class
 from muladd.errors import OutOfMemory
 
@@ -56,3 +60,29 @@ def test_the_limit_is_exact_and_free_blocks_do_not_count():
         memory.allocate(4 << 20)
     memory.give_back(block)
     memory.allocate(4 << 20)
+
+
+def test_zeros_are_zeros_in_recycled_memory_too():
+    place = devices.get("CPU")
+    for nbytes in (0, 3, 100, 70_000, SMALL, 3 << 20):
+        for _ in range(3):
+            buffers = [place.zeros(nbytes) for _ in range(3)]
+            assert all(not np.asarray(b).any() for b in buffers)
+            for b in buffers:
+                np.asarray(b)[...] = 255
+            del b, buffers
+
+
+def test_zeros_that_nobody_wrote_take_no_memory():
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("the system does not tell")
+    place = devices.get("CPU")
+    place.memory.release()
+
+    def resident():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    held = place.zeros(512 << 20)
+    assert resident() - before < 16 << 20 and held.nbytes == 512 << 20

@@ -29,6 +29,36 @@ def array(shape=(2,)):
     return make(ops.INPUT, (), Storage(shape, dt.float32))
 
 
+def test_rebuilt_over_sources_of_the_same_kind_is_what_make_gives():
+    x, y, n = array((3, 4)), array((3, 4)), var("n", 1, 9)
+    long, other = (param(i, (n, 4), dt.float32) for i in range(2))
+    cases = [
+        (ops.ADD, (x, x), None, None), (ops.CAST, (x,), None, dt.int8), (ops.SUM, (x,), (1,), None),
+        (ops.PAD, (x,), (((1, 0, 0), (0, 2, 1)), -0.0), None),
+        (ops.RESHAPE, (x,), (12,), None), (ops.EXPAND, (long,), (2, n, 4), None),
+    ]  # fmt: skip
+    for op, srcs, arg, dtype in cases:
+        new = tuple(y if s is x else other for s in srcs)
+        rebuilt = rebuild(make(op, srcs, arg, dtype), new)
+        assert rebuilt is make(op, new, arg, dtype)
+        assert rebuild(rebuilt, srcs) is make(op, srcs, arg, dtype)
+    assert rebuild(make(ops.SUM, (x,), (1,)), (array((5, 4)),)).shape == (5,)
+    with pytest.raises(GraphError, match="takes 2 sources"):
+        rebuild(make(ops.ADD, (x, x)), (x,))
+
+
+def test_variables_are_found_wherever_they_stand():
+    a, b, c, d = (var(name, 1, 9) for name in "abcd")
+    x = param(0, (a, 2), dt.float32)
+    total = make(ops.SUM, (make(ops.EXPAND, (x,), (b, a, 2)),), (0, 1, 2))
+    inner = param(0, (), dt.float32)
+    body = Body((make(ops.ADD, (inner, make(ops.CAST, (c,), None, dt.float32))),), (inner,), "f")
+    loop = make(ops.SCAN, (total,), ScanArg(body, d, 1, 0, False, 0))
+    assert set(variables([loop])) == {a, b, c, d}
+    assert set(variables([make(ops.IOTA, (), make(ops.ADD, (a, b)), dt.int32)])) == {a, b}
+    assert variables([array((2, 3))]) == []
+
+
 def test_equal_structure_is_the_same_object():
     x = array()
     assert make(ops.ADD, (x, x)) is make(ops.ADD, (x, x))

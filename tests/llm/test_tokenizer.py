@@ -18,7 +18,7 @@ from muladd.llm.patterns import RULES
 tokenizers = pytest.importorskip("tokenizers")
 
 from muladd.llm import Tokenizer  # noqa: E402
-from muladd.llm.vocabulary import byte_letters  # noqa: E402
+from muladd.llm.vocabulary import byte_letters, byte_text  # noqa: E402
 
 KEY = "tokenizer.ggml."
 # Rules of which llama.cpp's own form differs from the models' tokenizer.json: it does not tell
@@ -92,6 +92,13 @@ def check_rules(names, model, tmp_path, size):
             body = {"content": text, "add_special": False, "parse_special": True}
             assert ours.encode(text, ends=False) == ask("/tokenize", body)["tokens"], name
         assert ours.decode(ours.encode(text), marks=True) == text, name
+
+
+def test_every_letter_is_its_byte_and_others_are_themselves():
+    letters = byte_letters()
+    for c in map(chr, [*range(400), 0x4E2D, 0x1F600]):
+        expected = bytes([letters[c]]) if c in letters else c.encode()
+        assert byte_text(c) == expected and byte_text(f"a{c}") == b"a" + expected
 
 
 def test_words_of_both_cases():

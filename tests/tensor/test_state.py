@@ -33,6 +33,19 @@ def test_equal_leaves_are_two(device):
     assert a.grad.tolist() == [2.0, 2.0] and b.grad.tolist() == [3.0, 3.0]
 
 
+def test_zeros_need_no_program_and_are_memory_of_their_own(device):
+    a, b = (Tensor.zeros(3, 4).realize() for _ in range(2))
+    assert a.kernels() == []
+    a.assign(a + 1)
+    a.realize()
+    assert a.tolist() == [[1.0] * 4] * 3 and b.tolist() == [[0.0] * 4] * 3
+    mixed = [Tensor.zeros(5, dtype=kind) for kind in ("bool", "int8", "float64", "bfloat16")]
+    other = Tensor.full((5,), -0.0)
+    other.realize(*mixed)
+    assert [t.tolist() for t in mixed] == [[False] * 5, [0] * 5, [0.0] * 5, [0.0] * 5]
+    assert np.signbit(other.numpy()).all() and not np.signbit(mixed[2].numpy()).any()
+
+
 def test_looking_at_a_loss_keeps_its_history(device):
     x = Tensor([1.0, 2.0], requires_grad=True)
     y = x * x

@@ -33,12 +33,13 @@ def size_class(nbytes: int) -> int:
 
 
 class Block:
-    """A stretch of memory: `address` to address + size, kept mapped by `source`."""
+    """A stretch of memory: `address` to address + size, kept mapped by `source`. One that nobody
+    had yet is `fresh`: all 0, and not there until it is written."""
 
-    __slots__ = ("address", "size", "source")
+    __slots__ = ("address", "size", "source", "fresh")
 
     def __init__(self, address: int, size: int, source: Any) -> None:
-        self.address, self.size, self.source = address, size, source
+        self.address, self.size, self.source, self.fresh = address, size, source, True
 
 
 class Memory:
@@ -103,6 +104,7 @@ class Memory:
         while returned:
             block = returned.popleft()
             self.in_use -= block.size
+            block.fresh = False
             free.setdefault(block.size, []).append(block)
 
     def _trim(self, size: int) -> None:
