@@ -234,19 +234,18 @@ class Cpu(Device):
         self.pool.set_threads(count)
 
     def allocate(self, nbytes: int) -> HostBuffer:
-        buffer = self._buffer(nbytes)
+        buffer = self._buffer(self.memory.allocate(nbytes), nbytes)
         if config.get("CHECK"):
             ctypes.memset(buffer.address, 0xFF, nbytes)  # NaN to every float
         return buffer
 
     def zeros(self, nbytes: int) -> HostBuffer:
-        buffer = self._buffer(nbytes)
-        if not buffer.block.fresh:
-            ctypes.memset(buffer.address, 0, nbytes)
-        return buffer
-
-    def _buffer(self, nbytes: int) -> HostBuffer:
         block = self.memory.allocate(nbytes)
+        if not block.fresh:
+            ctypes.memset(block.address, 0, nbytes)
+        return self._buffer(block, nbytes)
+
+    def _buffer(self, block: Block, nbytes: int) -> HostBuffer:
         buffer = HostBuffer(self, nbytes, block.address)
         buffer.block = block
         return buffer

@@ -337,8 +337,9 @@ def _zeros(r: Node, device: str) -> Storage:
     """A new storage of zeros: large ones are untouched pages of the system."""
     import muladd.device as devices
 
-    count = math.prod(r.shape)  # type: ignore[arg-type]
-    return Storage(r.shape, r.dtype, device, devices.get(device).zeros(count * r.dtype.itemsize))
+    sizes: Any = r.shape
+    nbytes = math.prod(sizes) * r.dtype.itemsize
+    return Storage(r.shape, r.dtype, device, devices.get(device).zeros(nbytes))
 
 
 def read(storage: Storage) -> np.ndarray:
