@@ -18,6 +18,7 @@ from muladd.formats.gguf import GGUFTensor
 from muladd.formats.stored import StoredArray
 from muladd.ir import dtype as dt
 from muladd.tensor import Tensor
+from muladd.tensor.functional import checkpoint
 
 _AT_ONCE = 1 << 20  # elements laid anew together: what is in between stays small
 
@@ -55,6 +56,14 @@ class Matrix:
         """The product: x (..., n, in) to (..., n, out), in float32."""
         product = x @ self._numbers(lambda t: t).transpose(-2, -1)
         return product if self.adapter is None else product + self.adapter(x)
+
+    def numbers(self) -> Tensor:
+        """All of it as float32 (..., out, in), which lies in memory as a whole for as long as it is
+        used: for training, where many rows and derivatives read it."""
+        if self.scale is None:
+            return self.stored.cast("float32")
+        parts = [t for t in (self.stored, self.scale, self.offset) if t is not None]
+        return checkpoint(lambda *given: Matrix(*given)._numbers(lambda t: t))(*parts)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Row ids[i] for each i, float32: ids (n,) to (n, ..., in)."""

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from muladd.ir import ops
 from muladd.ir.node import Body, Node, Var, toposort
 from muladd.transform import build as b
-from muladd.transform.residuals import body_over
+from muladd.transform.residuals import CHEAP, MOVING, body_over
+
+_CHEAP = CHEAP | MOVING
+_MOST_UNPACKED = 64  # nodes
 
 
 def lift(
@@ -29,6 +32,8 @@ def lift(
     stops = dict.fromkeys(inputs)
     order = toposort(outputs, into=lambda n: n not in stops)
     inside = set(stops)
+    if recompute:
+        inside |= _unpacked(order, inside)
     fixed: set[Node] = set()  # constants: worth nothing as parameters
     for n in order:
         if n in inside:
@@ -43,6 +48,43 @@ def lift(
     )
     leaves = [*stops, *captured]
     return body_over(leaves, outputs, name, recompute), list(captured)
+
+
+def _unpacked(order: Sequence[Node], inputs: set[Node]) -> set[Node]:
+    """What would be captured and is larger than all it is made of by cheap operations: the numbers
+    of a quantised weight, a vector along many rows. Handed over, it would have to lie in memory."""
+    depends = set(inputs)
+    read: dict[Node, None] = {}
+    for n in order:
+        if n not in inputs and any(s in depends for s in n.srcs):
+            depends.add(n)
+            read |= dict.fromkeys(s for s in n.srcs if s not in inputs)
+    found: set[Node] = set()
+    for n in read:
+        if n in depends or n in found or not _is_cheap(n):
+            continue
+        made = toposort([n], into=_is_cheap)
+        leaves = [m for m in made if not _is_cheap(m)]
+        if len(made) <= _MOST_UNPACKED and sum(map(_bytes, leaves)) < _bytes(n):
+            found |= set(made).difference(leaves)
+    return found
+
+
+def _is_cheap(n: Node) -> bool:
+    """Also a part of cheap operations that is to be recomputed itself."""
+    if n.op is not ops.CALL:
+        return n.op in _CHEAP
+    body = n.arg.body
+    return body.recompute and all(
+        m.op in _CHEAP or m.op is ops.CONST or m.op is ops.INPUT for m in toposort(body.outs)
+    )
+
+
+def _bytes(n: Node) -> int:
+    size = n.dtype.itemsize
+    for dim in n.shape:
+        size *= dim if isinstance(dim, int) else 1
+    return 0 if n.op is ops.CONST else size
 
 
 def _is_size(n: Node) -> bool:

@@ -467,6 +467,20 @@ def test_checkpoint_captures_what_its_inputs_do_not_lead_to():
     assert not any(n.op is ops.EXP2 for n in toposort(inner.outs))
 
 
+def test_a_checkpoint_unpacks_what_is_larger_than_what_it_is_made_of():
+    """A weight in few bits, spread along many rows: kept as it lies, not as what it means."""
+    x, codes, scale = leaf((64, 8)), leaf((8,), dt.int8), leaf(())
+    number = b.mul(b.cast(codes, dt.float64), b.expand(scale, (8,)))
+    (packed,) = checkpoint([number], [codes, scale])  # a part that is computed again may be inside
+    for weight in (number, packed):
+        wide = b.expand(weight, (64, 8))
+        inner, captured = lift([b.mul(x, wide)], [x], recompute=True)
+        assert set(captured) == {codes, scale}
+        assert lift([b.mul(x, wide)], [x])[1] == [wide]
+    summed = b.sum_axes(number, (0,))
+    assert lift([b.mul(x, b.expand(summed, (64, 8)))], [x], recompute=True)[1] == [summed]
+
+
 def test_the_recomputation_is_another_body_than_the_forward_one():
     x = leaf((3,))
     (y,) = checkpoint([b.sin(b.exp2(b.sin(x)))], [x])
