@@ -11,13 +11,11 @@ import numpy as np
 
 from muladd.errors import ArgumentError, IndexingError
 from muladd.llm import hugging_face, sources
-from muladd.llm.model import PAGE, Cache, Config, Decoder
+from muladd.llm.model import Config, Decoder
+from muladd.llm.pages import CHUNK, PAGE, Pool, Text
 from muladd.llm.sampling import Sampler, Sampling, log_softmax
 from muladd.llm.template import Message
 from muladd.llm.tokenizer import Tokenizer
-from muladd.tensor import Tensor
-from muladd.tensor.handle import no_grad
-from muladd.tensor.jit import jit
 
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
 _STEPS = 8  # so many tokens are run one by one rather than as a page
@@ -52,10 +50,10 @@ class LanguageModel:
     ) -> None:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.context = decoder.room
-        self._cache = Cache(decoder.config, decoder.room, cache)
-        self._keep = jit(self._cache.keep)
+        pages = -(-decoder.room // PAGE)
+        self._pool = Pool(decoder, pages, cache)
+        self._text = Text(list(range(pages)))
         self._held: list[int] = []  # the ids whose keys and values are there
-        self._count = np.arange(self._cache.room, dtype=np.int32)
 
     @property
     def config(self) -> Config:
@@ -72,50 +70,28 @@ class LanguageModel:
         """Logits of the token after each of the ids: float32 (len(ids), vocabulary)."""
         ids = self._checked(ids)
         self.forget()
-        rows = []
-        for start in range(0, len(ids), PAGE):
-            count = len(ids[start : start + PAGE])
-            rows.append(self._page(ids[start : start + PAGE], start, range(PAGE))[:count])
-        return np.concatenate(rows)
+        rows = [self._run(ids[at : at + CHUNK], CHUNK, True) for at in range(0, len(ids), CHUNK)]
+        return np.concatenate(rows)[: len(ids)]
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of the token after the ids: float32 (vocabulary,)."""
         return self._next(self._checked(ids))
 
     def _next(self, ids: list[int]) -> np.ndarray:
-        at = min(_common(self._held, ids), len(ids) - 1)
-        if len(ids) - at > _STEPS or at // PAGE != len(self._held) // PAGE:
-            at -= at % PAGE  # a page is run as a whole: its first tokens are computed again
-        del self._held[at:]
+        del self._held[min(_common(self._held, ids), len(ids) - 1) :]
         logits = None
-        while at < len(ids):
-            left = min(len(ids), at - at % PAGE + PAGE) - at
-            if at % PAGE or left <= _STEPS:
-                logits = self._one(ids[at], at)
-                at += 1
-            else:
-                logits = self._page(ids[at : at + PAGE], at, [left - 1])
-                at += left
+        while (at := len(self._held)) < len(ids):
+            rows = CHUNK if len(ids) - at > _STEPS else 1
+            logits = self._run(ids[at : at + rows], rows)
         assert logits is not None
         return logits[0]
 
-    def _one(self, token: int, at: int) -> np.ndarray:
-        start = at - at % PAGE
-        return self._run([token], start, [at % PAGE, 0], [token])
-
-    def _page(self, some: list[int], start: int, rows: Sequence[int]) -> np.ndarray:
-        return self._run([*some, *[0] * (PAGE - len(some))], start, [0, *rows], some)
-
-    def _run(self, ids: list[int], start: int, at: list[int], new: list[int]) -> np.ndarray:
-        given = Tensor(np.array(ids, np.int32))
-        where = Tensor(np.array([start, *at], np.int32))
-        past = Tensor(self._count[: max(start, 1)])
-        with no_grad():
-            logits = self.decoder.step(given, past, where, self._cache).numpy()
-            if (len(self._held) + len(new)) % PAGE == 0:
-                self._keep(Tensor(np.array([start], np.int32)))
-            self._held += new  # last: whoever interrupts finds what is held to be there
-        return logits
+    def _run(self, new: list[int], rows: int, every: bool = False) -> np.ndarray:
+        """The text that is held goes on: logits after the last of the new ids, or after each."""
+        self._text.length = len(self._held)
+        logits = self._pool.read([self._text], [new], rows, every=every)
+        self._held += new  # last: whoever interrupts finds what is held to be there
+        return logits[0] if every else logits
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         found = [int(i) for i in ids]

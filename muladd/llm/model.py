@@ -3,10 +3,8 @@
 What tells one architecture from another is a row of `FAMILIES`; what tells two sizes apart, a
 `Config`. Weights have the names of GGUF files (`blk.3.attn_q.weight`), wherever they come from.
 
-A step takes n tokens and leaves their keys and values in the *page*, a small array of the newest
-PAGE positions. A full page is appended to the long cache, which a step only reads: so a token costs
-no pass over all the room there is. The length of what is read is a symbolic size, and so two
-programs (PAGE tokens of a prompt, one token of an answer) serve conversations of any length.
+Nothing here knows of conversations: what a token sees of others is a function that is handed in
+(`Attend`), so that texts may be read with a cache (pages.py) or trained on without one.
 """
 from __future__ import annotations
 
@@ -19,9 +17,6 @@ import numpy as np
 from muladd.errors import FormatError
 from muladd.llm.weights import Matrix, Stored, matrix, vector
 from muladd.tensor import Tensor
-from muladd.tensor.jit import jit
-
-PAGE = 64  # positions: what a prompt is cut into, and what the long cache grows by
 
 
 @dataclass(frozen=True)
@@ -98,32 +93,6 @@ class Config:
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-class Cache:
-    """Keys and values of one conversation: per layer a long array and the newest page.
-
-    Arrays are (key heads, positions, head width). `room` is a whole number of pages.
-    """
-
-    def __init__(self, config: Config, room: int, dtype: str = "float32") -> None:
-        self.room = -(-room // PAGE) * PAGE
-
-        def zeros(count: int) -> Tensor:
-            shape = (config.key_heads, count, config.head_width)
-            return Tensor(np.zeros(shape, np.float32), dtype=dtype)
-
-        def arrays(count: int) -> list[tuple[Tensor, Tensor]]:
-            return [(zeros(count), zeros(count)) for _ in range(config.layers)]
-
-        self.long, self.page = arrays(self.room), arrays(PAGE)
-
-    def keep(self, start: Tensor) -> None:
-        """Append the page, whose first position is start (int32, (1,)), to the long arrays."""
-        places = start + Tensor.arange(PAGE, dtype="int32")
-        for long, page in zip(self.long, self.page):
-            for whole, new in zip(long, page):
-                whole[:, places] = new
-
-
 class Decoder:
     """A model that gives the next token's logits. Raises FormatError for weights that do not fit.
 
@@ -146,7 +115,6 @@ class Decoder:
             else:
                 self.matrices[name] = matrix(stored)
         self.turns = [self._turns(False), self._turns(True)]
-        self.step = jit(self._step, symbolic={"past": {0: ("past", 1, max(2, room))}})
 
     @property
     def nbytes(self) -> int:
@@ -206,29 +174,11 @@ class Decoder:
             frequency = frequency / c.rope_divisor
             if "rope_freqs.weight" in self.vectors:  # llama 3 and longrope
                 frequency = frequency / self.vectors["rope_freqs.weight"].numpy()
-        angle = np.arange(self.room + PAGE)[:, None] * frequency
+        angle = np.arange(self.room)[:, None] * frequency
         tables = (np.cos(angle) * c.rope_amplitude, np.sin(angle) * c.rope_amplitude)
         return tuple(Tensor(t.astype(np.float32)) for t in tables)  # type: ignore[return-value]
 
     # --- the graph -------------------------------------------------------------------------------
-
-    def _step(self, ids: Tensor, past: Tensor, at: Tensor, cache: Cache) -> Tensor:
-        """Logits (rows wanted, vocabulary) after n tokens.
-
-        ids (n,) int32; past (s,) is 0 to s - 1, at least one, though it counts only below the
-        page's first position; at[0] is that position, at[1] where in the page the tokens go, and
-        at[2:] are the rows wanted. n is PAGE (then at[1] is 0) or 1.
-        """
-        n = ids.shape[0]
-        here = at[1:2] + Tensor.arange(n, dtype="int32")  # places in the page
-        positions = at[0:1] + here
-        newest = at[0:1] + Tensor.arange(PAGE, dtype="int32")
-        masks = [self._masks(positions, past, newest, at[0:1], local) for local in (False, True)]
-
-        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self._attended(i, (q, k, v), masks[self.is_windowed(i)], here, cache)
-
-        return self.logits(self.hidden(ids, positions, attend)[at[2:]])
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """What the layers make of tokens: ids and positions (n,) int32 to (n, width).
@@ -276,52 +226,6 @@ class Decoder:
             q, k = self._turned(q, turns), self._turned(k, turns)
         y = attend(i, q, k, v).permute(1, 0, 2).reshape(n, -1)
         return self._projected(i, "attn_output", y)
-
-    def _masks(
-        self, query: Tensor, past: Tensor, newest: Tensor, start: Tensor, local: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Which of the long cache (n, s) and of the page (n, PAGE) each query sees."""
-        query = query.unsqueeze(1)
-        masks = [(past < start).unsqueeze(0), newest.unsqueeze(0) <= query]
-        if local:
-            first = query - self.config.window
-            masks = [m & (p.unsqueeze(0) > first) for m, p in zip(masks, (past, newest))]
-        return masks[0], masks[1]
-
-    def _attended(
-        self, i: int, new_ones: tuple[Tensor, Tensor, Tensor], masks: tuple[Tensor, Tensor],
-        here: Tensor, cache: Cache,
-    ) -> Tensor:  # fmt: skip
-        """Attention over the cache and the tokens (q, k, v), whose keys and values it leaves in
-        the page."""
-        c = self.config
-        q, k, v = new_ones
-        n = q.shape[1]
-        pages = []
-        for page, new in zip(cache.page[i], (k, v)):
-            if n != PAGE:
-                places = Tensor.arange(PAGE, dtype="int32").reshape(1, PAGE, 1)
-                new = (places == here.reshape(1, n, 1)).where(new, page.cast("float32"))
-            page.assign(new.cast(page.dtype))
-            pages.append(new.cast(page.dtype).cast("float32"))
-        s = masks[0].shape[1]
-        long = [t[:, :s].cast("float32") for t in cache.long[i]]
-        q = q.reshape(c.key_heads, c.heads // c.key_heads * n, c.head_width)
-        scores = [self._scores(q, keys, m) for keys, m in zip((long[0], pages[0]), masks)]
-        top = scores[0].amax(-1, keepdim=True).maximum(scores[1].amax(-1, keepdim=True))
-        weights = [(t - top).exp() for t in scores]
-        total = weights[0].sum(-1, keepdim=True) + weights[1].sum(-1, keepdim=True)
-        y = (weights[0] @ long[1] + weights[1] @ pages[1]) / total
-        return y.reshape(c.heads, n, c.head_width)
-
-    def _scores(self, q: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Masked scores (key heads, queries of all heads that share it, positions)."""
-        c = self.config
-        scores = (q @ keys.transpose(-2, -1)) * (c.scale or 1 / math.sqrt(c.head_width))
-        scores = self._capped(scores, c.score_cap)
-        heads, rows, s = scores.shape
-        scores = scores.reshape(heads, c.heads // c.key_heads, -1, s)
-        return mask.where(scores, -math.inf).reshape(heads, rows, s)
 
     def _turned(self, x: Tensor, turns: list[Tensor]) -> Tensor:
         """Pairs of (heads, n, width) rotated by their positions' angles."""
@@ -396,4 +300,4 @@ class Decoder:
         return (x / cap).tanh() * cap if cap else x
 
 
-__all__ = ["FAMILIES", "PAGE", "Cache", "Config", "Decoder", "Family"]
+__all__ = ["FAMILIES", "Config", "Decoder", "Family"]

@@ -4,33 +4,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.llama_cpp import llama_cpp
+from support.small_llama import write_small
 
 from muladd import llm
 from muladd.errors import ArgumentError, FormatError, IndexingError
 from muladd.formats import gguf
 from muladd.llm.generate import LanguageModel
-from muladd.llm.model import PAGE, Config, Decoder
+from muladd.llm.model import Config, Decoder
+from muladd.llm.pages import CHUNK
 from muladd.llm.sampling import Sampler, Sampling, log_softmax
 from muladd.llm.sources import from_gguf
 
 PROMPT = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def write_small(path, vocabulary=96, width=32, layers=2, **other):
-    """A llama of random weights, of which nothing but ids goes in and out."""
-    chance = np.random.default_rng(0)
-    sizes = {"block_count": layers, "context_length": 512, "embedding_length": width,
-             "feed_forward_length": 64, "attention.head_count": 4, "attention.head_count_kv": 2,
-             "attention.layer_norm_rms_epsilon": 1e-5, **other}  # fmt: skip
-    shapes = {"attn_q": (width, width), "attn_k": (width // 2, width), "attn_norm": (width,),
-              "attn_v": (width // 2, width), "attn_output": (width, width), "ffn_norm": (width,),
-              "ffn_gate": (64, width), "ffn_up": (64, width), "ffn_down": (width, 64)}  # fmt: skip
-    tensors = {"token_embd.weight": (vocabulary, width), "output_norm.weight": (width,)}
-    tensors |= {f"blk.{i}.{n}.weight": s for i in range(layers) for n, s in shapes.items()}
-    head = {"general.architecture": "llama", **{f"llama.{k}": v for k, v in sizes.items()}}
-    weights = {n: chance.standard_normal(s).astype(np.float32) / 4 for n, s in tensors.items()}
-    gguf.save(path, head, weights)
-    return path
 
 
 def small_decoder(tmp_path, room=256):
@@ -53,19 +38,19 @@ def test_a_prompt_in_any_order_of_reading_gives_the_same_logits(tmp_path):
     changed = [*ids[:66], 5, *ids[67:]]
     other = LanguageModel(decoder).next_logits(changed)
     np.testing.assert_allclose(model.next_logits(changed), other, **close)
-    assert decoder.step.traces <= 2 * 2 + 1  # two caches; and all rows of a page
+    assert model._pool.step.traces == 3  # a chunk with all its rows, a chunk, a token
 
 
 def test_no_compilation_while_chatting(tmp_path):
     decoder = small_decoder(tmp_path)
     model = LanguageModel(decoder)
     ids = np.random.default_rng(1).integers(0, 96, 200).tolist()
-    for n in (PAGE, PAGE + 2):
+    for n in (CHUNK, CHUNK + 2):
         model.next_logits(ids[:n])
-    before = decoder.step.traces
+    before = model._pool.step.traces
     for n in (10, 33, 150, 151, 160, 200, 7):
         model.next_logits(ids[:n])
-    assert decoder.step.traces == before == 2
+    assert model._pool.step.traces == before == 2
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -74,6 +59,15 @@ def test_keys_and_values_in_16_bits_are_near(tmp_path, dtype):
     ids = np.random.default_rng(1).integers(0, 96, 100).tolist()
     a, b = (LanguageModel(decoder, cache=d).next_logits(ids) for d in ("float32", dtype))
     assert 0 < np.abs(a - b).max() < (0.02 if dtype == "float16" else 0.2) * np.abs(a).max()
+
+
+def test_another_device_holds_the_pool(tmp_path, device):
+    """Where memory is not the host's, new keys and values are scattered into it."""
+    model = LanguageModel(small_decoder(tmp_path, room=128))
+    ids = np.random.default_rng(1).integers(0, 96, 70).tolist()
+    wanted = model.logits(ids)
+    for n in (66, 67, 70):
+        np.testing.assert_allclose(model.next_logits(ids[:n]), wanted[n - 1], rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_sampled_and_penalised(tmp_path):

@@ -1,0 +1,247 @@
+"""Keys and values of many conversations, in pages of one pool; and the step that reads them.
+
+A conversation holds a list of pages anywhere in the pool, each of PAGE positions. A step takes the
+next tokens of one conversation or of several, and a list of all pages that any of them looks at:
+every page is attended to for itself, by the queries of its owner, and the parts are joined by their
+maxima (Milakov and Gimelshein, 2018; Kwon et al., 2023). So a step costs what the conversations
+hold together, however different they are in length; and as the number of pages is a symbolic size,
+one program serves them all.
+
+A step only reads the pool. The new keys and values are results, which are put into their places
+afterwards: so nothing passes over all the room there is.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from muladd import device as devices
+from muladd.ir import Storage, make, ops
+from muladd.ir import dtype as dt
+from muladd.llm.model import Decoder
+from muladd.tensor import Tensor
+from muladd.tensor.handle import no_grad
+from muladd.tensor.jit import jit
+
+PAGE = 64  # positions of a page
+CHUNK = 64  # tokens of a prompt that are read in one step
+_LOW = -1e30  # a score that counts nothing; finite, since a whole page may have it
+_FEW = 4  # tokens up to which a step gives all keys and values in one tensor
+_NOWHERE = 1 << 30  # the position of a page that nobody sees
+
+
+@dataclass
+class Text:
+    """What the pool holds of one conversation: its pages in order, and how many positions."""
+
+    pages: list[int] = field(default_factory=list)
+    length: int = 0
+
+
+class Pool:
+    """Pages of keys and values, for one decoder: per layer two arrays (pages, key heads, head
+    width, PAGE). Who holds which page is up to the caller."""
+
+    def __init__(self, decoder: Decoder, pages: int, dtype: str = "float32") -> None:
+        c = decoder.config
+        self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
+        shape = (pages, c.key_heads, c.head_width, PAGE)
+        made = [_zeros(shape, self.dtype) for _ in range(2 * c.layers)]
+        self.arrays = [array for array, _ in made]
+        self._memory = [memory for _, memory in made]
+        most = max(2, pages)
+        self.step = jit(self._step, symbolic={"pages": {1: ("pages", 1, 4 * most)}})
+        self._put = jit(self._scatter)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(math.prod(a.shape) * self.dtype.itemsize for a in self.arrays)  # type: ignore
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def read(
+        self, texts: Sequence[Text], ids: Sequence[Sequence[int]], rows: int, *,
+        every: bool = False, slots: int | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Each text goes on by its ids: 1 to `rows` of them, for which it has pages.
+
+        Gives logits, float32 (texts, vocabulary), after the last id of each; with `every`
+        (texts, rows, vocabulary), of which those after a text's last id mean nothing. `slots` (at
+        least as many as there are texts) and `rows` are what programs are compiled for.
+        """
+        count = slots or len(texts)
+        given = np.zeros((count, rows), np.int32)
+        start = np.zeros(count, np.int32)
+        last = np.arange(count, dtype=np.int32) * rows
+        for i, (text, new) in enumerate(zip(texts, ids)):
+            given[i, : len(new)], start[i] = new, text.length
+            last[i] += len(new) - 1
+        wanted = np.arange(count * rows, dtype=np.int32) if every else last
+        inputs = (given.reshape(-1), start, _listed(texts), wanted)
+        with no_grad():
+            logits, *new_ones = self.step(*map(Tensor, inputs))
+            self._write(texts, [len(new) for new in ids], rows, new_ones)
+            found = logits.numpy()
+        for text, new in zip(texts, ids):
+            text.length += len(new)
+        if every:
+            found = found.reshape(count, rows, -1)
+        return found[: len(texts)]
+
+    def _write(
+        self, texts: Sequence[Text], counts: Sequence[int], rows: int, new_ones: list[Tensor]
+    ) -> None:
+        """Put new keys and values (key heads, slots x rows, head width) into their pages."""
+        at = np.concatenate([t.length + np.arange(n) for t, n in zip(texts, counts)])
+        row = np.concatenate([i * rows + np.arange(n) for i, n in enumerate(counts)])
+        page = np.concatenate([np.array(t.pages, np.int32)[(t.length + np.arange(n)) // PAGE]
+                               for t, n in zip(texts, counts)])  # fmt: skip
+        if self._memory[0] is None:
+            self._put(*(Tensor(x.astype(np.int32)) for x in (page, at % PAGE, row)), new_ones)
+            return
+        host: Any = devices.get("CPU")
+        runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
+        arrays = [host.view(t.storage().buffer, self.dtype.storage, t.shape) for t in new_ones]
+        memories: list[Any] = self._memory
+        for memory, values in zip(memories, arrays[0] if len(arrays) == 1 else arrays):
+            if runs is None:
+                memory[page, :, :, at % PAGE] = values[:, row].transpose(1, 0, 2)
+                continue
+            for p, first, r, n in runs:
+                memory[p, :, :, first : first + n] = values[:, r : r + n].transpose(0, 2, 1)
+
+    def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
+        """The same where memory is not the host's: a pass over all of the pool."""
+        if len(new_ones) == 1:
+            new_ones = [new_ones[0][i] for i in range(len(self.arrays))]
+        for whole, new in zip(self.arrays, new_ones):
+            whole[page, :, :, at] = new[:, row].permute(1, 0, 2)
+
+    # --- the graph -------------------------------------------------------------------------------
+
+    def _step(self, ids: Tensor, start: Tensor, pages: Tensor, wanted: Tensor) -> list[Tensor]:
+        """[logits (rows wanted, vocabulary), keys, values, keys, values, ...] of the new tokens;
+        of few tokens keys and values are one tensor, since each result costs time of its own.
+
+        ids (conversations x rows,); start (conversations,) is each one's first new position;
+        pages (3, t) are for each page its number, its conversation, and its first position. All
+        are int32.
+        """
+        rows = ids.shape[0] // start.shape[0]  # type: ignore[operator]
+        row = Tensor.arange(rows, dtype="int32")
+        positions = (start.unsqueeze(1) + row).reshape(-1)
+        seen = _Seen(self.decoder, start, pages, row)
+        found: list[Tensor] = []
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            k, v = k.cast(self.dtype), v.cast(self.dtype)
+            found.extend((k, v))
+            old = self.arrays[2 * i : 2 * i + 2]
+            return seen.attend(i, q, (k, v), old)
+
+        x = self.decoder.hidden(ids, positions, attend)
+        if ids.shape[0] <= _FEW:  # type: ignore[operator]
+            found = [found[0].stack(*found[1:])]
+        return [self.decoder.logits(x[wanted]), *found]
+
+
+class _Seen:
+    """Who sees what in one step, and attention over it."""
+
+    def __init__(self, decoder: Decoder, start: Tensor, pages: Tensor, row: Tensor) -> None:
+        self.decoder, self.config = decoder, decoder.config
+        self.count, self.rows = start.shape[0], row.shape[0]
+        self.pages, self.owner = pages[0], pages[1] % self.count
+        t = pages.shape[1]
+        own = self.owner.unsqueeze(0) == Tensor.arange(self.count, dtype="int32").unsqueeze(1)
+        self.mine = own.reshape(self.count, t, 1, 1, 1)
+        places = pages[2].unsqueeze(1) + Tensor.arange(PAGE, dtype="int32")  # (t, PAGE)
+        first = start[self.owner]
+        old = (places < first.unsqueeze(1)).reshape(t, 1, 1, 1, PAGE)
+        new = row <= row.unsqueeze(1)  # (rows, rows)
+        self.old, self.new = [old], [new]
+        if self.config.window:
+            begin = first.unsqueeze(1) + (row - self.config.window)  # (t, rows)
+            near = places.unsqueeze(1) > begin.unsqueeze(2)
+            self.old.append(old & near.reshape(t, 1, 1, self.rows, PAGE))
+            self.new.append(new & (row > row.unsqueeze(1) - self.config.window))
+
+    def attend(
+        self, i: int, q: Tensor, new: tuple[Tensor, Tensor], old: Sequence[Tensor]
+    ) -> Tensor:
+        """q (heads, n, width) over the new keys and values (key heads, n, width) and the pool's
+        arrays; gives (heads, n, width)."""
+        c, count, rows = self.config, self.count, self.rows
+        group = c.heads // c.key_heads
+        lies = (c.key_heads, group, count, rows, c.head_width)
+        q = q.reshape(*lies).permute(2, 0, 1, 3, 4)
+        q = q.reshape(count, c.key_heads, group * rows, c.head_width)
+        k, v = (t.cast("float32").reshape(c.key_heads, count, rows, c.head_width)
+                .permute(1, 0, 2, 3) for t in new)  # fmt: skip
+        # what lies in pages, each for itself: (t, key heads, group x rows, ...)
+        number = self.pages % old[0].shape[0]  # proves that it lies inside
+        keys, values = (t[number].cast("float32") for t in old)
+        windowed = self.decoder.is_windowed(i)
+        scores = self._scores(q[self.owner], keys, self.old[windowed], _LOW)
+        top = scores.amax(-1, keepdim=True)
+        weights = (scores - top).exp()
+        total, sums = weights.sum(-1, keepdim=True), weights @ values.transpose(-2, -1)
+        # the new tokens among themselves, and all together: (count, key heads, group x rows, ...)
+        scores = self._scores(q, k.transpose(-2, -1), self.new[windowed], -math.inf)
+        highest = self.mine.where(top.unsqueeze(0), _LOW).amax(1)
+        highest = highest.maximum(scores.amax(-1, keepdim=True))
+        weights, part = (scores - highest).exp(), (top - highest[self.owner]).exp()
+        all_sums = self._joined(part * sums) + weights @ v
+        all_totals = self._joined(part * total) + weights.sum(-1, keepdim=True)
+        y = (all_sums / all_totals).reshape(count, c.key_heads, group, rows, c.head_width)
+        return y.permute(1, 2, 0, 3, 4).reshape(c.heads, count * rows, c.head_width)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        """The pages' parts (t, ...) added up by their owners: (count, ...)."""
+        if self.count == 1:
+            return x.sum(0, keepdim=True)
+        return self.mine.where(x.unsqueeze(0), 0.0).sum(1)
+
+    def _scores(self, q: Tensor, keys: Tensor, seen: Tensor, none: float) -> Tensor:
+        """Scores (..., key heads, group x rows, positions); `none` where a query does not see."""
+        c = self.config
+        scores = (q @ keys) * (c.scale or 1 / math.sqrt(c.head_width))
+        if c.score_cap:
+            scores = (scores / c.score_cap).tanh() * c.score_cap
+        shape = scores.shape
+        groups = c.heads // c.key_heads
+        apart = scores.reshape(*shape[:-2], groups, self.rows, shape[-1])
+        return seen.where(apart, none).reshape(*shape)
+
+
+def _listed(texts: Sequence[Text]) -> np.ndarray:
+    """(3, t) int32: all pages that the texts look at, with their owners and first positions."""
+    found = [(page, i, n * PAGE) for i, text in enumerate(texts)
+             for n, page in enumerate(text.pages[: -(-text.length // PAGE)])]  # fmt: skip
+    return np.ascontiguousarray(np.array(found or [(0, 0, _NOWHERE)], np.int32).T)
+
+
+def _runs(page: np.ndarray, at: np.ndarray, row: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(page, first place, first row, count) of neighbours in one page."""
+    cuts = [0, *(np.flatnonzero(np.diff(page)) + 1).tolist(), len(page)]
+    return [(int(page[a]), int(at[a]), int(row[a]), b - a) for a, b in zip(cuts, cuts[1:])]
+
+
+def _zeros(shape: tuple[int, ...], kind: dt.DType) -> tuple[Tensor, np.ndarray | None]:
+    """A tensor of zeros. On the CPU also its memory, which the system gives page by page as it is
+    written to: what is not used costs nothing."""
+    empty = Tensor(np.zeros((), np.float32), dtype=kind)
+    if empty.device != "CPU":
+        return Tensor(np.zeros(shape, np.float32), dtype=kind), None
+    host: Any = devices.get("CPU")
+    size = math.prod(shape) * kind.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    memory = raw[skip : skip + size].view(kind.storage).reshape(shape)
+    storage = Storage(shape, kind, "CPU", host.wrap(memory))
+    return Tensor(make(ops.INPUT, (), storage)), memory  # type: ignore[arg-type]
