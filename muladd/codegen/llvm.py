@@ -15,7 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muladd.codegen import Rendered
-from muladd.codegen.llvm_ops import Typed, element, literal, memory_type, operation, register_type
+from muladd.codegen.dots import emit_dot
+from muladd.codegen.llvm_ops import (
+    Emitter,
+    Typed,
+    element,
+    literal,
+    memory_type,
+    operation,
+    register_type,
+)
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.lifetime import offsets
@@ -55,17 +64,20 @@ _MANY = 8  # sums in registers from which on they need all there are
 
 
 def render(
-    lowered: Lowered, variables: dict[str, int], name: str = "kernel", masked: int = 1
-) -> Rendered:
+    lowered: Lowered, variables: dict[str, int], name: str = "kernel", masked: int = 1,
+    dot: str = "",
+) -> Rendered:  # fmt: skip
     """LLVM IR of a kernel. variables: the index of each symbolic size in the vars array; masked:
-    bytes of the narrowest values that the machine loads under a mask (see Machine)."""
-    return _Renderer(lowered, variables, name, masked).run()
+    bytes of the narrowest values that the machine loads under a mask; dot: its instructions for
+    products of bytes (see Machine)."""
+    return _Renderer(lowered, variables, name, masked, dot).run()
 
 class _Renderer:
     def __init__(
-        self, lowered: Lowered, variables: dict[str, int], name: str, masked: int
+        self, lowered: Lowered, variables: dict[str, int], name: str, masked: int, dot: str
     ) -> None:
         self.lowered, self.variables, self.name, self.masked = lowered, variables, name, masked
+        self.dot = dot
         self.exact = lowered.kernel.exact
         self.count = 0
         self.declared: dict[str, str] = {}
@@ -341,6 +353,8 @@ class _Renderer:
             lines.append(f"{v} = load i64, ptr {p}, align 8")
             return v
         sources = [Typed(arg(s), s.dtype, _lanes(s)) for s in n.srcs]
+        if n.op is ops.DOT:
+            return emit_dot(n, sources, Emitter(lines, self.fresh, self.declare, True), self.dot)
         return operation(n, sources, lines, self.fresh, self.declare, not self.exact)
 
     # --- memory ---
@@ -380,6 +394,8 @@ class _Renderer:
         base = self.bases[place]
         if not lanes:
             return self.load_scalar(n, guard, lines, arg)
+        if _repeated(n.srcs[0]):
+            return self.load_repeated(n, lanes, lines)
         if not _contiguous(n.srcs[0]):
             return self.load_lanes(n, lanes, guard, lines, arg)
         start = _base(n.srcs[0])
@@ -394,6 +410,19 @@ class _Renderer:
         else:
             v = self.load_masked(n, p, wide, f"<{lanes} x i1> {arg(guard)}", lines)
         return self.from_memory(v, n, lanes, lines)
+
+    def load_repeated(self, n: Node, lanes: int, lines: list[str]) -> str:
+        """A few bytes, again and again: as one number, copied to all lanes of it."""
+        group = _repeated(n.srcs[0])
+        word, times = f"i{8 * group}", lanes // group
+        e = Emitter(lines, self.fresh, self.declare, True)
+        p = e.put(f"getelementptr i8, ptr {self.bases[n.arg]}, "
+                  f"i64 {self.value_in(_base(n.srcs[0]), lines)}")  # fmt: skip
+        v = e.put(f"load {word}, ptr {p}, align 1")
+        one = e.put(f"insertelement <{times} x {word}> poison, {word} {v}, i64 0")
+        all_ = e.put(f"shufflevector <{times} x {word}> {one}, <{times} x {word}> poison, "
+                     f"<{times} x i32> zeroinitializer")  # fmt: skip
+        return e.put(f"bitcast <{times} x {word}> {all_} to <{lanes} x i8>")
 
     def load_masked(self, n: Node, p: str, wide: str, mask: str, lines: list[str]) -> str:
         """Lanes under a mask, zeros elsewhere. Machines that cannot do it load lane by lane, so
@@ -508,6 +537,15 @@ def _lanes(n: Node) -> int:
 
 def _contiguous(index: Node) -> bool:
     return index.op is ops.ADD and index.srcs[0].op is ops.EXPAND and index.srcs[1].op is ops.IOTA
+
+
+def _repeated(index: Node) -> int:
+    """Of an index base + lane % k of bytes, k; 0 of others."""
+    if index.op is not ops.ADD or index.srcs[1].op is not ops.MOD:
+        return 0
+    lane, by = index.srcs[1].srcs
+    known = lane.op is ops.IOTA and by.op is ops.EXPAND and index.srcs[0].op is ops.EXPAND
+    return int(by.srcs[0].arg) if known and by.srcs[0].op is ops.CONST else 0
 
 
 def _base(index: Node) -> Node:

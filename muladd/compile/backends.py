@@ -26,7 +26,8 @@ class Backend:
         return heuristic.schedule(kernel, machine or self.device.machine)
 
     def render(self, lowered: Lowered, variables: dict[str, int]) -> Rendered:
-        return llvm.render(lowered, variables, masked=self.device.machine.masked)
+        machine = self.device.machine
+        return llvm.render(lowered, variables, masked=machine.masked, dot=machine.dot)
 
     def build(self, rendered: Rendered) -> bytes:
         return native.compile_object(rendered.source, self.device.machine)

@@ -16,6 +16,7 @@ _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, op
            ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
 _KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
+_UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
 _TURNED_COST = 12  # the same for values that are used in two orders of their elements
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
@@ -109,8 +110,11 @@ class Cut:
             if s in self.chosen or not s.op.elementwise:
                 continue
             limit = _REPEAT_COST if self._reads(s) else _LOADLESS_COST
-            if self.cost[s] >= limit:
-                self.chosen.add(s)
+            narrow = _narrow(s)  # what is kept is kept as narrow as it is
+            if narrow.dtype.bits == 8 and narrow is not s:
+                limit = max(limit, _UNPACK_COST)
+            if narrow not in self.chosen and self.cost[narrow] >= limit:
+                self.chosen.add(narrow)
 
     def _turned(self) -> None:
         """Values that meet themselves in another order, as in a sorting network: each such meeting
@@ -181,6 +185,14 @@ def _grows(n: Node) -> bool:
     return any(not ops.equal_dims(d, 1) for d in lead) or any(
         not ops.equal_dims(a, b) for a, b in pairs
     )
+
+
+def _narrow(n: Node) -> Node:
+    """The bytes that a value is a wider copy of, or else the value."""
+    if n.op is not ops.CAST or n.dtype.is_float or n.srcs[0].dtype.bits != 8:
+        return n
+    source = _below_movement(n.srcs[0])
+    return source if source.op.elementwise and not source.dtype.is_float else n
 
 
 def _below_movement(n: Node) -> Node:

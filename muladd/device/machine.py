@@ -57,6 +57,17 @@ class Machine:
         return self.vector_bits // 128 if scalable else 0
 
     @property
+    def dot(self) -> str:
+        """Its instructions that multiply bytes and add neighbours: into int32 at once, vnni (bytes
+        without a sign by bytes with one) or sdot; ssse3, avx2, avx512 for two neighbours into 16
+        bits; or none."""
+        if not self.triple.startswith("x86_64"):
+            return "sdot" if self.vnni else ""
+        if self.vnni:
+            return "vnni"
+        return {128: "ssse3", 256: "avx2", 512: "avx512"}.get(self.vector_bits, "")
+
+    @property
     def stream(self) -> int:
         """Bytes of a result from which on it should go past the caches, if nobody reads it soon:
         then it would take an eighth of the last cache, which all share, or all of a core's own."""

@@ -333,6 +333,9 @@ LOAD = _op("LOAD", "kernel", -1, "element of buffer arg at index srcs[0]; srcs[1
 READ = _op("READ", "kernel", -1, "value of stage arg at the indices srcs",
            ("()", lambda s, a, d: s[0].shape if s else ()), _GIVEN, "")
 FMA = _op("FMA", "kernel", 3, "a * b + c, rounded once", _SAME, _F, "", 2)
+DOT = _op("DOT", "kernel", -1, "srcs[0] + the sums of so many neighbours of srcs[1] * srcs[2] as "
+          "make a lane, of srcs[3] * srcs[4], ...: bytes into int32",
+          ("the first's", lambda s, a, d: s[0].shape), _GIVEN, "", 2)
 
 # What runs a graph gives names to two pairs of operations (named.py), so as to round once.
 EXP = _op("EXP", "unary", 1, "EXP2(x * log2(e)), the product not rounded", _SAME, _F, "", 2, np.exp,

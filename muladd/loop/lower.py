@@ -13,15 +13,14 @@ from dataclasses import replace
 from itertools import product
 from math import lcm
 
-import numpy as np
-
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, DType, Node, const, is_const, make, ops, sym, toposort
+from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
+from muladd.loop.dots import dot, factors
 from muladd.loop.interior import interior
 from muladd.loop.kernel import Kernel, Stage
-from muladd.loop.limits import limits
+from muladd.loop.limits import extreme, limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
-from muladd.loop.registers import both_masks, match, register, tree, wide
+from muladd.loop.registers import both_masks, identity, lowest, match, register, tree, wide
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -52,16 +51,6 @@ def written_out(kernel: Kernel) -> Kernel:
     values = expand_all(tuple(s.value for s in kernel.stages))
     stages = tuple(replace(s, value=v) for s, v in zip(kernel.stages, values))
     return replace(kernel, stages=stages, _memo={})
-
-
-def identity(reduction: ops.Op, d: DType) -> Node:
-    """The value a reduction starts from."""
-    return make(ops.CONST, (), (d.min if reduction is ops.AMAX else 0), d)
-
-
-def _least(d: DType) -> float:
-    """The lowest finite number."""
-    return -float(np.finfo(d.numpy).max)
 
 
 class _Lowering:
@@ -234,7 +223,7 @@ class _Lowering:
             condition = sym.both(condition, sym.less(end, a.arg.extent))
         if plan.group and self._meets(s):
             return self._nest(s, loops, values, frozenset(full))
-        serial = [x for x in loops if not plan.unrolls(s, x) and not plan.spreads(s, x)]
+        serial = [x for x in loops if self._serial(s, x)]
         if condition is not True and not self._touches_arguments(s):
             if any(plan.owner(x) in ragged for x in serial):
                 return self._nest(s, loops, values, frozenset(full))  # only its loops end sooner
@@ -245,6 +234,11 @@ class _Lowering:
         last = self._nest(s, loops, values, frozenset(full))
         return [If(condition, inside, last)] if isinstance(condition, Node) else last
 
+    def _serial(self, s: Stage, loop: Node) -> bool:
+        """Whether a loop of a stage is a loop in the end."""
+        plan = self.plan
+        return not (plan.unrolls(s, loop) or plan.spreads(s, loop) or loop is plan.dots(s))
+
     def _touches_arguments(self, s: Stage) -> bool:
         return s.argument is not None or bool(s.loads())
 
@@ -253,7 +247,7 @@ class _Lowering:
     ) -> list[Statement]:
         """Serial loops outside in; then the unrolled and vector ones all at once."""
         plan = self.plan
-        serial = [x for x in loops if not plan.unrolls(s, x) and not plan.spreads(s, x)]
+        serial = [x for x in loops if self._serial(s, x)]
         if not serial:
             return self._reduce_body(s, loops, values, full, [])
         loop = serial[0]
@@ -278,11 +272,13 @@ class _Lowering:
             stop: Dim = loop.arg.extent
             if leaf is leaves[0]:
                 start, stop = self._limited(s, axis, leaf, stop)
-            return _loop(loop, start, stop, inside(values, full))
+            return [For(loop, start, stop, inside(values, full))]
         if leaf is leaves[0]:
             whole = sym.div(n, leaf.stride)
             start, stop = self._limited(s, axis, leaf, whole)
-            out = _loop(loop, start, stop, inside(values, full | {axis})) if whole != 0 else []
+            out: list[Statement] = []
+            if whole != 0:
+                out = [For(loop, start, stop, inside(values, full | {axis}))]
             last = inside({**values, loop: whole}, full)
             rest = sym.less(0, sym.mod(n, leaf.stride))
             if axis in self.limits:
@@ -294,7 +290,7 @@ class _Lowering:
         left = sym.div(sym.add(sym.sub(n, before), leaf.stride - 1), leaf.stride)
         sums = leaf.stride == 1 and axis in s.reduced
         inner = full | {axis} if sums else full  # the bound keeps every turn inside
-        return _loop(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, inner))
+        return [For(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, inner))]
 
     def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
         """The turns of an axis' outermost loop that a stage needs at all."""
@@ -324,8 +320,8 @@ class _Lowering:
                                for x in leaves if x.loop not in fixed)  # fmt: skip
             most[a] = sym.add(least[a], inner)
         limit = self.limits[axis]
-        low = 0 if limit.low is None else _extreme(limit.low, least, most, False)
-        high = axis.arg.extent if limit.high is None else _extreme(limit.high, least, most, True)
+        low = 0 if limit.low is None else extreme(limit.low, least, most, False)
+        high = axis.arg.extent if limit.high is None else extreme(limit.high, least, most, True)
         return low, high
 
     def _blocked(
@@ -357,7 +353,7 @@ class _Lowering:
         for t in abreast:
             if t.name in self.carried:  # nothing at all was above the least
                 found = make(ops.READ, t.axes, (t.name, len(t.axes)), t.dtype)
-                least = make(ops.LT, (const(_least(t.dtype), t.dtype), found))
+                least = make(ops.LT, (const(lowest(t.dtype), t.dtype), found))
                 value = make(ops.WHERE, (least, found, identity(ops.AMAX, t.dtype)))
                 out += self._filled(replace(t, value=value, reduction=None, reduced=()), values)
         return out
@@ -375,7 +371,7 @@ class _Lowering:
         assert s.reduction is not None
         start = identity(s.reduction, s.dtype)
         if s.name in self.carried:
-            start = const(_least(s.dtype), s.dtype)
+            start = const(lowest(s.dtype), s.dtype)
         return replace(s, value=start, reduction=None, reduced=())
 
     def _reduce_body(
@@ -392,7 +388,43 @@ class _Lowering:
             return out
         if any(plan.owner(x) not in s.reduced for x in serial):
             raise ScheduleError(f"stage {s.name}: an output loop stands inside a reduced loop")
+        if plan.dots(s) is not None:
+            return self._dotted(s, vector, unrolled, values, full, serial)
         return self._reduction(s, vector, unrolled, values, full, serial)
+
+    def _dotted(
+        self, s: Stage, vector: Node | None, unrolled: list[Node], values: Values,
+        full: frozenset, serial: list[Node],
+    ) -> list[Statement]:  # fmt: skip
+        """One accumulator for each unrolled turn of the results; what is reduced and unrolled
+        goes to the same instruction, which may add bytes' products up in 16 bits for a while."""
+        plan, inner = self.plan, self.plan.dots(s)
+        pairs = factors(s)
+        if vector is None or inner is None or pairs is None or plan.owner(vector) in s.reduced:
+            raise ScheduleError(f"stage {s.name}: `dot` wants a vector of results")
+        if s.name in self.waiting or not {plan.owner(vector), plan.owner(inner)} <= full:
+            raise ScheduleError(f"stage {s.name}: a `dot` in blocks, or one that overhangs")
+        width = vector.arg.extent
+        terms = [x for x in unrolled if plan.owner(x) in s.reduced]
+        results = list(_turns_of([x for x in unrolled if x not in terms], {}))
+        name = f"{s.name}.acc{len(self.arrays)}"
+        self.arrays[name] = Array(name, s.dtype, len(results), width)
+        start = wide(identity(ops.SUM, s.dtype), width)
+        out: list[Statement] = [Store(name, _at(k), start) for k in range(len(results))]
+
+        def update(v: Values, f: frozenset) -> list[Statement]:
+            body: list[Statement] = []
+            for k, turn in enumerate(results):
+                operands = [self._value(replace(s, value=x), term, f, None)
+                            for term in _turns_of(terms, {**v, **turn}) for p in pairs for x in p]
+                total = dot(register(name, k, width, s.dtype), operands, vector, inner)
+                body.append(Store(name, _at(k), total))
+            return body
+
+        out += self._reduced_loops(s, serial, values, full, update)
+        for k, turn in enumerate(results):
+            out += self._put(s, register(name, k, width, s.dtype), {**values, **turn}, full, vector)
+        return out
 
     def _reduction(
         self, s: Stage, vector: Node | None, unrolled: list[Node], values: Values,
@@ -648,22 +680,9 @@ class _Lowering:
         return body
 
 
-def _extreme(limit: Dim, least: Values, most: Values, greatest: bool) -> Dim:
-    """The greatest (or least) value of a limit that grows or falls with each axis."""
-    terms: list[Dim] = []
-    for mono, c in sym.poly(limit).items():
-        values = most if (c > 0) == greatest else least
-        terms.append(sym.replace(sym.build({mono: c}), values))
-    return sym.sum_of(terms)
-
-
 def _scatter_guard(position: Node, size: Dim) -> Node:
     return make(ops.MUL, (make(ops.LT, (sym.as_node(-1), position)),
                           make(ops.LT, (position, sym.as_node(size)))))  # fmt: skip
-
-
-def _loop(loop: Node, start: Dim, stop: Dim, body: list[Statement]) -> list[Statement]:
-    return [For(loop, start, stop, body)]
 
 
 def _turns_of(loops: list[Node], values: Values) -> list[Values]:

@@ -41,6 +41,7 @@ class Plan:
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
+    dotted: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop): see the directive `dot`
     ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
     inside: dict[str, tuple[Node, Node]] | None = None  # stage -> its reader's loop, and its own
     decays: dict[str, str] | None = None  # sum -> the maximum which it is scaled for as that grows
@@ -75,6 +76,10 @@ class Plan:
         """Whether a stage runs the turns of a loop as vector lanes."""
         return (stage.name, loop) in self.vector
 
+    def dots(self, stage: Stage) -> Node | None:
+        """The loop of a stage whose turns one instruction multiplies and adds, if there is one."""
+        return next((x for name, x in self.dotted if name == stage.name), None)
+
     def overhangs(self, axis: Node) -> bool:
         """Whether the last turn of the outermost leaf may run past the axis' extent."""
         first = self.leaves[axis][0]
@@ -105,7 +110,8 @@ class Plan:
         if loop in (self.threads or {}).get(stage, ()):
             return f"{loop.arg.name}<{loop.arg.extent}*t"
         mark = (
-            "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll else ""
+            "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll
+            else "*d" if (stage, loop) in self.dotted else ""
         )
         return (
             f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"

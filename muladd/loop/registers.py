@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from functools import reduce
 
+import numpy as np
+
 from muladd.ir import DType, Node, const, dtype, make, ops, sym
 
 
@@ -37,3 +39,13 @@ def tree(reduction: ops.Op, parts: list[Node]) -> Node:
         joined = [make(op, (a, b)) for a, b in zip(parts[:half], parts[half:])]
         parts = joined + parts[len(joined) : half]
     return reduce(lambda a, b: make(op, (a, b)), parts)
+
+
+def identity(reduction: ops.Op, d: DType) -> Node:
+    """The value a reduction starts from."""
+    return make(ops.CONST, (), (d.min if reduction is ops.AMAX else 0), d)
+
+
+def lowest(d: DType) -> float:
+    """The lowest finite number."""
+    return -float(np.finfo(d.numpy).max)

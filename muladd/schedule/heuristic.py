@@ -6,6 +6,7 @@ from dataclasses import replace
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import Node
+from muladd.loop.dots import factors
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan, plain
 from muladd.schedule.analysis import product, size, work
@@ -24,6 +25,12 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
         return plan
     if sum(work(s) for s in kernel.stages) <= _TINY and not kernel.exact:
         return step(plan, "parallel 0")
+    if any(factors(s) for s in kernel.stages):
+        from muladd.schedule.recipes.dots import dots
+
+        by_bytes = dots(plan, machine)
+        if by_bytes is not None:
+            return by_bytes
     products = [p for s in kernel.stages if (p := product(kernel, s)) is not None]
     if products and size(products[0].stage.reduced) > 1:
         from muladd.schedule.recipes.products import products as recipe

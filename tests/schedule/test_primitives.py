@@ -101,6 +101,20 @@ def copied(columns: int = 32, depth: int = 20) -> Kernel:
     return Kernel((copy, total), (i, j), arguments)
 
 
+def of_bytes(rows: int = 3, columns: int = 16) -> Kernel:
+    """out[i, j] = sum over k of int32(a[i, k]) * int32(b[j, k]), bytes."""
+    i, j, k = sym.axis("p0", rows), sym.axis("p1", columns), sym.axis("r0", 4)
+    def wide(argument: int, axis: Node) -> Node:
+        x = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(axis, 4), k)),), argument, dtype.int8)
+        return make(ops.CAST, (x,), None, dtype.int32)
+
+    at, value = sym.add(sym.mul(i, columns), j), make(ops.MUL, (wide(0, i), wide(1, j)))
+    stage = Stage("s0", (i, j), value, ops.SUM, (k,), 2, at)
+    return Kernel((stage,), (i, j), (Argument(0, dtype.int8, rows * 4),
+                                     Argument(1, dtype.int8, columns * 4),
+                                     Argument(2, dtype.int32, rows * columns, True)))  # fmt: skip
+
+
 # --- drawing plans as the docstrings do ----------------------------------------------------------
 
 
@@ -203,6 +217,8 @@ EXAMPLES = {
                       "p1.2<8*v"),
     "unroll": Example(doubled, ("split p0 2", "outer p0.0"), loop_of("p0.1"), "p0.1<2",
                       "p0.1<2*u"),
+    "dot": Example(of_bytes, ("split p1 8", "outer p0 p1.0", "vector p1.1"), loop_of("r0"), "r0<4",
+                   "r0<4*d"),
     "bind": Example(doubled, ("split p1 8", "outer p0 p1.0"), loop_of("p1.1"), "p1.1<8",
                     "p1.1<8*t"),
     "nontemporal": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",

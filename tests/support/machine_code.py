@@ -146,7 +146,7 @@ class Translated:
 def translated(kernel: Kernel, machine: Machine, name: str = "kernel") -> Translated:
     """The kernel as the compiler would make it on that machine."""
     plan = heuristic.schedule(kernel, machine)
-    rendered = llvm.render(lower(plan), {}, name, machine.masked)
+    rendered = llvm.render(lower(plan), {}, name, machine.masked, machine.dot)
     text = native.assembly(rendered.source, machine)
     blob = native.compile_object(rendered.source, machine)
     return Translated(machine, plan, text, blob, rendered.scratch)

@@ -1,0 +1,117 @@
+"""Sums of products of bytes: what they are, and their operands for all lanes of a vector at once.
+
+Machines multiply bytes and add neighbours in one instruction. A lane of its result has 2 or 4
+bytes of each operand; which bytes, tells the operand's index: side by side with those of the next
+lane, or the same for all lanes.
+"""
+from __future__ import annotations
+
+from muladd.errors import ScheduleError
+from muladd.ir import DType, Node, const, dtype, make, ops, sym, toposort
+from muladd.loop.kernel import Stage
+
+Pair = tuple[Node, Node]
+
+
+def factors(s: Stage) -> list[Pair] | None:
+    """The bytes whose products a stage adds up in int32, or None if that is not what it does."""
+    if s.reduction is not ops.SUM or s.dtype is not dtype.int32 or s.scatter:
+        return None
+    found: list[Pair] = []
+    todo = [s.value]
+    while todo:
+        n = todo.pop()
+        if n.op is ops.ADD:
+            todo += reversed(n.srcs)
+        elif n.op is ops.MUL and all(_widened(x) for x in n.srcs):
+            found.append((n.srcs[0].srcs[0], n.srcs[1].srcs[0]))
+        else:
+            return None
+    return found
+
+
+def _widened(n: Node) -> bool:
+    return n.op is ops.CAST and _is_byte(n.srcs[0].dtype)
+
+
+def _is_byte(d: DType) -> bool:
+    return d.bits == 8 and d.kind in "iu"
+
+
+def bounds(n: Node) -> tuple[int, int]:
+    """The least and the greatest value that bytes can have."""
+    d = n.dtype
+    whole = (int(d.min), int(d.max))
+    if n.op is ops.CONST:
+        return int(n.arg), int(n.arg)
+    if n.op is ops.EXPAND:
+        return bounds(n.srcs[0])
+    if n.op in (ops.AND, ops.DIV, ops.MOD):
+        low, high = bounds(n.srcs[0])
+        by = n.srcs[1]
+        by = by.srcs[0] if by.op is ops.EXPAND else by
+        if by.op is not ops.CONST or by.arg <= 0:
+            return whole
+        if n.op is ops.AND:
+            return 0, min(high, by.arg) if low >= 0 else by.arg
+        return (low // by.arg, high // by.arg) if n.op is ops.DIV else (0, by.arg - 1)
+    return whole
+
+
+def dot(accumulator: Node, operands: list[Node], vector: Node, inner: Node) -> Node:
+    """The accumulator and products of operands, taken in pairs, of all turns of the inner loop."""
+    wide = tuple(side_by_side(x, vector, inner) for x in operands)
+    return make(ops.DOT, (accumulator, *wide), None, accumulator.dtype)
+
+
+def side_by_side(value: Node, vector: Node, inner: Node) -> Node:
+    """An operand for all turns of the vector loop and, within each, of the inner one.
+
+    Raises ScheduleError where its bytes lie otherwise.
+    """
+    lanes, group = vector.arg.extent, inner.arg.extent
+    count = lanes * group
+    done: dict[Node, Node] = {}
+    for n in toposort((value,), into=lambda m: m.dtype is not dtype.INDEX):
+        if n.dtype is dtype.INDEX:
+            continue
+        if n.op is ops.LOAD:
+            if len(n.srcs) > 1:
+                raise ScheduleError("dot: an operand that is loaded under a condition")
+            done[n] = make(ops.LOAD, (_index(n.srcs[0], vector, inner, count),), n.arg, n.dtype)
+        elif n.op is ops.CONST:
+            done[n] = const(n.arg, n.dtype, (count,))
+        elif n.op.elementwise and n.srcs:
+            srcs = tuple(done[s] for s in n.srcs)
+            asks = n.op in (ops.CAST, ops.BITCAST)
+            done[n] = make(n.op, srcs, n.arg, n.dtype if asks else None)
+        else:
+            raise ScheduleError(f"dot: an operand made by {n.op.name}")
+    return done[value]
+
+
+def _index(index: Node, vector: Node, inner: Node, count: int) -> Node:
+    steps: dict[Node, sym.Dim] = {vector: 0, inner: 0}
+    base = sym.sum_of(_term(mono, c) for mono, c in sym.poly(index).items()
+                      if mono not in ((vector,), (inner,)))  # fmt: skip
+    for mono, c in sym.poly(index).items():
+        if mono in ((vector,), (inner,)):
+            steps[mono[0]] = c
+    free = isinstance(base, int) or not {vector, inner} & {*toposort((base,))}
+    group = inner.arg.extent
+    start = make(ops.EXPAND, (sym.as_node(base),), (count,))
+    lane = make(ops.IOTA, (), count, dtype.INDEX)
+    if free and steps == {vector: group, inner: 1}:
+        return make(ops.ADD, (start, lane))
+    if free and steps == {vector: 0, inner: 1}:
+        again = make(ops.MOD, (lane, const(group, dtype.INDEX, (count,))))
+        return make(ops.ADD, (start, again))
+    raise ScheduleError(f"dot: the bytes of an operand lie {steps[vector]} apart from lane to lane "
+                        f"and {steps[inner]} within one; expected {group} or 0, and 1")  # fmt: skip
+
+
+def _term(mono: tuple[Node, ...], c: int) -> sym.Dim:
+    return sym.build({mono: c})
+
+
+__all__ = ["bounds", "dot", "factors", "side_by_side"]

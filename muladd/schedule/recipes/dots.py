@@ -1,0 +1,108 @@
+"""Products of bytes, as quantised weights have them: by instructions that add neighbours too.
+
+    s0[i, j, b] += int32(x[i, b, k]) * int32(w[j, b, k]) over k      a block of bytes
+    s1[i, j] += float32(s0[i, j, b]) * scale[j, b] * ...  over b     the blocks, scaled
+
+The nest, with i.1 and j.2 written out, j.3 in vectors, and k.1 the bytes of a lane:
+
+    grid j.0
+      for j.1 i.0
+        for b                  s0 += dot: all terms of a block by one chain of instructions
+          i.1 j.2 j.3
+        for b                  s1 += ...
+          i.1 j.2 j.3
+
+The bytes of neighbouring columns must lie side by side, k.1 for each: then nothing is shuffled, and
+nothing is added across lanes. Whoever lays weights out sees to that (see `llm/weights.py`).
+"""
+from __future__ import annotations
+
+from muladd.device.machine import Machine
+from muladd.errors import ScheduleError
+from muladd.ir import Node, toposort
+from muladd.loop.dots import factors, side_by_side
+from muladd.loop.kernel import Kernel, Stage, reaxis
+from muladd.loop.plan import Plan
+from muladd.schedule.analysis import extent, size
+from muladd.schedule.primitives import loop_named, step
+from muladd.schedule.primitives.dot import TURNS
+from muladd.schedule.recipes.rows import stream
+
+_SUMS = 8  # accumulators of a tile: with operands and scales they fill 16 registers
+_MOST_TERMS = 16  # instructions of a chain
+
+
+def dots(plan: Plan, machine: Machine) -> Plan | None:
+    """A plan for a kernel with products of bytes, or None if they do not lie as wanted."""
+    kernel = plan.kernel
+    found = [s for s in kernel.stages if _suits(kernel, s)]
+    if not found or any(s.lanes > 1 for s in kernel.stages):
+        return None
+    for column in reversed(kernel.shared):
+        try:
+            return _tiles(plan, machine, found, column)
+        except ScheduleError:
+            continue
+    return None
+
+
+def _suits(kernel: Kernel, s: Stage) -> bool:
+    if factors(s) is None or extent(s.reduced[-1]) not in TURNS:
+        return False
+    return all(isinstance(a.arg.extent, int) for a in s.reduced)
+
+
+def _tiles(plan: Plan, machine: Machine, found: list[Stage], column: Node) -> Plan:
+    kernel, J, lanes = plan.kernel, column.arg.name, machine.float_lanes
+    groups, odd = divmod(extent(column), lanes)
+    if odd or not isinstance(column.arg.extent, int):
+        raise ScheduleError(f"dots: {J} is no whole number of vectors")
+    others = [a for a in kernel.shared if a is not column]
+    row = next((a for a in reversed(others) if _is_row(found[0], a, column)), None)
+    vectors = 2 if row is None and groups % 2 == 0 else 1
+    down = 1 if row is None else min(_SUMS // vectors, extent(row))
+    panels = groups // vectors
+    wanted = max(1, machine.chunks // size([a for a in others if a is not row]))
+    chunks = next(n for n in range(min(wanted, panels), panels + 1) if panels % n == 0)
+    plan = step(plan, f"split {J} {panels // chunks} {vectors} {lanes}")
+    for s in found:
+        for pair in factors(s) or ():
+            for x in pair:
+                value = reaxis(x, {column: plan.value(column)}, {})
+                side_by_side(value, loop_named(plan, f"{J}.3"), s.reduced[-1])
+    names = [a.arg.name for a in others if a is not row]
+    tile = [f"{J}.2"]
+    inner = [f"{J}.1"]
+    if row is not None:
+        I = row.arg.name
+        plan = step(plan, f"split {I} {down}")
+        tile.insert(0, f"{I}.1")
+        inner.append(f"{I}.0")
+    plan = step(plan, " ".join(["outer", *names, f"{J}.0", *inner]))
+    plan = step(plan, f"parallel {len(names) + 1}")
+    for s in kernel.stages:
+        plan = _nest(plan, s, s in found, tile, f"{J}.3")
+    for s in kernel.stages:
+        plan = step(plan, f"vector {s.name} {J}.3")
+    return stream(plan, machine)
+
+
+def _nest(plan: Plan, s: Stage, dotted: bool, tile: list[str], vector: str) -> Plan:
+    reduced = [a.arg.name for a in s.reduced]
+    own = [x.arg.name for x in plan.nests[s.name] if x.arg.name not in (*tile, vector, *reduced)]
+    if own and s.name in plan.kernel.kept():
+        plan = step(plan, " ".join(["layout", s.name, *own, *tile, vector]))
+    if not dotted:
+        plan = step(plan, " ".join(["nest", s.name, *own, *reduced, *tile, vector]))
+        return step(plan, " ".join(["unroll", s.name, *tile]))
+    out = reduced[:-1] if size(s.reduced[:-1]) * len(factors(s) or ()) <= _MOST_TERMS else []
+    turns = [x for x in reduced[:-1] if x not in out]
+    plan = step(plan, " ".join(["nest", s.name, *own, *turns, *tile, *out, reduced[-1], vector]))
+    plan = step(plan, " ".join(["unroll", s.name, *tile, *out]))
+    return step(plan, f"dot {s.name} {reduced[-1]}")
+
+
+def _is_row(s: Stage, axis: Node, column: Node) -> bool:
+    """Whether only what is not along the columns moves along an axis."""
+    sides = [toposort((x,)) for pair in factors(s) or () for x in pair]
+    return all((axis in side) != (column in side) for side in sides)
