@@ -11,6 +11,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError, IndexingError
 from muladd.llm import hugging_face, sources
+from muladd.llm.constrain import Constraint, State, json_constraint
 from muladd.llm.model import Config, Decoder
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
 from muladd.llm.sampling import Sampler, Sampling, log_softmax
@@ -111,13 +112,16 @@ class LanguageModel:
 
     def generate(
         self, prompt: str | Sequence[int], *, max_tokens: int | None = None,
-        stop: str | Sequence[str] = (), logprobs: int = 0, **sampling: Any,
+        stop: str | Sequence[str] = (), logprobs: int = 0, json_schema: Any = None,
+        json: bool = False, constraint: Constraint | None = None, **sampling: Any,
     ) -> Iterator[Piece]:  # fmt: skip
         """The continuation of a prompt, a Piece for each token, as they come.
 
         It ends after `max_tokens` or where the context is full (finish = length), at a token by
         which the model ends its texts, or before one of the `stop` strings (finish = stop).
         `sampling` are the fields of `Sampling`. Each piece tells the `logprobs` likeliest tokens.
+        With `json_schema` the text is JSON that the schema finds valid, with `json` a JSON object,
+        with `constraint` what that lets through; it ends when nothing can follow (finish = stop).
         Raises ArgumentError for settings that are none, an empty prompt or one longer than the
         context, IndexingError for ids that are none: at the call, not at the first piece.
         """
@@ -129,8 +133,27 @@ class LanguageModel:
             if value is not None and (not isinstance(value, int) or value < least):
                 raise ArgumentError(f"generate: {name} is {value!r:.40}; expected a whole number "
                                     f"from {least} on")  # fmt: skip
+        limits = self._constraint(json_schema, json, constraint)
         ids = self._checked(self._encoded(prompt) if isinstance(prompt, str) else prompt)
-        return self._generated(ids, max_tokens, stops, logprobs, sampler)
+        return self._generated(ids, max_tokens, stops, logprobs, sampler, limits)
+
+    def _constraint(self, schema: Any, any_object: Any, given: Any) -> Constraint | None:
+        if not isinstance(any_object, bool):
+            raise ArgumentError(f"generate: json is {any_object!r:.40}; expected True or False")
+        if (schema is not None) + any_object + (given is not None) > 1:
+            raise ArgumentError("generate: give one of json_schema, json and constraint")
+        if schema is not None or any_object:
+            given = json_constraint(self._tokens(), schema)
+        if given is None:
+            return None
+        if not isinstance(given, Constraint):
+            raise ArgumentError(f"generate: constraint is {given!r:.40}; expected a Constraint")
+        tokens = self.tokenizer
+        count = self.decoder.embedding.shape[0] if tokens is None else len(tokens)
+        if given.size != count:
+            raise ArgumentError(f"generate: the constraint knows {given.size} tokens, and the "
+                                f"model has {count}; make it with its tokenizer")  # fmt: skip
+        return given
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """The answer to a conversation, as `generate` gives it. Raises also what the tokenizer's
@@ -143,14 +166,15 @@ class LanguageModel:
 
     def _generated(
         self, ids: list[int], most: int | None, stops: tuple[str, ...], logprobs: int,
-        sampler: Sampler,
+        sampler: Sampler, constraint: Constraint | None,
     ) -> Iterator[Piece]:  # fmt: skip
         stream = None if self.tokenizer is None else self.tokenizer.stream()
         ends = frozenset() if self.tokenizer is None else self.tokenizer.stops
+        state = None if constraint is None else constraint.start()
         held, first = "", len(ids)  # text that may be the beginning of a stop string
         while True:
             logits = self._next(ids)
-            token = sampler.choose(logits, ids)
+            token = sampler.choose(logits, ids, None if state is None else _allowed(state, logits))
             chances = log_softmax(logits)
             top = _likeliest(chances, logprobs)
             chance = float(chances[token])
@@ -158,17 +182,20 @@ class LanguageModel:
                 yield Piece(held + (stream.end() if stream else ""), token, chance, top, "stop")
                 return
             ids.append(token)
+            state = state.advance(token) if state is not None else None
+            whole = state is not None and state.finished
             full = len(ids) - first == most or len(ids) >= self.context
             if stream is not None:
-                held += stream.put(token) + (stream.end() if full else "")
+                held += stream.put(token) + (stream.end() if full or whole else "")
             found = [at for at in (held.find(s) for s in stops) if at >= 0]
             if found:
                 yield Piece(held[: min(found)], token, chance, top, "stop")
                 return
-            keep = 0 if full else _beginning(held, stops)
+            keep = 0 if full or whole else _beginning(held, stops)
             text, held = held[: len(held) - keep], held[len(held) - keep :]
-            yield Piece(text, token, chance, top, "length" if full else None)
-            if full:
+            finish = "stop" if whole else "length" if full else None
+            yield Piece(text, token, chance, top, finish)
+            if finish:
                 return
 
     def _encoded(self, prompt: str) -> list[int]:
@@ -220,8 +247,19 @@ def _sampling(given: dict[str, Any]) -> Sampling:
     known = Sampling.__dataclass_fields__
     if unknown := given.keys() - known.keys():
         raise ArgumentError(f"generate: {min(unknown)!r} is no setting; expected max_tokens, stop, "
-                            f"logprobs, {', '.join(known)}")  # fmt: skip
+                            "logprobs, json_schema, json, constraint, "
+                            f"{', '.join(known)}")  # fmt: skip
     return Sampling(**given)
+
+
+def _allowed(state: State, logits: np.ndarray) -> np.ndarray:
+    """The mask of a state, as long as the logits. Raises ArgumentError where nothing is allowed."""
+    allowed = state.allowed()
+    if not allowed.any():
+        raise ArgumentError("generate: no token can go on as the constraint asks; the vocabulary "
+                            "lacks characters that it needs")  # fmt: skip
+    left = len(logits) - len(allowed)  # ids that no token has
+    return np.pad(allowed, (0, left)) if left else allowed
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -51,9 +51,14 @@ class Sampler:
         self.settings = settings
         self._random = np.random.default_rng(settings.seed)
 
-    def choose(self, logits: np.ndarray, before: Sequence[int]) -> int:
-        """The id chosen by logits (vocabulary,) after the ids before it."""
+    def choose(
+        self, logits: np.ndarray, before: Sequence[int], allowed: np.ndarray | None = None
+    ) -> int:
+        """The id chosen by logits (vocabulary,) after the ids before it, out of those `allowed`
+        (bool (vocabulary,), one at least)."""
         s = self.settings
+        if allowed is not None:
+            logits = np.where(allowed, logits, -np.inf)
         if s.repetition_penalty != 1.0 and len(before):
             logits = penalized(logits, before, s.repetition_penalty)
         if s.temperature == 0.0:

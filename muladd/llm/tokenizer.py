@@ -131,6 +131,11 @@ class Tokenizer:
         """Ids that are marks, and no text."""
         return self._vocabulary.control
 
+    @property
+    def space_prefix(self) -> bool:
+        """Whether a space at the beginning of a text's ids is no part of the text."""
+        return self._vocabulary.space_prefix
+
     def __len__(self) -> int:
         return len(self._vocabulary.pieces)
 
