@@ -193,6 +193,8 @@ def _worth(
         return False
     if points < _ENOUGH_POINTS <= c.points() and _is_light(p, c):  # a number, and what all need it
         return False
+    if any(g.points() > points and any(map(_is_convolution, g.drafts)) for g in (p, c)):
+        return False
     if lost and any(map(_reuses, c.drafts)) and (
         any(map(_is_window, p.drafts)) or _kept(p, c, points, home)
     ):
@@ -218,7 +220,7 @@ def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
     such a row to few results: a long row is made and reduced a block at a time (`abreast`)."""
     depth = _extent(d.stage.reduced)
     others = [e for e in rows if e is not d]
-    if depth <= _SHORT and not _is_window(d):
+    if depth <= _SHORT:
         return any(e.stage.reduced and _extent(e.stage.reduced) == rows[d] for e in others)
     return rows[d] <= _SHORT and any(
         rows[e] == depth and _reuses(e) and _extent(e.stage.reduced) <= _SHORT for e in others
@@ -233,6 +235,12 @@ def _is_sum(p: Group) -> bool:
 def _is_light(p: Group, c: Group) -> bool:
     """Whether a producer's work is nothing beside its user's."""
     return max(d.work() for d in p.drafts) * _SMALL_WORK <= max(d.work() for d in c.drafts)
+
+
+def _is_convolution(d: Draft) -> bool:
+    """Whether a stage is a product over windows. Its loops go along the windows' places, and those
+    are copied and tiled only where they are axes of the kernel."""
+    return d.work() > _ROW and _reuses(d) and _is_window(d)
 
 
 def _is_window(d: Draft) -> bool:
