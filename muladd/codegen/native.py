@@ -6,13 +6,17 @@ times the compile time and gain nothing on it.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 
 from muladd.codegen.llvm import ATTRIBUTES, CLEAR
 from muladd.device.machine import Machine
 from muladd.errors import DeviceError
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # of this module's use of LLVM; whoever forks does so between uses
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release,
+                        after_in_child=_lock.release)  # fmt: skip
 
 
 @functools.cache

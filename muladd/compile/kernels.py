@@ -12,13 +12,13 @@ import hashlib
 import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from muladd import config
-from muladd.compile import backends, cache, tuned
+from muladd.compile import backends, cache, forked, tuned
 from muladd.device import Arg, Device, Launch
 from muladd.ir import Dim, Node, codec, ops, sym, toposort
 from muladd.loop.bounds import prove
@@ -80,13 +80,25 @@ _made: dict[tuple, CompiledKernel] = {}
 
 def compile_kernel(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
     """The kernel for a device, compiled at most once."""
-    key = _key(kernel.key(), device, variables)
-    found = _made.get(key)
-    if found is None:
-        found = _made[key] = _compile(kernel, device, variables)
-    elif not isinstance(found.made_of, Kernel):
-        found.made_of = kernel
-    return found
+    return compile_kernels([kernel], device, variables)[0]
+
+
+def compile_kernels(
+    kernels: Sequence[Kernel], device: Device, variables: tuple[str, ...]
+) -> list[CompiledKernel]:
+    """Kernels for a device, each distinct one compiled at most once, and several on all cores."""
+    absent: dict[tuple, Kernel] = {}
+    for kernel in kernels:
+        key = _key(kernel.key(), device, variables)
+        found = _made.get(key)
+        if found is None:
+            absent[key] = kernel
+        elif not isinstance(found.made_of, Kernel):
+            found.made_of = kernel
+    if absent:
+        made = _compiled(list(absent.values()), device, variables)
+        _made.update(zip(absent, made))
+    return [_made[_key(kernel.key(), device, variables)] for kernel in kernels]
 
 
 def load_kernels(
@@ -147,29 +159,55 @@ def _unpack(record: bytes) -> tuple[Dim, int, bytes]:
     return grid, scratch, record[end:]
 
 
-def _compile(kernel: Kernel, device: Device, variables: tuple[str, ...]) -> CompiledKernel:
+def _compiled(
+    kernels: list[Kernel], device: Device, variables: tuple[str, ...]
+) -> list[CompiledKernel]:
+    """Kernels that this process has not made yet: found on disk, or made."""
     start = time.perf_counter()
     backend = backends.of(device)
-    kept = cache.cache()
-    found = _tuned(kernel, device)
-    key = _stored_key(kernel.key(), device, variables, found)
-    record = None if config.get("CHECK") else kept.get("objects", key)
-    if record is None:
-        lowered = lower(_planned(kernel, backend, found))
-        if config.get("CHECK"):
-            validate(lowered, name_of(kernel))
-            prove(lowered, name_of(kernel))
-        rendered = backend.render(lowered, _indices(variables))
-        grid, scratch = lowered.grid, rendered.scratch
-        blob = backend.build(rendered)
-        kept.put("objects", key, _pack(grid, scratch, blob))
-    else:
-        grid, scratch, blob = _unpack(record)
-    handle = backend.load(blob, scratch)
-    return CompiledKernel(
-        kernel.key(), kernel, backend, variables, name_of(kernel), handle, grid, scratch,
-        tuple(a.written for a in kernel.arguments), time.perf_counter() - start, found,
-    )  # fmt: skip
+    known = [_tuned(kernel, device) for kernel in kernels]
+    stored = [_stored_key(k.key(), device, variables, t) for k, t in zip(kernels, known)]
+    records = {} if config.get("CHECK") else cache.cache().get_many("objects", stored)
+    todo = [i for i, key in enumerate(stored) if key not in records]
+    todo.sort(key=lambda i: -_effort(kernels[i]))  # the longest first: the cores end together
+    share = tuned.threads_of(device) if device.name == "CPU" and len(todo) >= _MANY else 1
+    made = forked.results(
+        len(todo), lambda i: _record(kernels[todo[i]], backend, variables, known[todo[i]]), share
+    )
+    if made:
+        new = {stored[i]: record for i, record in zip(todo, made)}
+        cache.cache().put_many("objects", new)
+        records |= new
+    out = []
+    for kernel, found, key in zip(kernels, known, stored):
+        grid, scratch, blob = _unpack(records[key])
+        handle = backend.load(blob, scratch)
+        written = tuple(a.written for a in kernel.arguments)
+        seconds = (time.perf_counter() - start) / len(kernels)
+        out.append(CompiledKernel(kernel.key(), kernel, backend, variables, name_of(kernel), handle,
+                                  grid, scratch, written, seconds, found))  # fmt: skip
+    return out
+
+
+_MANY = 4  # kernels from which on a fork, which takes some ten milliseconds, is worth its while
+
+
+def _effort(kernel: Kernel) -> int:
+    """What compiling takes, roughly and without a unit: loops of reductions are unrolled."""
+    return len(kernel.text()) * (1 + 2 * any(s.reduction is not None for s in kernel.stages))
+
+
+def _record(
+    kernel: Kernel, backend: backends.Backend, variables: tuple[str, ...],
+    found: tuned.Tuned | None,
+) -> bytes:  # fmt: skip
+    """A kernel's object as it is kept."""
+    lowered = lower(_planned(kernel, backend, found))
+    if config.get("CHECK"):
+        validate(lowered, name_of(kernel))
+        prove(lowered, name_of(kernel))
+    rendered = backend.render(lowered, _indices(variables))
+    return _pack(lowered.grid, rendered.scratch, backend.build(rendered))
 
 
 def _planned(kernel: Kernel, backend: backends.Backend, found: tuned.Tuned | None) -> Plan:

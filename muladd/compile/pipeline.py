@@ -9,8 +9,9 @@ empty         what has no elements is nobody's work
 crop          what is cut off a reduction is not computed (fast profile only)
 partial       long reductions to few results in two steps (fast profile only)
 fuse          graph -> kernels (fuse.py)
-compile       schedule, lower, render, object code: each distinct kernel once (kernels.py)
 actions       kernels in order; scans become loops over the actions of their bodies
+compile       schedule, lower, render, object code: each distinct kernel once (kernels.py), on all
+              cores (forked.py)
 plan memory   when the sizes are known (program.py, memory.py)
 
 A graph that any process compiled before is read from the disk instead (kept.py).
@@ -23,7 +24,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from muladd.compile.crop import crop
 from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
-from muladd.compile.kernels import compile_kernel
+from muladd.compile.kernels import CompiledKernel, compile_kernels
 from muladd.compile.numbers import lifted
 from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
@@ -57,6 +58,7 @@ from muladd.ir import (
 )
 from muladd.ir.named import named
 from muladd.ir.node import variables
+from muladd.loop.kernel import Argument, Kernel, Stage, canonical
 from muladd.rewrite.canonical import canonicalise
 from muladd.rewrite.engine import through_bodies
 from muladd.rewrite.rules.inline import inline_calls
@@ -175,7 +177,9 @@ def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
             inputs[n.arg.index] = Array(n.dtype, sym.product(n.shape), "input", n.arg.index)
     count = max(inputs, default=-1) + 1
     results = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(outputs)]
-    actions = _Builder(device, exact, names).graph(outputs, dict(inputs), list(results), 0)
+    builder = _Builder(device, exact, names)
+    actions = builder.graph(outputs, dict(inputs), list(results), 0)
+    builder.compile()
     all_inputs = [inputs.get(i) or Array(outputs[0].dtype, 0, "input", i) for i in range(count)]
     return Program(device, actions, all_inputs, results, names)
 
@@ -185,6 +189,19 @@ class _Builder:
 
     def __init__(self, device: Device, exact: bool, names: tuple[str, ...]) -> None:
         self.device, self.exact, self.names = device, exact, names
+        self.runs: list[tuple[Run, Kernel]] = []
+
+    def compile(self) -> None:
+        """Make the kernels of all actions, now that all are known."""
+        made = compile_kernels([kernel for _, kernel in self.runs], self.device, self.names)
+        for (run, _), kernel in zip(self.runs, made):
+            run.kernel = kernel
+
+    def run(self, kernel: Kernel, uses: tuple[Use, ...]) -> Run:
+        """An action that runs a kernel, which `compile` makes."""
+        run = Run(cast(CompiledKernel, None), uses)
+        self.runs.append((run, kernel))
+        return run
 
     def graph(
         self, outputs: tuple[Node, ...], inputs: dict[int, Array | Use],
@@ -252,7 +269,6 @@ class _Builder:
             waiting = left
 
     def call(self, call: Call, arrays: dict[Node, Use], actions: list[Action]) -> None:
-        kernel = compile_kernel(call.kernel, self.device, self.names)
         uses = []
         for n in call.arguments:
             if n not in arrays:
@@ -263,9 +279,8 @@ class _Builder:
                 if stage.scatter:
                     assert stage.argument is not None
                     n = call.arguments[stage.argument]
-                    zero = compile_kernel(_zeros(n), self.device, self.names)
-                    actions.append(Run(zero, (arrays[n],)))
-        actions.append(Run(kernel, tuple(uses)))
+                    actions.append(self.run(_zeros(n), (arrays[n],)))
+        actions.append(self.run(call.kernel, tuple(uses)))
 
     def body(
         self, nodes: list[Node], arrays: dict[Node, Use], actions: list[Action], depth: int
@@ -353,10 +368,7 @@ def _flow(item: Call | list[Node]) -> tuple[set[Node], set[Node]]:
     return set(item[0].srcs), set(item)
 
 
-def _zeros(n: Node) -> Any:
-    from muladd.ir import const
-    from muladd.loop.kernel import Argument, Kernel, Stage, canonical
-
+def _zeros(n: Node) -> Kernel:
     size = sym.product(n.shape)
     at = sym.axis("i", size)
     stage = Stage("zero", (at,), const(0, n.dtype), argument=0, position=at)
