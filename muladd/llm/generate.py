@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,16 @@ import numpy as np
 
 from muladd.errors import ArgumentError, IndexingError
 from muladd.llm import hugging_face, sources
-from muladd.llm.constrain import Constraint, State, json_constraint
+from muladd.llm.constrain import Constraint, json_constraint
 from muladd.llm.model import Config, Decoder
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
-from muladd.llm.sampling import Sampler, Sampling, log_softmax
+from muladd.llm.sampling import Sampling
 from muladd.llm.template import Message
 from muladd.llm.tokenizer import Tokenizer
+from muladd.llm.writing import Options, Piece, Writer
 
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
 _STEPS = 8  # so many tokens are run one by one rather than as a page
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token of an answer and the text that is certain by now ('' inside of a character, or where
-    a stop string may have begun). The last piece says why it is the last: `finish` is stop or
-    length. `logprob` is the natural logarithm of the token's probability by the model itself,
-    before any sampling setting; `top` the likeliest (id, logprob)."""
-
-    text: str
-    token: int | None = None
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    finish: str | None = None
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class LanguageModel:
@@ -125,7 +108,7 @@ class LanguageModel:
         Raises ArgumentError for settings that are none, an empty prompt or one longer than the
         context, IndexingError for ids that are none: at the call, not at the first piece.
         """
-        sampler = Sampler(_sampling(sampling))
+        chosen = _sampling(sampling)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(isinstance(s, str) and s for s in stops):
             raise ArgumentError(f"generate: stop is {stop!r:.60}; expected texts, none empty")
@@ -135,7 +118,8 @@ class LanguageModel:
                                     f"from {least} on")  # fmt: skip
         limits = self._constraint(json_schema, json, constraint)
         ids = self._checked(self._encoded(prompt) if isinstance(prompt, str) else prompt)
-        return self._generated(ids, max_tokens, stops, logprobs, sampler, limits)
+        options = Options(chosen, max_tokens, stops, logprobs, constraint=limits)
+        return self._generated(Writer(ids, self.tokenizer, self.context, options))
 
     def _constraint(self, schema: Any, any_object: Any, given: Any) -> Constraint | None:
         if not isinstance(any_object, bool):
@@ -164,39 +148,12 @@ class LanguageModel:
         """All text that `generate` gives."""
         return "".join(piece.text for piece in self.generate(prompt, **options))
 
-    def _generated(
-        self, ids: list[int], most: int | None, stops: tuple[str, ...], logprobs: int,
-        sampler: Sampler, constraint: Constraint | None,
-    ) -> Iterator[Piece]:  # fmt: skip
-        stream = None if self.tokenizer is None else self.tokenizer.stream()
-        ends = frozenset() if self.tokenizer is None else self.tokenizer.stops
-        state = None if constraint is None else constraint.start()
-        held, first = "", len(ids)  # text that may be the beginning of a stop string
-        while True:
-            logits = self._next(ids)
-            token = sampler.choose(logits, ids, None if state is None else _allowed(state, logits))
-            chances = log_softmax(logits)
-            top = _likeliest(chances, logprobs)
-            chance = float(chances[token])
-            if token in ends:
-                yield Piece(held + (stream.end() if stream else ""), token, chance, top, "stop")
-                return
-            ids.append(token)
-            state = state.advance(token) if state is not None else None
-            whole = state is not None and state.finished
-            full = len(ids) - first == most or len(ids) >= self.context
-            if stream is not None:
-                held += stream.put(token) + (stream.end() if full or whole else "")
-            found = [at for at in (held.find(s) for s in stops) if at >= 0]
-            if found:
-                yield Piece(held[: min(found)], token, chance, top, "stop")
-                return
-            keep = 0 if full or whole else _beginning(held, stops)
-            text, held = held[: len(held) - keep], held[len(held) - keep :]
-            finish = "stop" if whole else "length" if full else None
-            yield Piece(text, token, chance, top, finish)
-            if finish:
-                return
+    def _generated(self, writer: Writer) -> Iterator[Piece]:
+        finish = None
+        while finish is None:
+            piece = writer.put(self._next(writer.ids))
+            finish = piece.finish
+            yield piece
 
     def _encoded(self, prompt: str) -> list[int]:
         ids = self._tokens().encode(prompt)
@@ -252,15 +209,6 @@ def _sampling(given: dict[str, Any]) -> Sampling:
     return Sampling(**given)
 
 
-def _allowed(state: State, logits: np.ndarray) -> np.ndarray:
-    """The mask of a state, as long as the logits. Raises ArgumentError where nothing is allowed."""
-    allowed = state.allowed()
-    if not allowed.any():
-        raise ArgumentError("generate: no token can go on as the constraint asks; the vocabulary "
-                            "lacks characters that it needs")  # fmt: skip
-    left = len(logits) - len(allowed)  # ids that no token has
-    return np.pad(allowed, (0, left)) if left else allowed
-
 
 def _common(a: list[int], b: list[int]) -> int:
     """How many ids two texts begin with alike."""
@@ -268,18 +216,3 @@ def _common(a: list[int], b: list[int]) -> int:
         return len(a)
     return next(i for i, (x, y) in enumerate(zip([*a, -1], [*b, -2])) if x != y)
 
-
-def _beginning(text: str, stops: tuple[str, ...]) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string."""
-    longest = max((len(s) - 1 for s in stops), default=0)
-    for n in range(min(longest, len(text)), 0, -1):
-        if any(s.startswith(text[-n:]) for s in stops):
-            return n
-    return 0
-
-
-def _likeliest(chances: np.ndarray, count: int) -> tuple[tuple[int, float], ...]:
-    if not count:
-        return ()
-    order = np.argsort(-chances, kind="stable")[:count]
-    return tuple((int(i), float(chances[i])) for i in order)

@@ -208,7 +208,11 @@ class Decoder:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, vocabulary) of what `hidden` gives."""
-        return self._capped(self.output(self._normed(x, "output_norm")), self.config.logit_cap)
+        return self._capped(self.output(self.last(x)), self.config.logit_cap)
+
+    def last(self, x: Tensor) -> Tensor:
+        """What `hidden` gives, normalised (n, width): logits are products of this."""
+        return self._normed(x, "output_norm")
 
     def is_windowed(self, i: int) -> bool:
         """Whether layer i sees a window only."""

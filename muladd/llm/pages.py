@@ -54,7 +54,9 @@ class Pool:
         self.arrays = [array for array, _ in made]
         self._memory = [memory for _, memory in made]
         most = max(2, pages)
-        self.step = jit(self._step, symbolic={"pages": {1: ("pages", 1, 4 * most)}})
+        sizes = {"pages": {1: ("pages", 1, 16 * most)}}  # texts may share pages
+        self.step = jit(self._step, symbolic=sizes)
+        self.look = jit(self._look, symbolic=sizes)
         self._put = jit(self._scatter)
 
     @property
@@ -66,13 +68,14 @@ class Pool:
 
     def read(
         self, texts: Sequence[Text], ids: Sequence[Sequence[int]], rows: int, *,
-        every: bool = False, slots: int | None = None,
+        every: bool = False, slots: int | None = None, hidden: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Each text goes on by its ids: 1 to `rows` of them, for which it has pages.
 
         Gives logits, float32 (texts, vocabulary), after the last id of each; with `every`
-        (texts, rows, vocabulary), of which those after a text's last id mean nothing. `slots` (at
-        least as many as there are texts) and `rows` are what programs are compiled for.
+        (texts, rows, vocabulary), of which those after a text's last id mean nothing. With `hidden`
+        what the logits are made of: (texts, rows, width). `slots` (at least as many as there are
+        texts) and `rows` are what programs are compiled for.
         """
         count = slots or len(texts)
         given = np.zeros((count, rows), np.int32)
@@ -81,15 +84,16 @@ class Pool:
         for i, (text, new) in enumerate(zip(texts, ids)):
             given[i, : len(new)], start[i] = new, text.length
             last[i] += len(new) - 1
-        wanted = np.arange(count * rows, dtype=np.int32) if every else last
+        wanted = np.arange(count * rows, dtype=np.int32) if every or hidden else last
         inputs = (given.reshape(-1), start, _listed(texts), wanted)
         with no_grad():
-            logits, *new_ones = self.step(*map(Tensor, inputs))
+            step = self.look if hidden else self.step
+            logits, *new_ones = step(*map(Tensor, inputs))
             self._write(texts, [len(new) for new in ids], rows, new_ones)
             found = logits.numpy()
         for text, new in zip(texts, ids):
             text.length += len(new)
-        if every:
+        if every or hidden:
             found = found.reshape(count, rows, -1)
         return found[: len(texts)]
 
@@ -132,6 +136,15 @@ class Pool:
         pages (3, t) are for each page its number, its conversation, and its first position. All
         are int32.
         """
+        x, *found = self._through(ids, start, pages, wanted)
+        return [self.decoder.logits(x), *found]
+
+    def _look(self, ids: Tensor, start: Tensor, pages: Tensor, wanted: Tensor) -> list[Tensor]:
+        """The same with what logits are made of, (rows wanted, width)."""
+        x, *found = self._through(ids, start, pages, wanted)
+        return [self.decoder.last(x), *found]
+
+    def _through(self, ids: Tensor, start: Tensor, pages: Tensor, wanted: Tensor) -> list[Tensor]:
         rows = ids.shape[0] // start.shape[0]  # type: ignore[operator]
         row = Tensor.arange(rows, dtype="int32")
         positions = (start.unsqueeze(1) + row).reshape(-1)
@@ -147,7 +160,7 @@ class Pool:
         x = self.decoder.hidden(ids, positions, attend)
         if ids.shape[0] <= _FEW:  # type: ignore[operator]
             found = [found[0].stack(*found[1:])]
-        return [self.decoder.logits(x[wanted]), *found]
+        return [x[wanted], *found]
 
 
 class _Seen:

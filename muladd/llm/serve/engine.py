@@ -1,0 +1,281 @@
+"""Continuous batching: one thread that reads prompts and writes answers of many jobs side by side.
+
+Each turn reads one chunk of the oldest prompt that is not read yet, and then writes one token of
+every answer on its way, in one step. So a new job begins at once, and those that write are held up
+by no more than a chunk. If the pool has no page left, the youngest job gives its pages back and
+reads its text again later.
+"""
+from __future__ import annotations
+
+import contextvars
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from muladd.errors import ArgumentError, MuladdError
+from muladd.llm.generate import LanguageModel
+from muladd.llm.pages import CHUNK, PAGE, Pool, Text
+from muladd.llm.serve.sharing import Sharing
+from muladd.llm.writing import Options, Piece, Writer
+
+SIZES = (1, 4, 16, 64)  # how many conversations a step's programs are compiled for
+
+
+class Busy(MuladdError, RuntimeError):
+    """The queue is full, or the server is stopping."""
+
+
+class Late(MuladdError, TimeoutError):
+    """A job took longer than it may."""
+
+
+Event = Piece | np.ndarray | MuladdError
+
+
+@dataclass(eq=False)
+class Job:
+    """A text to go on, or (without options) to embed. `emit` gets its pieces, or its vector
+    (float32, (width,)), or what went wrong; it is called in the engine's thread."""
+
+    ids: list[int]
+    emit: Callable[[Event], None]
+    options: Options | None = None
+    deadline: float = float("inf")
+    # what the engine knows of it
+    cancelled: bool = False
+    cached: int = 0  # tokens of the prompt that were there already
+    text: Text = field(default_factory=Text)
+    writer: Writer | None = None
+    sum: np.ndarray | None = None
+
+    @property
+    def all_ids(self) -> list[int]:
+        return self.ids if self.writer is None else self.writer.ids
+
+    @property
+    def unread(self) -> int:
+        return len(self.all_ids) - self.text.length
+
+
+@dataclass
+class Totals:
+    """What an engine has done since it began."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # those of the prompts' that did not have to be computed
+    answer_tokens: int = 0
+    steps: int = 0
+    taken_back: int = 0  # jobs whose pages were needed by older ones
+    cancelled: int = 0
+    failed: int = 0
+
+
+class Engine:
+    """Runs jobs on a model, `slots` at a time; `queue` more may wait.
+
+    The pool has room for `tokens` of all conversations together: at least for one context, and
+    for one in each slot if nothing is said.
+    """
+
+    def __init__(
+        self, model: LanguageModel, *, slots: int = 16, queue: int = 256,
+        tokens: int | None = None, cache: str = "float32",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        if not 1 <= slots <= SIZES[-1]:
+            raise ArgumentError(f"engine: slots is {slots}; expected 1 to {SIZES[-1]}")
+        self.model, self.slots, self.queue, self.clock = model, slots, queue, clock
+        context = -(-model.context // PAGE)
+        count = slots * context if tokens is None else max(context, -(-tokens // PAGE))
+        self.sizes = [n for n in SIZES if n < slots] + [min(n for n in SIZES if n >= slots)]
+        self.pool = Pool(model.decoder, count, cache)
+        self.sharing = Sharing(count)
+        self.totals = Totals()
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []  # the oldest first
+        self._changed = threading.Condition()
+        self._closed, self._end = False, float("inf")
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="engine", daemon=True)
+
+    # --- from other threads -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Compile what steps need, and begin."""
+        self.warm()
+        self._thread.start()
+
+    def warm(self) -> None:
+        """Run every program once, so that nothing is compiled while somebody waits."""
+        text = Text([0], 0)
+        self.pool.read([text], [[0]], CHUNK, slots=1)
+        for size in self.sizes:
+            self.pool.read([Text([0], 1)], [[0]], 1, slots=size)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs, all or none. Raises Busy."""
+        with self._changed:
+            if self._closed or self._end < float("inf"):
+                raise Busy("the server is stopping; ask another, or later")
+            if len(self._waiting) + len(jobs) > self.queue + self.slots - len(self._running):
+                raise Busy(f"{len(self._waiting)} requests are waiting already; try again later")
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Forget jobs: their slots and pages are free with the next step. They say nothing more."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+            self._changed.notify()
+
+    def drain(self, limit: float) -> None:
+        """Take no more jobs; those that are not done in `limit` seconds fail with Busy."""
+        with self._changed:
+            self._end = min(self._end, self.clock() + limit)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stop at once and wait for the thread; jobs that are left fail with Busy."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    # --- the engine's thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closed or self._waiting or self._running):
+                    self._changed.wait()
+                if self._closed:
+                    break
+                self._sort_out()
+            self._turn()
+        for job in [*self._running, *self._waiting]:
+            self._finish(job, Busy("the server has stopped"))
+
+    def _sort_out(self) -> None:
+        """Who has gone, or is late, leaves; who waits gets a free slot."""
+        now = self.clock()
+        for job in [*self._running, *self._waiting]:
+            if job.cancelled:
+                self.totals.cancelled += 1
+                self._finish(job, None)
+            elif now >= self._end:
+                self._finish(job, Busy("the server is stopping"))
+            elif now >= job.deadline:
+                self._finish(job, Late("the time for this request is over"))
+        while self._waiting and len(self._running) < self.slots:
+            self._running.append(self._waiting.popleft())
+
+    def _turn(self) -> None:
+        reading = next((job for job in self._running if job.unread > 1 or not job.options), None)
+        if reading is not None:
+            self._guarded([reading], partial(self._read, reading))
+        writing = [job for job in self._running if job.unread == 1 and job.options]
+        if writing:
+            self._guarded(writing, partial(self._write, writing))
+
+    def _guarded(self, jobs: list[Job], run: Callable[[], None]) -> None:
+        """A failure ends the jobs that it concerns, and nothing else."""
+        try:
+            run()
+        except Exception as error:
+            for job in jobs:
+                if job in self._running:
+                    self.totals.failed += 1
+                    told = error if isinstance(error, MuladdError) else MuladdError(repr(error))
+                    self._finish(job, told)
+
+    def _read(self, job: Job) -> None:
+        """One chunk of a prompt (or of what a job had written before it lost its pages)."""
+        embeds = job.options is None
+        if not job.text.pages and not embeds:
+            job.text = self.sharing.begin(job.all_ids)
+            if job.writer is None:
+                job.cached = job.text.length
+        at = job.text.length
+        new = job.all_ids[at : at + CHUNK]
+        if not self._has_room(job, at + len(new)):
+            return
+        found = self.pool.read([job.text], [new], CHUNK, slots=1, hidden=embeds)
+        self.totals.steps += 1
+        if embeds:
+            part = found[0, : len(new)].sum(0)
+            job.sum = part if job.sum is None else job.sum + part
+            if not job.unread:
+                self.totals.prompt_tokens += len(job.ids)
+                self._finish(job, job.sum / math.sqrt((job.sum * job.sum).sum()))
+            return
+        self.sharing.seal(job.text, job.all_ids)
+        if not job.unread:
+            self._put(job, found[0])
+
+    def _write(self, jobs: list[Job]) -> None:
+        """One token of each job."""
+        for job in jobs:
+            if job in self._running:
+                self._has_room(job, job.text.length + 1)
+        jobs = [job for job in jobs if job in self._running]
+        size = next(n for n in self.sizes if n >= len(jobs))
+        texts = [job.text for job in jobs]
+        rows = self.pool.read(texts, [job.all_ids[-1:] for job in jobs], 1, slots=size)
+        self.totals.steps += 1
+        for job, logits in zip(jobs, rows):
+            self.sharing.seal(job.text, job.all_ids)
+            self._guarded([job], partial(self._put, job, logits))
+
+    def _put(self, job: Job, logits: np.ndarray) -> None:
+        if job.cancelled:
+            return
+        if job.writer is None:
+            assert job.options is not None
+            tokenizer, context = self.model.tokenizer, self.model.context
+            job.writer = Writer(job.ids, tokenizer, context, job.options)
+            self.totals.prompt_tokens += len(job.ids)
+            self.totals.cached_tokens += job.cached
+        piece = job.writer.put(logits)
+        self.totals.answer_tokens += 1
+        if piece.finish:
+            self._finish(job, piece)
+        else:
+            job.emit(piece)
+
+    def _has_room(self, job: Job, length: int) -> bool:
+        """Pages for so many positions; younger jobs give theirs, or the job its own."""
+        while not self.sharing.grow(job.text, length):
+            youngest = self._running.pop()
+            self.sharing.end(youngest.text)
+            youngest.sum = None
+            self.totals.taken_back += 1
+            self._waiting.appendleft(youngest)
+            if youngest is job:
+                return False
+        return True
+
+    def _finish(self, job: Job, event: Event | None) -> None:
+        """A job leaves; others may have its slot and pages."""
+        self.sharing.end(job.text)
+        if job in self._running:
+            self._running.remove(job)
+        else:
+            self._waiting.remove(job)
+        if event is not None:
+            job.emit(event)
