@@ -95,9 +95,13 @@ def main(arguments: Sequence[str]) -> int:
     """The command; gives the exit code."""
     given = _parser().parse_args(arguments)
     model = load(given.model, context=given.context, cache=given.cache)
-    names = ("max_tokens", *(name for name, _, _ in _SAMPLING))
+    names = [name for name, _, _ in _SAMPLING]
     options = {n: v for n in names if (v := getattr(given, n)) is not None}
-    Sampling(**{n: v for n, v in options.items() if n != "max_tokens"})  # wrong ones fail now
+    Sampling(**options)  # wrong ones fail now
+    if given.max_tokens is not None:
+        options["max_tokens"] = given.max_tokens
+    if given.draft is not None:
+        options["draft"] = "ngram" if given.draft == "ngram" else load(given.draft)
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
     code = talk.run()
     if given.json:
@@ -129,6 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
     parser.add_argument("--cache", default="float32", choices=("float32", "float16", "bfloat16"),
                         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
+                        help="what guesses tokens ahead: the text itself, or a smaller model; "
+                        "answers stay the same")  # fmt: skip
     for name, kind, what in _SAMPLING:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=what)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")

@@ -76,13 +76,26 @@ class Sampler:
         chances = np.exp(scores - scores.max())
         chances /= chances.sum()
         if s.top_p < 1.0:
-            order = np.argsort(-chances, kind="stable")
+            order = _likeliest(chances, s.top_p)
             before = np.cumsum(chances[order]) - chances[order]
-            out = order[before >= s.top_p]
-            chances[out[out != order[0]]] = 0.0
+            kept = order[: max(1, int(np.searchsorted(before, s.top_p)))]
+            alone = np.zeros_like(chances)
+            alone[kept] = chances[kept]
+            chances = alone
         if s.min_p > 0.0:
             chances[chances < s.min_p * chances.max()] = 0.0
         return chances / chances.sum()
+
+
+def _likeliest(chances: np.ndarray, total: float) -> np.ndarray:
+    """The likeliest ids in order, at least so many that they reach the total together. All are put
+    in order only if a few do not."""
+    size = 512
+    if len(chances) > 2 * size:
+        some = np.flatnonzero(chances >= np.partition(chances, -size)[-size])
+        if len(some) < 2 * size and chances[some].sum() > total:
+            return some[np.argsort(-chances[some], kind="stable")]
+    return np.argsort(-chances, kind="stable")
 
 
 def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.ndarray:

@@ -1,9 +1,10 @@
 """One answer on its way: logits go in one row at a time, pieces of text come out."""
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -95,6 +96,15 @@ class Writer:
         text, self._held = self._held[:cut], self._held[cut:]
         finish = "stop" if whole else "length" if full else None
         return Piece(text, token, chance, top, finish)
+
+    def fork(self) -> Writer:
+        """One that goes on as this one will, of which this one knows nothing."""
+        found = copy.copy(self)
+        found.ids, found._used = list(self.ids), Counter(self._used)
+        found._sampler = copy.deepcopy(self._sampler)
+        found._stream = None  # no text comes of it
+        found.options = replace(self.options, logprobs=None, stop=())
+        return found
 
     def _choose(self, logits: np.ndarray) -> int:
         o = self.options

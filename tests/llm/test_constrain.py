@@ -356,12 +356,12 @@ def test_counts_that_no_token_ends_are_one_mask():
     {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(600)}},
 ])  # fmt: skip
 def test_intricate_schemas_take_no_time(schema):
-    start = time.perf_counter()
+    start = time.thread_time()
     try:
         drawn(made(schema), np.random.default_rng(0), 20)
     except ArgumentError as error:
         assert "no value" in str(error) or "at most" in str(error)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5
 
 
 def test_many_threads_use_one_constraint():
