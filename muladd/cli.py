@@ -25,6 +25,8 @@ start here:
 talk to a language model:
   muladd chat model.gguf            in the terminal; Ctrl-C stops an answer
   muladd bench llm model.gguf       tokens per second
+  muladd finetune model.gguf data.jsonl --lora 8
+                                    train it on your texts; chat --adapter talks to the result
 
 look inside (any program that uses muladd, not only this one):
   DEBUG=2 muladd demo               a line for every kernel: time, GFLOP/s, share of the roofline
@@ -42,13 +44,27 @@ work on muladd:
 line. Exit codes: 0 done, 1 failed, 2 wrong usage.
 """
 
+# Commands that bring their own arguments: where they are; what they do, an example, for --help.
+OWN: dict[str, tuple[str, str, str, str]] = {
+    "bench": ("muladd.bench", "main", "measure, beside PyTorch where it is installed",
+              "muladd bench\n  muladd bench matmul --json"),
+    "bench llm": ("muladd.llm.bench", "main", "", ""),
+    "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal",
+             "muladd chat model.gguf"),
+    "finetune": ("muladd.llm.finetune_command", "main", "train a language model on your texts",
+                 "muladd finetune model.gguf data.jsonl --lora 8"),
+    "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",
+              "muladd merge model.gguf adapter merged.gguf"),
+}  # fmt: skip
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the entry point of the installed program."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    own = {"bench": _bench, "chat": _chat}  # which bring their own arguments
-    if given and given[0] in own:
-        return _guarded(own[given[0]], argparse.Namespace(rest=given[1:]))
+    for words in (2, 1):
+        name = " ".join(given[:words])
+        if name in OWN:
+            return _guarded(_own, argparse.Namespace(name=name, rest=given[words:]))
     parsed = _parser().parse_args(given)
     return _guarded(parsed.run, parsed)
 
@@ -83,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=positive, default=None, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
 
-    chat = _add(commands, "chat", _chat, "talk to a language model in the terminal",
-                "muladd chat model.gguf")  # fmt: skip
-    chat.add_argument("rest", nargs=argparse.REMAINDER, help="the model, and how it answers")
+    for name, (_, _, summary, example) in OWN.items():
+        if summary:
+            _add(commands, name, _own, summary, example)
 
     _add(commands, "ops", _ops, "print the table of operations",
          "muladd ops\n  muladd ops --json")  # fmt: skip
@@ -100,10 +116,6 @@ def _parser() -> argparse.ArgumentParser:
                       help="devices to compare (default: all there are)")  # fmt: skip
     fuzz.add_argument("--profiles", nargs="+", default=("fast", "exact"),
                       choices=("fast", "exact"), help="profiles of arithmetic")  # fmt: skip
-
-    bench = _add(commands, "bench", _bench, "measure, beside PyTorch where it is installed",
-                 "muladd bench\n  muladd bench matmul --json")  # fmt: skip
-    bench.add_argument("rest", nargs=argparse.REMAINDER, help="what to measure")
 
     tune = _add(commands, "tune", _tune, "search faster schedules for a model's kernels",
                 "muladd tune train.py:step --seconds 300\n  muladd tune demo --beam 8\n"
@@ -135,7 +147,7 @@ def _add(commands, name, run, summary, examples):  # type: ignore[no-untyped-def
         epilog=f"examples:\n  {examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     command.set_defaults(run=run)
-    if name not in ("bench", "chat"):
+    if name not in OWN:
         command.add_argument("--json", action="store_true",
                              help="one JSON object on the last line")  # fmt: skip
     return command
@@ -242,20 +254,11 @@ class _FuzzBar:
             print("\r" + " " * 99 + "\r", end="", file=self.out, flush=True)
 
 
-def _chat(given: argparse.Namespace) -> int:
-    from muladd.llm import chat
+def _own(given: argparse.Namespace) -> int:
+    from importlib import import_module
 
-    return chat.main(given.rest)
-
-
-def _bench(given: argparse.Namespace) -> int:
-    if given.rest[:1] == ["llm"]:
-        from muladd.llm import bench as llm_bench
-
-        return llm_bench.main(given.rest[1:])
-    from muladd import bench
-
-    return bench.main(given.rest)
+    module, function, _, _ = OWN[given.name]
+    return getattr(import_module(module), function)(given.rest)
 
 
 def _tune(given: argparse.Namespace) -> int:

@@ -94,7 +94,7 @@ class Chat:
 def main(arguments: Sequence[str]) -> int:
     """The command; gives the exit code."""
     given = _parser().parse_args(arguments)
-    model = load(given.model, context=given.context, cache=given.cache)
+    model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter)
     names = [name for name, _, _ in _SAMPLING]
     options = {n: v for n in names if (v := getattr(given, n)) is not None}
     Sampling(**options)  # wrong ones fail now
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    parser.add_argument("--adapter", default=None, help="a folder that muladd finetune wrote")
     parser.add_argument("--system", default=None, help="what the model is told at the beginning")
     parser.add_argument("--context", type=int, default=None,
                         help="tokens of a conversation (default: at most 4096)")  # fmt: skip

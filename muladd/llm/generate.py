@@ -3,15 +3,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from muladd.errors import ArgumentError, IndexingError
-from muladd.llm import hugging_face, sources
+from muladd.llm import adapters
 from muladd.llm.constrain import Constraint, json_constraint
 from muladd.llm.model import Config, Decoder
+from muladd.llm.opening import opened
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
 from muladd.llm.sampling import Sampling
 from muladd.llm.speculate import Ahead, Draft, ahead
@@ -190,31 +190,28 @@ class LanguageModel:
 
 
 def load(
-    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32"
-) -> LanguageModel:
+    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32",
+    adapter: str | os.PathLike[str] | None = None,
+) -> LanguageModel:  # fmt: skip
     """The model in a GGUF file, or in a folder with config.json and safetensors.
 
     `context` is how many tokens a conversation may have (default: as many as the model was trained
-    for, at most 4096); `cache` the dtype of keys and values, float32 or float16. Raises FormatError
+    for, at most 4096); `cache` the dtype of keys and values, float32 or float16; `adapter` a folder
+    with adapters for it (`muladd finetune` and the `peft` package write such). Raises FormatError
     for an architecture that is not known and for weights that are missing or do not fit, and what
     the readers of these formats raise; ArgumentError for a context that the model has not.
     """
     if cache not in ("float32", "float16", "bfloat16"):
         raise ArgumentError(f"load: cache is {cache!r:.40}; expected float32, float16 or bfloat16")
-    tokenizer: Tokenizer | None = None
-    if Path(path).is_dir():
-        config, tensors = hugging_face.from_folder(path)
-        if (Path(path) / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(path)
-    else:
-        config, tensors, file = sources.from_gguf(path)
-        if "tokenizer.ggml.model" in file.metadata:
-            tokenizer = Tokenizer.from_gguf(file)
+    config, tensors, tokenizer, _ = opened(path)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:
         raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "
                             f"{config.context} tokens")  # fmt: skip
-    return LanguageModel(Decoder(config, tensors, room), tokenizer, cache)
+    decoder = Decoder(config, tensors, room)
+    if adapter is not None:
+        adapters.Adapter.load(adapter, decoder).attach(decoder)
+    return LanguageModel(decoder, tokenizer, cache)
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:

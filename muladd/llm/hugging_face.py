@@ -158,28 +158,40 @@ def llama3_divisors(
     return 1 / ((1 - smooth) / factor + smooth)
 
 
-def _renamed(arrays: Mapping[str, StoredArray], name: str, where: str) -> dict[str, Stored]:
+def placed(full: str, name: str) -> tuple[str, int | None] | None:
+    """(name here, which expert of it) of an array of an architecture's file; None for buffers of
+    other times."""
+    head, _, kind = full.rpartition(".")
+    place = _PLACE.fullmatch(head)
+    if place is None:
+        return (f"{_TOP[head]}.{kind}", None) if head in _TOP else None
+    block, part = f"blk.{place[1]}", place[2]
+    if expert := _EXPERT.fullmatch(part):
+        to = f"{block}.{_EXPERT_NAMES.get(expert[2], expert[2])}_exps.{kind}"
+        return to, int(expert[1])
     layer = {**_LAYER, **(_AFTER if name in ("gemma2", "gemma3", "olmo2") else {})}
+    return (f"{block}.{layer[part]}.{kind}", None) if part in layer else None
+
+
+def _renamed(arrays: Mapping[str, StoredArray], name: str, where: str) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     experts: dict[str, dict[int, Stored]] = {}
     for full, array in arrays.items():
-        head, _, kind = full.rpartition(".")
-        place = _PLACE.fullmatch(head)
-        stored: Stored = array
+        place = placed(full, name)
         if place is None:
-            if head in _TOP:
-                found[f"{_TOP[head]}.{kind}"] = _for_norm(stored, _TOP[head], name)
-            continue  # buffers of other times
-        block, part = f"blk.{place[1]}", place[2]
-        if expert := _EXPERT.fullmatch(part):
-            to = f"{block}.{_EXPERT_NAMES.get(expert[2], expert[2])}_exps.{kind}"
-            experts.setdefault(to, {})[int(expert[1])] = stored
-        elif part in layer:
-            if name == "gpt2" and len(array.shape) == 2:  # (in, out)
-                stored = StoredArray(array.dtype, np.ascontiguousarray(array.stored.T))
-            if layer[part] == "ffn_gate_inp_shexp":
-                stored = StoredArray(array.dtype, array.stored.reshape(-1))
-            found[f"{block}.{layer[part]}.{kind}"] = _for_norm(stored, layer[part], name)
+            continue
+        to, expert = place
+        stored: Stored = array
+        if expert is not None:
+            experts.setdefault(to, {})[expert] = stored
+            continue
+        if is_turned(to, array.shape, name):
+            stored = StoredArray(array.dtype, np.ascontiguousarray(array.stored.T))
+        if to.endswith("ffn_gate_inp_shexp.weight"):
+            stored = StoredArray(array.dtype, array.stored.reshape(-1))
+        if is_less_one(to, name):
+            stored = StoredArray(dt.float32, numbers(stored) + np.float32(1))
+        found[to] = stored
     for to, members in experts.items():
         if sorted(members) != list(range(len(members))):
             raise FormatError(f"{where}: experts {sorted(members)[:8]} of {to}; expected 0, 1, ...")
@@ -187,8 +199,11 @@ def _renamed(arrays: Mapping[str, StoredArray], name: str, where: str) -> dict[s
     return found
 
 
-def _for_norm(stored: Stored, to: str, name: str) -> Stored:
-    """Gemma's files keep what norms multiply by less 1."""
-    if not (name.startswith("gemma") and to.endswith("norm")):
-        return stored
-    return StoredArray(dt.float32, numbers(stored) + np.float32(1))
+def is_turned(to: str, shape: tuple[int, ...], name: str) -> bool:
+    """Whether the file holds a matrix as (in, out)."""
+    return name == "gpt2" and len(shape) == 2 and to.startswith("blk.")
+
+
+def is_less_one(to: str, name: str) -> bool:
+    """Whether the file holds what is multiplied by less 1, as gemma's do of norms."""
+    return name.startswith("gemma") and to.rpartition(".")[0].endswith("norm")

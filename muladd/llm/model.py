@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -91,6 +92,7 @@ class Config:
 
 # Attention of layer i: q (heads, n, head width), k and v (key heads, n, ...) to q's shape.
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Layer = Callable[[Tensor], Tensor]
 
 
 class Decoder:
@@ -180,11 +182,14 @@ class Decoder:
 
     # --- the graph -------------------------------------------------------------------------------
 
-    def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def hidden(
+        self, ids: Tensor, positions: Tensor, attend: Attend,
+        around: Callable[[Layer], Layer] = lambda layer: layer,
+    ) -> Tensor:  # fmt: skip
         """What the layers make of tokens: ids and positions (n,) int32 to (n, width).
 
-        Nothing here looks from one token to another but `attend`, so tokens of several texts may
-        lie side by side.
+        Only `attend` looks from one token to another, so tokens of several texts may lie side by
+        side. `around` is what is done with each layer, a function of x alone.
         """
         x = self.embedding.rows(ids)
         if self.family.learned_positions:
@@ -193,11 +198,12 @@ class Decoder:
             x = x * math.sqrt(self.config.width)
         turns = [[t[positions] for t in tables] for tables in self.turns]
         for i in range(self.config.layers):
-            x = self.layer(i, x, turns[self.is_windowed(i)], attend)
+            turned = turns[self.is_windowed(i)]
+            x = around(partial(self.layer, i, turns=turned, attend=attend))(x)
         return x
 
     def layer(self, i: int, x: Tensor, turns: list[Tensor], attend: Attend) -> Tensor:
-        """Layer i of (n, width); turns are the cosines and sines of the tokens' positions."""
+        """Layer i of (n, width); turns are cosines and sines of the tokens' positions."""
         seen = self._normed(x, f"blk.{i}.attn_norm") if self.family.norm_before else x
         y = self._attention(i, seen, turns, attend)
         x = x + (self._normed(y, f"blk.{i}.post_attention_norm")

@@ -112,28 +112,32 @@ def consistent(c: Config, where: str) -> None:
         raise FormatError(f"{where}: {c.layers} layers; expected at most 4096")
 
 
+def inside(name: str, rows: int, c: Config) -> dict[str, int]:
+    """The weights that lie in one of a file below each other, by name, and how many rows each has:
+    query, key and value; gate and up. Most are one."""
+    head, _, kind = name.rpartition(".")
+    block, _, part = head.rpartition(".")
+    found = {part: rows}
+    if part == "attn_qkv":
+        keys = c.key_heads * c.head_width
+        found = {"attn_q": c.heads * c.head_width, "attn_k": keys, "attn_v": keys}
+    elif part == "ffn_up" and c.architecture == "phi3":
+        found = {"ffn_gate": rows // 2, "ffn_up": rows // 2}
+    return {f"{block}.{n}.{kind}" if block else name: count for n, count in found.items()}
+
+
 def single(tensors: dict[str, Stored], c: Config, where: str) -> dict[str, Stored]:
-    """Weights with what lies together taken apart: query, key and value; gate and up."""
-    keys = c.key_heads * c.head_width
-    together: dict[str, tuple[tuple[str, ...], list[int]]] = {
-        "attn_qkv": (("attn_q", "attn_k", "attn_v"), [c.heads * c.head_width, keys, keys]),
-    }  # fmt: skip
+    """Weights with what lies together taken apart."""
     found: dict[str, Stored] = {}
     for name, stored in tensors.items():
-        head, _, kind = name.rpartition(".")
-        block, _, part = head.rpartition(".")
-        names, sizes = together.get(part, ((), []))
-        if part == "ffn_up" and c.architecture == "phi3":
-            half = stored.shape[0] // 2
-            names, sizes = ("ffn_gate", "ffn_up"), [half, half]
-        if not names:
+        names = inside(name, stored.shape[0] if stored.shape else 0, c)
+        if len(names) == 1:
             found[name] = stored
             continue
-        pieces = parts(stored, sizes, f"{where}: {name}")
-        found |= {f"{block}.{n}.{kind}": piece for n, piece in zip(names, pieces)}
+        pieces = parts(stored, list(names.values()), f"{where}: {name}")
+        found |= dict(zip(names, pieces))
     short = found.pop("rope_factors_short.weight", None)
     found.pop("rope_factors_long.weight", None)
     if short is not None:  # of contexts as long as those it was first trained for
         found["rope_freqs.weight"] = short
     return found
-

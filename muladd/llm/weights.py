@@ -32,12 +32,11 @@ class Matrix:
     `adapter`, if there is one, is a function of x that is added to the product (fine-tuning).
     """
 
-    adapter: Callable[[Tensor], Tensor] | None = None
-
     def __init__(
         self, values: Tensor, scale: Tensor | None = None, offset: Tensor | None = None
     ) -> None:
         self.stored, self.scale, self.offset = values, scale, offset
+        self.adapter: Callable[[Tensor], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

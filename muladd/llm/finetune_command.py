@@ -1,0 +1,160 @@
+"""`muladd finetune MODEL DATA.jsonl` and `muladd merge MODEL ADAPTER OUTPUT`."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TextIO
+
+from muladd.llm import merge as merging
+from muladd.llm.adapters import LoRA
+from muladd.llm.dataset import LONG
+from muladd.llm.finetune import Progress, Settings, run
+from muladd.options import positive
+
+DATA = """\
+DATA.jsonl has an object a line, of one of these kinds:
+  {"text": "..."}                            all of it is learnt
+  {"prompt": "...", "completion": "..."}     the completion is learnt
+  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+                                             the assistant's answers are learnt, by the model's
+                                             chat template
+
+examples:
+  muladd finetune model.gguf data.jsonl --lora 8 --output adapter
+  muladd chat model.gguf --adapter adapter
+  muladd finetune model.gguf data.jsonl --full --output trained --kind Q8_0
+  muladd finetune model.gguf data.jsonl --lora 16 --targets q_proj v_proj --epochs 3 --resume
+"""
+
+
+class Bar:
+    """How far training is: one line that is overwritten on a terminal, else a line per tenth."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.live = out, out.isatty() and os.environ.get("TERM") != "dumb"
+        self.last = 0.0  # when the step before was done
+
+    def __call__(self, now: Progress) -> None:
+        took, self.last = now.seconds - self.last, now.seconds
+        part = now.step / now.steps
+        tenth = now.step * 10 // now.steps > (now.step - 1) * 10 // now.steps
+        if not self.live and not tenth and now.step > 1:
+            return
+        bar = f"{'█' * int(part * 30):░<30}" if self.live else f"{part:4.0%}"
+        told = "" if now.validation is None else f"  validation {now.validation:.3f}"
+        left = took * (now.steps - now.step)
+        line = (f"{bar} step {now.step}/{now.steps}  loss {now.loss:.3f}{told}  "
+                f"{now.rate:,.0f} tokens/s  {left:,.0f} s left")
+        end = "\n" if not self.live or now.step == now.steps else ""
+        print(("\r" if self.live else "") + line, end=end, file=self.out, flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`muladd finetune`; gives the exit code."""
+    given = _parser().parse_args(arguments)
+    lora = None
+    if not given.full:
+        lora = LoRA(given.lora, given.alpha, given.dropout, tuple(given.targets))
+    names = ("length", "batch", "accumulate", "epochs", "steps", "rate", "warmup", "decay", "clip",
+             "long", "validation", "seed", "save_every", "kind")
+    settings = Settings(lora=lora, pack=not given.no_pack,
+                        **{name: getattr(given, name) for name in names})  # fmt: skip
+    output = given.output or ("trained" if given.full else "adapter")
+    out = sys.stderr if given.json else sys.stdout
+    print(f"reading {given.model} and {given.data}; the first step compiles", file=out, flush=True)
+    found = run(given.model, given.data, output, settings, resume=given.resume, report=Bar(out))
+    before, after = found["validation_before"], found["validation_after"]
+    checked = "" if before is None else f"; validation loss {before:.3f} before, {after:.3f} after"
+    print(f"{found['trained']:,} weights trained on {found['learnt_tokens']:,} tokens in "
+          f"{found['seconds']:.1f} s{checked}\nwritten to {found['output']}", file=out)  # fmt: skip
+    if not given.full:
+        print(f"talk to it:  muladd chat {given.model} --adapter {found['output']}\n"
+              f"one file:    muladd merge {given.model} {found['output']} merged.gguf",
+              file=out)  # fmt: skip
+    if given.json:
+        print(json.dumps(found))
+    return 0
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """`muladd merge`; gives the exit code."""
+    given = _merge_parser().parse_args(arguments)
+    out = sys.stderr if given.json else sys.stdout
+    print(f"merging {given.adapter} into {given.model}", file=out, flush=True)
+    written = merging.merge(given.model, given.adapter, given.output, given.kind)
+    print(f"written to {written}", file=out)
+    if given.json:
+        print(json.dumps({"output": str(written)}))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = Settings()
+    parser = argparse.ArgumentParser(
+        prog="muladd finetune", description="Train a language model on texts of yours.",
+        epilog=DATA, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    parser.add_argument("data", help="texts: a file of JSON lines")
+    parser.add_argument("--output", default=None,
+                        help="the folder to write to (default: adapter, with --full trained)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--lora", type=positive, default=8, metavar="RANK",
+                       help="train adapters of this rank (default: %(default)s)")
+    which.add_argument("--full", action="store_true", help="train all weights")
+    parser.add_argument("--alpha", type=float, default=None,
+                        help="adapters count alpha / rank (default: alpha is twice the rank)")
+    parser.add_argument("--dropout", type=float, default=0.0, help="of the adapters' input")
+    parser.add_argument("--targets", nargs="+", default=(), metavar="NAME",
+                        help="projections with adapters, such as q_proj (default: all)")
+    for name, kind, what in _OPTIONS:
+        value = getattr(usual, name)
+        told = f" (default: {value})" if value is not None else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value,
+                            help=what + told)  # fmt: skip
+    parser.add_argument("--long", default="error", choices=LONG,
+                        help="of conversations longer than a row (default: %(default)s)")
+    parser.add_argument("--no-pack", action="store_true", help="one text a row, even short ones")
+    parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
+                        help="with --full: what a GGUF file's matrices are quantised to")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on where an interrupted training of the same settings was saved")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser
+
+
+_OPTIONS = (
+    ("length", positive, "tokens of a row"),
+    ("batch", positive, "rows at a time"),
+    ("accumulate", positive, "so many batches make a step"),
+    ("epochs", positive, "passes over the data"),
+    ("steps", positive, "steps, in place of passes"),
+    ("rate", float, "the greatest learning rate (default: 2e-4, with --full 2e-5)"),
+    ("warmup", float, "the part of all steps in which the rate rises"),
+    ("decay", float, "of weights, per step and rate"),
+    ("clip", float, "the greatest norm of a gradient; 0 does not clip"),
+    ("validation", float, "the part of the examples that is measured, not trained on"),
+    ("seed", int, "where its random numbers start"),
+    ("save_every", positive, "steps after which everything is saved, to resume"),
+)
+
+
+def _merge_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd merge", description="Write a model with an adapter merged into its weights.",
+        epilog="examples:\n  muladd merge model.gguf adapter merged.gguf\n"
+        "  muladd merge model.gguf adapter merged.gguf --kind Q8_0\n"
+        "  muladd merge folder adapter merged",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    parser.add_argument("adapter", help="the adapter's folder")
+    parser.add_argument("output", help="the file (or, for a folder, the folder) to write")
+    parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
+                        help="quantise all matrices of a GGUF file to this (default: each keeps "
+                        "its own; Q8_0 or F16 lose less of the adapter)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser
