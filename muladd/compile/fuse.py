@@ -25,7 +25,7 @@ from muladd.compile.assemble import assemble, layouts_of
 from muladd.compile.cut import Cut, elements
 from muladd.compile.index import OPAQUE
 from muladd.compile.stages import Call, Draft, Group, draft
-from muladd.ir import Node, ops, sym, toposort
+from muladd.ir import Node, ops, sym
 
 
 def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
@@ -183,7 +183,7 @@ def _worth(
         return False
     group = Group(drafts, shared)
     points = group.points()
-    work = max(d.work() for d in drafts)
+    work = max(d.work for d in drafts)
     if work <= _SMALL_WORK:
         return True
     lost = min(p.points(), c.points()) > points
@@ -195,18 +195,18 @@ def _worth(
         return False
     if any(g.points() > points and any(map(_is_convolution, g.drafts)) for g in (p, c)):
         return False
-    if lost and any(map(_reuses, c.drafts)) and (
-        any(map(_is_window, p.drafts)) or _kept(p, c, points, home)
+    if lost and any(d.reuses for d in c.drafts) and (
+        any(d.is_window for d in p.drafts) or _kept(p, c, points, home)
     ):
         return False
-    if c.points() > points and any(map(_reuses, c.drafts)) and _is_light(p, c):
+    if c.points() > points and any(d.reuses for d in c.drafts) and _is_light(p, c):
         return False  # a product keeps its axes rather than compute a few numbers on the way
     rows = {d: _extent([a for a in d.axes if all(s[d] is not a for s in shared)]) for d in drafts}
     for d, row in rows.items():
         if row > _ROW:
             return False
         depth = _extent(d.stage.reduced)
-        if row > 1 and depth * row > _PANEL and _reuses(d) and not _is_chained(d, rows):
+        if row > 1 and depth * row > _PANEL and d.reuses and not _is_chained(d, rows):
             return False
     return True
 
@@ -223,46 +223,30 @@ def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
     if depth <= _SHORT:
         return any(e.stage.reduced and _extent(e.stage.reduced) == rows[d] for e in others)
     return rows[d] <= _SHORT and any(
-        rows[e] == depth and _reuses(e) and _extent(e.stage.reduced) <= _SHORT for e in others
+        rows[e] == depth and e.reuses and _extent(e.stage.reduced) <= _SHORT for e in others
     )
 
 
 def _is_sum(p: Group) -> bool:
     """Whether most of a kernel's work is a reduction, whose results are few."""
-    return max(p.drafts, key=lambda d: d.work()).stage.reduction is not None
+    return max(p.drafts, key=lambda d: d.work).stage.reduction is not None
 
 
 def _is_light(p: Group, c: Group) -> bool:
     """Whether a producer's work is nothing beside its user's."""
-    return max(d.work() for d in p.drafts) * _SMALL_WORK <= max(d.work() for d in c.drafts)
+    return max(d.work for d in p.drafts) * _SMALL_WORK <= max(d.work for d in c.drafts)
 
 
 def _is_convolution(d: Draft) -> bool:
     """Whether a stage is a product over windows. Its loops go along the windows' places, and those
     are copied and tiled only where they are axes of the kernel."""
-    return d.work() > _ROW and _reuses(d) and _is_window(d)
-
-
-def _is_window(d: Draft) -> bool:
-    """Whether neighbouring results share what they read, as those of a convolution do. Its loops
-    go along the neighbours, and a product of channels at each of them would be in the way."""
-    return any(_overlaps(d, i) for _, indices, _ in d.reads for i in indices)
-
-
-def _overlaps(d: Draft, index: Node) -> bool:
-    """Whether an index is the same for several pairs of a result's place and a reduced one."""
-    inside = set(toposort((index,)))
-    own, reduced = inside & set(d.axes), inside & set(d.stage.reduced)
-    if not own or not reduced:
-        return False
-    low, high = sym.bounds(index)
-    return high - low + 1 < sym.bounds(sym.product(a.arg.extent for a in own | reduced))[1]
+    return d.work > _ROW and d.reuses and d.is_window
 
 
 def _kept(p: Group, c: Group, points: int, home: dict[Node, Group]) -> bool:
     """Whether a product's results that another one reads must be written anyway: somebody reads
     them who could not be in the same kernel."""
-    if not any(map(_reuses, p.drafts)):
+    if not any(d.reuses for d in p.drafts):
         return False
     made = {d.node for d in p.drafts}
     between = {r for d in c.drafts for r, _, _ in d.reads if r in made}
@@ -271,15 +255,6 @@ def _kept(p: Group, c: Group, points: int, home: dict[Node, Group]) -> bool:
     return any(not g.drafts or _leads((p.after | c.after) - {p, c, g}, g)
                or Group(g.drafts, _common_axes(p, g, home) or []).points() < points
                for g in readers)  # fmt: skip
-
-
-def _reuses(d: Draft) -> bool:
-    """Whether a stage reads its operands several times each, as a matrix product does."""
-    if not d.stage.reduced:
-        return False
-    total = sym.bounds(sym.product(a.arg.extent for a in (*d.axes, *d.stage.reduced)))[1]
-    seen = sum(sym.bounds(sym.product(n.shape))[1] for n in dict.fromkeys(r for r, _, _ in d.reads))
-    return total > 4 * max(seen, 1)
 
 
 __all__ = ["Call", "fuse"]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from muladd.compile.cut import Cut
 from muladd.compile.gather import gather, scatter
@@ -24,10 +25,37 @@ class Draft:
     def axes(self) -> tuple[Node, ...]:
         return self.stage.axes
 
+    @cached_property
     def work(self) -> int:
         """Iterations, at most."""
         dims = [a.arg.extent for a in (*self.stage.axes, *self.stage.reduced)]
         return sym.bounds(sym.product(dims))[1]
+
+    @cached_property
+    def reuses(self) -> bool:
+        """Whether it reads its operands several times each, as a matrix product does."""
+        if not self.stage.reduced:
+            return False
+        sources = dict.fromkeys(r for r, _, _ in self.reads)
+        seen = sum(sym.bounds(sym.product(n.shape))[1] for n in sources)
+        return self.work > 4 * max(seen, 1)
+
+    @cached_property
+    def is_window(self) -> bool:
+        """Whether neighbouring results share what they read, as those of a convolution do. Its
+        loops go along the neighbours, and a product of channels at each would be in the way."""
+        return any(self._overlaps(i) for _, indices, _ in self.reads for i in indices)
+
+    def _overlaps(self, index: Node) -> bool:
+        """Whether an index is the same for several pairs of a result's place and a reduced one."""
+        if index.op is ops.RANGE:
+            return False
+        inside = set(toposort((index,)))
+        own, reduced = inside & set(self.axes), inside & set(self.stage.reduced)
+        if not own or not reduced:
+            return False
+        low, high = sym.bounds(index)
+        return high - low + 1 < sym.bounds(sym.product(a.arg.extent for a in own | reduced))[1]
 
 
 @dataclass(eq=False)

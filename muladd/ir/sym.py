@@ -7,6 +7,7 @@ object. Shapes, lowering and guards all use this module, and it alone.
 """
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd, prod
@@ -73,19 +74,32 @@ def poly(x: Dim) -> Poly:
     return result
 
 
+_built: weakref.WeakValueDictionary[frozenset, Node] = weakref.WeakValueDictionary()
+
+
 def build(p: Poly) -> Dim:
     """The Dim of a polynomial; the inverse of `poly`."""
-    p = _recombine(p)
     if not p:
         return 0
-    if len(p) == 1 and () in p:
-        return p[()]
-    total: Node | None = None
+    if len(p) == 1:
+        ((mono, c),) = p.items()
+        if not mono:
+            return c
+        if c == 1 and len(mono) == 1:
+            return mono[0]
+    key = frozenset(p.items())  # one in ten has not been built before
+    total = _built.get(key)
+    if total is not None:
+        return total
+    simple = _recombine(p)
+    if simple is not p:
+        return build(simple)
     for mono in sorted(p, key=order_of):
         term = _as_node(p[mono]) if not mono else _product_node(mono, p[mono])
         total = term if total is None else nodes.make(ops.ADD, (total, term))
     assert total is not None
     memo_of(total).setdefault("poly", p)
+    _built[key] = total
     return total
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from math import lcm
 
 from muladd.errors import ScheduleError
@@ -33,7 +32,7 @@ from muladd.loop.statements import (
     Store,
     Threads,
 )
-from muladd.loop.vector import at, spread
+from muladd.loop.vector import Known, at, scatter_guard, spread, turns_of
 from muladd.rewrite import expand_all
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
@@ -58,6 +57,8 @@ class _Lowering:
         self.plan = plan
         self.kernel: Kernel = plan.kernel
         self.arrays: dict[str, Array] = {}
+        self.known = Known()
+        self.places = {a: plan.value(a) for a in plan.leaves}  # each axis in terms of its loops
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
         self.limits = limits(self.kernel)
@@ -161,6 +162,11 @@ class _Lowering:
                     part = sym.mod(part, leaf.extent)
             terms.append(sym.mul(part, stride))
         return sym.sum_of(terms)
+
+    def _shared_turns(self, name: str, values: Values) -> tuple[Dim, ...]:
+        """What `_slot` reads of values."""
+        return tuple(values.get(leaf.loop, leaf.loop) for leaf, axis, _ in self.strides[name]
+                     if axis in self.kernel.shared)  # fmt: skip
 
     # --- one stage ---
 
@@ -382,7 +388,7 @@ class _Lowering:
         unrolled = [x for x in lanes if plan.unrolls(s, x)]
         if not s.reduced:
             out: list[Statement] = []
-            for turn in _turns_of(unrolled, values):
+            for turn in turns_of(unrolled, values):
                 out.extend(self._fetched(s, turn, full, vector))
                 out.extend(self._put(s, self._value(s, turn, full, vector), turn, full, vector))
             return out
@@ -406,7 +412,7 @@ class _Lowering:
             raise ScheduleError(f"stage {s.name}: a `dot` in blocks, or one that overhangs")
         width = vector.arg.extent
         terms = [x for x in unrolled if plan.owner(x) in s.reduced]
-        results = list(_turns_of([x for x in unrolled if x not in terms], {}))
+        results = list(turns_of([x for x in unrolled if x not in terms], {}))
         name = f"{s.name}.acc{len(self.arrays)}"
         self.arrays[name] = Array(name, s.dtype, len(results), width)
         start = wide(identity(ops.SUM, s.dtype), width)
@@ -416,7 +422,7 @@ class _Lowering:
             body: list[Statement] = []
             for k, turn in enumerate(results):
                 operands = [self._value(replace(s, value=x), term, f, None)
-                            for term in _turns_of(terms, {**v, **turn}) for p in pairs for x in p]
+                            for term in turns_of(terms, {**v, **turn}) for p in pairs for x in p]
                 total = dot(register(name, k, width, s.dtype), operands, vector, inner)
                 body.append(Store(name, _at(k), total))
             return body
@@ -436,7 +442,7 @@ class _Lowering:
         width = vector.arg.extent if vector is not None else 0
         inner = [x for x in unrolled if plan.owner(x) in s.reduced]
         outer = [x for x in unrolled if x not in inner]
-        turns = list(_turns_of(outer + inner, {}))
+        turns = list(turns_of(outer + inner, {}))
         name = f"{s.name}.acc{len(self.arrays)}"
         self.arrays[name] = Array(name, d, len(turns), max(width, 1))
         start = wide(identity(s.reduction, d), width)
@@ -461,8 +467,8 @@ class _Lowering:
             return body
 
         out.extend(self._reduced_loops(s, serial, values, full, update))
-        per = len(turns) // max(len(list(_turns_of(outer, {}))), 1)
-        for j, turn in enumerate(_turns_of(outer, values)):
+        per = len(turns) // max(len(list(turns_of(outer, {}))), 1)
+        for j, turn in enumerate(turns_of(outer, values)):
             parts = [register(name, j * per + k, width, d) for k in range(per)]
             total = tree(s.reduction, parts)
             across = vector if vector is not None and plan.owner(vector) not in s.reduced else None
@@ -480,16 +486,16 @@ class _Lowering:
 
     def _partial(self, s: Stage, values: Values, vector: Node | None) -> Node:
         """What a sum done block by block has come to, at one turn."""
-        at_turn = tuple(sym.replace(self.plan.value(a), values) for a in s.axes)
+        at_turn = tuple(sym.replace(self.places[a], values) for a in s.axes)
         slot = sym.as_node(self._slot(s.name, at_turn, values))
         found = make(ops.LOAD, (slot,), s.name, s.dtype)
         if s.name in (self.plan.decays or {}):
             m = self.stages[(self.plan.decays or {})[s.name]]
-            row = tuple(sym.replace(self.plan.value(a), values) for a in m.axes)
+            row = tuple(sym.replace(self.places[a], values) for a in m.axes)
             at_row = sym.as_node(self._slot(m.name, row, values))
             scale = make(ops.LOAD, (at_row,), f"{m.name}.decay", m.dtype)
             found = make(ops.MUL, (found, scale))
-        return spread(found, vector)
+        return spread(found, vector, self.known)
 
     def _reduced_loops(
         self, s: Stage, serial: list[Node], values: Values, full: frozenset, update: _Inside
@@ -597,9 +603,9 @@ class _Lowering:
 
     def _inside(self, axis: Node, values: Values, vector: Node | None) -> Node | bool:
         """axis < extent at the current turn: a bool, a scalar, or one bool for each lane."""
-        value = sym.replace(self.plan.value(axis), values)
+        value = sym.replace(self.places[axis], values)
         condition = sym.less(value, axis.arg.extent)
-        return condition if isinstance(condition, bool) else spread(condition, vector)
+        return condition if isinstance(condition, bool) else spread(condition, vector, self.known)
 
     def _value(self, s: Stage, values: Values, full: frozenset, vector: Node | None) -> Node:
         """The stage's value with loops for axes, buffers for stages, and safe loads."""
@@ -608,7 +614,7 @@ class _Lowering:
         clamped: dict[Node, Dim] = {}
         masks: dict[Node, Node | bool] = {}
         for a in (*s.axes, *s.reduced):
-            exact[a] = clamped[a] = sym.replace(plan.value(a), values)
+            exact[a] = clamped[a] = sym.replace(self.places[a], values)
             if a in full:
                 continue
             wide = vector is not None and plan.owner(vector) is a
@@ -616,7 +622,8 @@ class _Lowering:
                 masks[a] = sym.less(exact[a], a.arg.extent)
             else:
                 clamped[a] = sym.minimum(exact[a], sym.sub(a.arg.extent, 1))
-        return at(s.value, exact, clamped, masks, vector, lambda n, i: self._slot(n, i, values))
+        return at(s.value, exact, clamped, masks, vector, lambda n, i: self._slot(n, i, values),
+                  self.known, lambda n: self._shared_turns(n, values))  # fmt: skip
 
     def _put(
         self, s: Stage, value: Node, values: Values, full: frozenset, vector: Node | None
@@ -624,14 +631,14 @@ class _Lowering:
         """Store a value in the stage's buffer, and in its argument if it leaves the kernel."""
         out: list[Statement] = []
         plan = self.plan
-        axes = {a: sym.replace(plan.value(a), values) for a in s.axes}
+        axes = {a: sym.replace(self.places[a], values) for a in s.axes}
         width = vector.arg.extent if vector is not None else 0
         value = wide(value, width) if not value.shape else value
         if s.name in self.arrays:
             slot = self._slot(s.name, tuple(axes[a] for a in s.axes), values)
             if s.name in self.carried and s.name in self.waiting:
                 out.append(self._decay(s, value, slot, vector))
-            out.append(Store(s.name, spread(sym.as_node(slot), vector), value))
+            out.append(Store(s.name, spread(sym.as_node(slot), vector, self.known), value))
         if s.argument is not None:
             index = sym.replace(s.position, axes)
             guard: Node | None = None
@@ -643,7 +650,8 @@ class _Lowering:
                     return out
                 if isinstance(inside, Node):
                     guard = inside if guard is None else both_masks(guard, inside, width)
-            out.append(Store(s.argument, spread(sym.as_node(index), vector), value, guard,
+            place = spread(sym.as_node(index), vector, self.known)
+            out.append(Store(s.argument, place, value, guard,
                              s.name in plan.nontemporal))  # fmt: skip
         return out
 
@@ -664,10 +672,12 @@ class _Lowering:
         plan = self.plan
         loops = list(plan.nests[s.name])
         place, d = s.argument, s.dtype
-        values: Values = {a: plan.value(a) for a in (*s.axes, *s.reduced)}
-        value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}))
-        position = at(sym.as_node(s.position), values, values, {}, None, lambda n, i: 0)
-        guard = _scatter_guard(position, self.kernel.arguments[place].size)
+        values: Values = {a: self.places[a] for a in (*s.axes, *s.reduced)}
+        value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}),
+                   self.known, lambda n: ())  # fmt: skip
+        position = at(sym.as_node(s.position), values, values, {}, None, lambda n, i: 0,
+                      Known(), lambda n: ())  # fmt: skip
+        guard = scatter_guard(position, self.kernel.arguments[place].size)
         if value.op is ops.WHERE and is_const(value.srcs[2], 0):  # nothing to add elsewhere
             guard, value = value.srcs[0], value.srcs[1]
         old = make(ops.LOAD, (position, guard), place, d)
@@ -678,19 +688,6 @@ class _Lowering:
         for loop in reversed(order):
             body = [For(loop, 0, loop.arg.extent, body)]
         return body
-
-
-def _scatter_guard(position: Node, size: Dim) -> Node:
-    return make(ops.MUL, (make(ops.LT, (sym.as_node(-1), position)),
-                          make(ops.LT, (position, sym.as_node(size)))))  # fmt: skip
-
-
-def _turns_of(loops: list[Node], values: Values) -> list[Values]:
-    """Every combination of turns of some (constant) loops, the last loop fastest."""
-    return [
-        {**values, **dict(zip(loops, turn))}
-        for turn in product(*(range(x.arg.extent) for x in loops))
-    ]
 
 
 def _at(k: int) -> Node:

@@ -8,20 +8,40 @@ Axes become loop variables, stages become buffers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 
 Slots = Callable[[str, tuple[Dim, ...]], Dim]
 
 
+class Known:
+    """What earlier turns came to: in a tile of results most loads are those of a neighbour."""
+
+    def __init__(self) -> None:
+        self.loads: dict[tuple, Node] = {}  # by load, its axes and its buffers' turns
+        self.wide: dict[Node, dict[Node, Node]] = {}  # by vector loop and node
+        self._inside: dict[Node, tuple[list[Node], list[str]]] = {}
+
+    def inside(self, load: Node) -> tuple[list[Node], list[str]]:
+        """The axes and the stages that an access depends on."""
+        if load not in self._inside:
+            order = toposort((load,))
+            self._inside[load] = ([n for n in order if n.op is ops.RANGE],
+                                  [n.arg[0] for n in order if n.op is ops.READ])  # fmt: skip
+        return self._inside[load]
+
+
 def at(
     value: Node, exact: dict[Node, Dim], clamped: dict[Node, Dim],
-    masks: dict[Node, Node | bool], vector: Node | None, slot: Slots,
+    masks: dict[Node, Node | bool], vector: Node | None, slot: Slots, known: Known,
+    turns: Callable[[str], tuple],
 ) -> Node:  # fmt: skip
     """A stage's value at one turn.
 
     exact gives each axis; clamped gives it for addresses of arguments, never outside; masks tells,
-    for an axis that the vector loop belongs to, which lanes are inside.
+    for an axis that the vector loop belongs to, which lanes are inside; turns tells what the slots
+    of a stage depend on besides their indices.
     """
     ragged = {a for a in exact if a in masks or clamped[a] is not exact[a]}
     done: dict[tuple[Node, bool], Node] = {}
@@ -31,6 +51,14 @@ def at(
         if key in done:
             stack.pop()
             continue
+        here: tuple = ()
+        if not address and n.op in (ops.LOAD, ops.READ):
+            axes, stages = known.inside(n)
+            here = (n, *[x for a in axes for x in (exact.get(a), clamped.get(a), masks.get(a))],
+                    *[x for name in stages for x in turns(name)])  # fmt: skip
+            if here in known.loads:
+                done[key] = known.loads[here]
+                continue
         inner = address or n.op is ops.LOAD or (n.op is ops.READ and _strays(n, ragged))
         missing = [(s, inner) for s in n.srcs if (s, inner) not in done]
         if missing:
@@ -40,8 +68,9 @@ def at(
         srcs = tuple(done[s, inner] for s in n.srcs)
         stray = ragged if inner and n.op is ops.READ else None
         done[key] = _one(n, srcs, clamped if address else exact, masks, slot, bool(stray))
-    result = done[value, False]
-    return spread(result, vector) if vector is not None else result
+        if here:
+            known.loads[here] = done[key]
+    return spread(done[value, False], vector, known)
 
 
 def _strays(read: Node, ragged: set[Node]) -> bool:
@@ -84,26 +113,21 @@ def _load(n: Node, place: int | str, index: Node, guard: sym.Condition, masks: d
     return make(ops.LOAD, (index, guard), place, n.dtype)
 
 
-def spread(value: Node, vector: Node | None) -> Node:
+def spread(value: Node, vector: Node | None, known: Known) -> Node:
     """value for all lanes of the vector loop at once: shape (lanes,), or () if it does not vary."""
     if vector is None:
         return value
     lanes = vector.arg.extent
-    order = toposort((value,))
-    varies: set[Node] = set()
-    done: dict[Node, Node] = {}
-    for n in order:
-        if n is vector or any(s in varies for s in n.srcs):
-            varies.add(n)
-        else:
-            done[n] = n
-    for n in order:
-        if n not in varies:
+    done = known.wide.setdefault(vector, {})
+    for n in toposort((value,), into=lambda m: m not in done):
+        if n in done:
             continue
         if n is vector:
             ramp = make(ops.IOTA, (), lanes, dtype.INDEX)
             done[n] = make(ops.ADD, (_wide(sym.as_node(0), lanes), ramp))
-        elif n.dtype is dtype.INDEX and (index := _affine(n, vector, lanes, varies)) is not None:
+        elif all(done[s] is s for s in n.srcs):
+            done[n] = n  # does not vary
+        elif n.dtype is dtype.INDEX and (index := _affine(n, vector, lanes, done)) is not None:
             done[n] = index
         else:
             srcs = tuple(_wide(done[s], lanes) for s in n.srcs)
@@ -147,7 +171,7 @@ def _wide(n: Node, lanes: int) -> Node:
     return n if n.shape else make(ops.EXPAND, (n,), (lanes,))
 
 
-def _affine(n: Node, vector: Node, lanes: int, varies: set[Node]) -> Node | None:
+def _affine(n: Node, vector: Node, lanes: int, done: dict[Node, Node]) -> Node | None:
     """base + step * lane, when an index has that form."""
     base: sym.Poly = {}
     step: sym.Poly = {}
@@ -155,10 +179,10 @@ def _affine(n: Node, vector: Node, lanes: int, varies: set[Node]) -> Node | None
         if vector in mono:
             left = list(mono)
             left.remove(vector)
-            if any(a in varies for a in left):
+            if any(_varies(a, done) for a in left):
                 return None
             step[tuple(left)] = c
-        elif any(a in varies for a in mono):
+        elif any(_varies(a, done) for a in mono):
             return None
         else:
             base[mono] = c
@@ -167,6 +191,10 @@ def _affine(n: Node, vector: Node, lanes: int, varies: set[Node]) -> Node | None
     if stride != 1:
         ramp = make(ops.MUL, (ramp, _wide(sym.as_node(stride), lanes)))
     return make(ops.ADD, (_wide(sym.as_node(sym.build(base)), lanes), ramp))
+
+
+def _varies(n: Node, done: dict[Node, Node]) -> bool:
+    return done.get(n) is not n
 
 
 def at_lane(value: Node, lane: int) -> Node | None:
@@ -198,3 +226,17 @@ def at_lane(value: Node, lane: int) -> Node | None:
 
 def _known(condition: Node) -> sym.Condition:
     return bool(condition.arg) if condition.op is ops.CONST else condition
+
+
+def scatter_guard(position: Node, size: Dim) -> Node:
+    """Whether a scattered result has a place in its array."""
+    return make(ops.MUL, (make(ops.LT, (sym.as_node(-1), position)),
+                          make(ops.LT, (position, sym.as_node(size)))))  # fmt: skip
+
+
+def turns_of(loops: list[Node], values: dict[Node, Dim]) -> list[dict[Node, Dim]]:
+    """Every combination of turns of some (constant) loops, the last loop fastest."""
+    return [
+        {**values, **dict(zip(loops, turn))}
+        for turn in product(*(range(x.arg.extent) for x in loops))
+    ]
