@@ -24,6 +24,7 @@ start here:
 
 talk to a language model:
   muladd chat model.gguf            in the terminal; Ctrl-C stops an answer
+  muladd serve model.gguf           to clients of OpenAI's API, and on a page at localhost:8080
   muladd bench llm model.gguf       tokens per second
   muladd finetune model.gguf data.jsonl --lora 8
                                     train it on your texts; chat --adapter talks to the result
@@ -55,6 +56,8 @@ OWN: dict[str, tuple[str, str, str, str]] = {
                  "muladd finetune model.gguf data.jsonl --lora 8"),
     "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",
               "muladd merge model.gguf adapter merged.gguf"),
+    "serve": ("muladd.llm.serve.command", "main", "serve a language model over OpenAI's API",
+              "muladd serve model.gguf\n  muladd serve model.gguf --slots 32"),
 }  # fmt: skip
 
 

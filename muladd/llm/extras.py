@@ -1,4 +1,4 @@
-"""Packages that language models need and the rest of muladd does not: `pip install muladd[llm]`."""
+"""Packages that language models need and the rest of muladd does not: the extras llm and serve."""
 from __future__ import annotations
 
 import importlib
@@ -11,11 +11,11 @@ class MissingPackage(MuladdError, ImportError):
     """A package of an extra is not installed."""
 
 
-def wanted(name: str) -> Any:
-    """A package of the extra `llm`. Raises MissingPackage that says how to install it."""
+def wanted(name: str, extra: str = "llm") -> Any:
+    """A package of an extra. Raises MissingPackage that says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackage(
-            f"muladd.llm needs the package {name} ({error}): pip install 'muladd[llm]'"
+            f"muladd.llm needs the package {name} ({error}): pip install 'muladd[{extra}]'"
         ) from None

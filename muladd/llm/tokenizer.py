@@ -165,6 +165,11 @@ class Tokenizer:
             self._templates[template] = Template(self._sources[template], self._names())
         return self._templates[template].render(messages, tools, add_generation_prompt, **more)
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the model's template says anything of tools."""
+        return "tool_use" in self._sources or "tools" in self._sources.get("default", "")
+
     def _names(self) -> dict[str, str]:
         marks = self._vocabulary.marks.items()
         return {"bos_token": "", "eos_token": "",

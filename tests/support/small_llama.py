@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from muladd.formats import gguf
+from muladd.llm.vocabulary import byte_letters
 
 
 def write_small(path, vocabulary=96, width=32, layers=2, **other):
@@ -19,5 +20,21 @@ def write_small(path, vocabulary=96, width=32, layers=2, **other):
     tensors |= {f"blk.{i}.{n}.weight": s for i in range(layers) for n, s in shapes.items()}
     head = {"general.architecture": "llama", **{f"llama.{k}": v for k, v in sizes.items()}}
     weights = {n: chance.standard_normal(s).astype(np.float32) / 4 for n, s in tensors.items()}
+    gguf.save(path, head, weights)
+    return path
+
+
+def write_speaking(path, context=2048):
+    """The same with a vocabulary of bytes and the usual template: it speaks, if nonsense."""
+    write_small(path, vocabulary=258, layers=1, context_length=context)
+    found = gguf.load(path)
+    letters = sorted(byte_letters(), key=byte_letters().get)
+    names = {"model": "gpt2", "pre": "smollm", "tokens": [*letters, "ab", "<|im_end|>"],
+             "token_type": [1] * 257 + [3], "eos_token_id": 257, "merges": ["a b"],
+             "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>"
+                              "{% endfor %}"}  # fmt: skip
+    head = {**found.metadata, **{f"tokenizer.{k}" if k == "chat_template" else
+                                 f"tokenizer.ggml.{k}": v for k, v in names.items()}}
+    weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
     gguf.save(path, head, weights)
     return path

@@ -115,6 +115,7 @@ class Engine:
         """Run every program once, so that nothing is compiled while somebody waits."""
         text = Text([0], 0)
         self.pool.read([text], [[0]], CHUNK, slots=1)
+        self.pool.read([text], [[0]], CHUNK, slots=1, hidden=True)
         for size in self.sizes:
             self.pool.read([Text([0], 1)], [[0]], 1, slots=size)
 

@@ -1,0 +1,159 @@
+"""`muladd serve MODEL`: a model for clients of OpenAI's API, and a page to talk to it."""
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from muladd import config
+from muladd.errors import ArgumentError
+from muladd.llm.extras import wanted
+from muladd.llm.generate import load
+from muladd.llm.serve.engine import SIZES, Engine
+from muladd.options import positive, seconds
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; gives the exit code."""
+    given = _parser().parse_args(arguments)
+    key = _key(given)
+    for package in ("uvicorn", "starlette", "prometheus_client"):
+        wanted(package, "serve")
+    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+        return _serve(given, key)
+
+
+def _serve(given: argparse.Namespace, key: str | None) -> int:
+    import uvicorn
+
+    from muladd.llm.serve.app import App
+    from muladd.llm.serve.service import Service
+
+    listener = _listener(given.host, given.port)  # a port that is taken is known at once
+    began = time.perf_counter()
+    model = load(given.model, context=given.context)
+    engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
+                    cache=given.cache)  # fmt: skip
+    name = given.name or Path(given.model).name.removesuffix(".gguf")
+    service = Service(engine, name, given.timeout)
+    app = App(service, key=key, most=given.max_body)
+    print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,
+          flush=True)  # fmt: skip
+    engine.start()
+    listener.listen(1024)  # from now on who connects is answered
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"muladd: serves {name} at {url}/v1 after {time.perf_counter() - began:.1f} s; a page to "
+          f"talk to it is {url}", file=sys.stderr, flush=True)  # fmt: skip
+    if given.json:
+        print(json.dumps({"url": url, "model": name, "context": model.context}), flush=True)
+
+    class Server(uvicorn.Server):
+        """Tells the engine when it has to stop; to be stopped is no failure. A second Ctrl-C waits
+        for nobody."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            engine.drain(given.grace)
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+
+    settings: Any = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", server_header=False,
+        timeout_graceful_shutdown=int(given.grace) + 5, timeout_keep_alive=30,
+    )  # fmt: skip
+    server = Server(settings)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        engine.close()
+        listener.close()
+    return 0
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ArgumentError(f"serve: cannot listen at {host}:{port}: {error}; choose another with "
+                            "--host and --port") from None  # fmt: skip
+    return listener
+
+
+def _key(given: argparse.Namespace) -> str | None:
+    if given.api_key_file is None:
+        key: str | None = given.api_key
+    else:
+        try:
+            key = Path(given.api_key_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"serve: --api-key-file: {error}") from None
+    if key == "":
+        raise ArgumentError("serve: the API key is empty")
+    return key
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd serve",
+        description="Serve a language model to clients of OpenAI's API, many at a time.",
+        epilog="""\
+examples:
+  muladd serve model.gguf
+  muladd serve model.gguf --host 0.0.0.0 --api-key-file key.txt --slots 32
+  curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{"model": "model", "messages": [{"role": "user", "content": "Hello"}]}'
+
+in Python:
+  client = openai.OpenAI(base_url="http://localhost:8080/v1", api_key="none")
+
+a page to talk to the model is at /, numbers for Prometheus at /metrics, its state at /health.
+SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may finish.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("model", help="a GGUF file, or a folder with config.json")
+    add("--host", default="127.0.0.1", help="where to listen (default: %(default)s: this machine "
+        "only; 0.0.0.0: every network, then set a key)")  # fmt: skip
+    add("--port", type=int, default=8080, help="default: %(default)s; 0: any that is free")
+    add("--name", default=None, help="the model's name for clients (default: the file's)")
+    add("--api-key", default=None, help="what clients must send (others on this machine can see "
+        "it here; better use a file)")  # fmt: skip
+    add("--api-key-file", default=None, metavar="FILE", help="a file with the API key")
+    add("--context", type=positive, default=None,
+        help="tokens of a conversation (default: at most 4096)")  # fmt: skip
+    add("--slots", type=_slots, default=16, help=f"requests answered at a time, 1 to {SIZES[-1]} "
+        "(default: %(default)s)")  # fmt: skip
+    add("--queue", type=positive, default=256, help="requests that may wait; more are told to "
+        "come again (default: %(default)s)")  # fmt: skip
+    add("--tokens", type=positive, default=32768, help="room for keys and values, in tokens of all "
+        "conversations together (default: %(default)s)")  # fmt: skip
+    add("--cache", default="float32", choices=("float32", "float16", "bfloat16"),
+        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    add("--timeout", type=seconds, default=600.0, help="seconds a request may take, waiting "
+        "included (default: %(default)s)")  # fmt: skip
+    add("--max-body", type=positive, default=8 << 20, help="bytes of a request "
+        "(default: %(default)s)")  # fmt: skip
+    add("--grace", type=seconds, default=30.0, help="seconds that requests on their way have to "
+        "finish when the server is stopped (default: %(default)s)")  # fmt: skip
+    add("--threads", type=positive, default=0, help="threads (default: as the settings say)")
+    add("--json", action="store_true",
+        help="when it is ready, one JSON object with its url")  # fmt: skip
+    return parser
+
+
+def _slots(text: str) -> int:
+    value = positive(text)
+    if value > SIZES[-1]:
+        raise argparse.ArgumentTypeError(f"at most {SIZES[-1]}")
+    return value

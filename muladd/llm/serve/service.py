@@ -1,0 +1,204 @@
+"""Requests to jobs of the engine, and their events to answers: all of the API but HTTP."""
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+
+from muladd.errors import ArgumentError, MuladdError
+from muladd.llm.constrain import json_constraint
+from muladd.llm.serve import answers, api, tools
+from muladd.llm.serve.api import ApiError
+from muladd.llm.serve.engine import Busy, Engine, Event, Job, Late
+from muladd.llm.tokenizer import Tokenizer
+from muladd.llm.writing import Options, Piece
+
+
+class Service:
+    """Answers requests with one model, which is called `name`; none takes longer than `timeout`
+    seconds."""
+
+    def __init__(self, engine: Engine, name: str, timeout: float = 600.0) -> None:
+        tokenizer = engine.model.tokenizer
+        if tokenizer is None:
+            raise ArgumentError(f"serve: {name} came without a tokenizer, and clients send text")
+        self.engine, self.name, self.timeout = engine, name, timeout
+        self.tokenizer: Tokenizer = tokenizer
+        self.context = engine.model.context
+        self._longest = max(len(tokenizer.piece(i)) for i in range(len(tokenizer)))
+
+    # --- requests to jobs ------------------------------------------------------------------------
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError for a model that is not here."""
+        if name != self.name:
+            raise ApiError(f"the model {name!r} does not exist; there is {self.name!r}",
+                           status=404, param="model", code="model_not_found")  # fmt: skip
+
+    def ids(self, text: str | list[int], param: str, room: int = 1) -> list[int]:
+        """A prompt as ids that leave room for an answer. Raises ApiError."""
+        if isinstance(text, str):
+            if len(text) > self.context * self._longest:  # sure without looking
+                raise self._too_long(f"more than {self.context}", param)
+            try:
+                found = self.tokenizer.encode(text)
+            except ArgumentError as error:
+                raise ApiError(str(error), param=param) from None
+        else:
+            found, count = text, self.engine.model.decoder.embedding.shape[0]
+            if wrong := [i for i in found if not 0 <= i < count]:
+                raise ApiError(f"{param} holds {wrong[0]}; expected ids from 0 to {count - 1}",
+                               param=param)  # fmt: skip
+        if not found:
+            raise ApiError(f"{param} is empty; give some text", param=param)
+        if len(found) + room > self.context:
+            raise self._too_long(str(len(found)), param)
+        return found
+
+    def _too_long(self, count: str, param: str) -> ApiError:
+        return ApiError(
+            f"This model's maximum context length is {self.context} tokens, and the prompt has "
+            f"{count}; shorten it", param=param, code="context_length_exceeded",
+        )  # fmt: skip
+
+    def chat_prompt(self, asked: api.ChatAsked) -> tuple[list[int], Options]:
+        """The ids of a conversation, and the options with what its answer is bound to."""
+        offered = [] if asked.tool_choice == "none" else asked.tools
+        messages, given = asked.messages, offered
+        if not self.tokenizer.knows_tools:
+            messages, given = tools.told(messages, offered), []
+        try:
+            text = self.tokenizer.chat(messages, given or None)
+        except MuladdError as error:
+            raise ApiError(str(error), param="messages") from None
+        schema = tools.schema(offered) if asked.tool_choice == "required" else asked.schema
+        options = asked.options
+        if schema is not None:
+            try:
+                bound = json_constraint(self.tokenizer, None if schema is True else schema)
+            except ArgumentError as error:
+                raise ApiError(str(error), param="response_format") from None
+            options = replace(options, constraint=bound)
+        return self.ids(text, "messages"), options
+
+    def jobs(self, asked: api.Asked, prompts: Sequence[list[int]], options: Options) -> list[Job]:
+        """A job for each choice of each prompt; seeds of choices differ."""
+        found = []
+        for prompt in prompts:
+            for i in range(asked.count):
+                seed = options.sampling.seed
+                if seed is not None and i:
+                    sampling = replace(options.sampling, seed=(seed + i) % (1 << 63))
+                    found.append(self._job(prompt, replace(options, sampling=sampling)))
+                else:
+                    found.append(self._job(prompt, options))
+        return found
+
+    def _job(self, ids: list[int], options: Options | None) -> Job:
+        return Job(ids, _nowhere, options, self.engine.clock() + self.timeout)
+
+    # --- events to answers -----------------------------------------------------------------------
+
+    async def chat(self, asked: api.ChatAsked) -> AsyncIterator[Any]:
+        """The bodies of a stream, or one body; what is asked is checked before the first."""
+        self.check_model(asked.model)
+        ids, options = await anyio.to_thread.run_sync(self.chat_prompt, asked)
+        jobs = self.jobs(asked, [ids], options)
+        answer = answers.ChatAnswer(
+            self.name, self.tokenizer, jobs, 1, asked.stream, asked.options.logprobs is not None,
+            reads_calls=bool(asked.tools) and asked.tool_choice != "none",
+        )  # fmt: skip
+        return self._bodies(answer, asked)
+
+    async def completion(self, asked: api.CompletionAsked) -> AsyncIterator[Any]:
+        """The same for texts without a template."""
+        self.check_model(asked.model)
+        prompts = [await anyio.to_thread.run_sync(self.ids, p, "prompt") for p in asked.prompts]
+        jobs = self.jobs(asked, prompts, asked.options)
+        answer = answers.CompletionAnswer(
+            self.name, self.tokenizer, jobs, len(prompts), asked.stream,
+            asked.options.logprobs is not None, echo=asked.echo,
+        )  # fmt: skip
+        return self._bodies(answer, asked)
+
+    async def _bodies(self, answer: answers.Answer, asked: api.Asked) -> AsyncIterator[Any]:
+        async with Events(self.engine, [c.job for c in answer.choices]) as events:
+            async for i, piece in events:
+                for body in answer.put(i, piece):
+                    yield body
+        if not asked.stream:
+            yield answer.whole()
+        elif asked.usage_in_stream:
+            yield {**answer.body([]), **answer.usage()}
+
+    async def embedding(self, asked: api.EmbeddingAsked) -> Any:
+        """The answer of /v1/embeddings: means of what the last layer gives, of length 1."""
+        self.check_model(asked.model)
+        texts = [await anyio.to_thread.run_sync(self.ids, t, "input", 0) for t in asked.inputs]
+        found: list[Any] = [None] * len(texts)
+        async with Events(self.engine, [self._job(ids, None) for ids in texts]) as events:
+            async for i, vector in events:
+                found[i] = vector
+        return answers.vectors(self.name, found, sum(map(len, texts)), asked.base64)
+
+
+class Events:
+    """What jobs say, with their numbers, until all are done: an asynchronous iterator, and a
+    context whose end cancels what is left. Raises ApiError when a job fails or cannot be taken."""
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
+        self.engine, self.jobs, self.left = engine, jobs, len(jobs)
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        for i, job in enumerate(jobs):
+            job.emit = partial(self._emit, i)
+        try:
+            engine.submit(jobs)
+        except Busy as error:
+            raise _told(error) from None
+
+    def _emit(self, i: int, event: Event) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (i, event))
+        except RuntimeError:  # the loop is closed: nobody listens
+            pass
+
+    async def __aenter__(self) -> Events:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.left:
+            self.engine.cancel(self.jobs)
+
+    def __aiter__(self) -> Events:
+        return self
+
+    async def __anext__(self) -> tuple[int, Any]:
+        if not self.left:
+            raise StopAsyncIteration
+        i, event = await self._queue.get()
+        if isinstance(event, MuladdError):
+            raise _told(event)
+        self.left -= not isinstance(event, Piece) or event.finish is not None
+        return i, event
+
+
+def _nowhere(event: Event) -> None:
+    """Where events go before somebody listens."""
+
+
+def _told(error: MuladdError) -> ApiError:
+    """An engine's error in the API's form."""
+    if isinstance(error, Busy):
+        status = 503 if "stop" in str(error) else 429
+        return ApiError(str(error), status=status, kind="server_error" if status == 503
+                        else "rate_limit_error", code="overloaded")  # fmt: skip
+    if isinstance(error, Late):
+        return ApiError(str(error), status=504, kind="server_error", code="timeout")
+    if isinstance(error, ArgumentError):
+        return ApiError(str(error))
+    return ApiError(f"the server failed: {error}", status=500, kind="server_error")

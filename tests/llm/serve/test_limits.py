@@ -1,0 +1,105 @@
+"""Keys, queues, timeouts and the end of a server, with a model that says nonsense quickly."""
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import pytest
+from support.server import serving
+from support.small_llama import write_speaking
+
+openai = pytest.importorskip("openai")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_speaking(tmp_path_factory.mktemp("m") / "nonsense.gguf", context=8192)
+
+
+def long_answer(**more):
+    return {"model": "nonsense", "prompt": "ab", "max_tokens": 8000, "temperature": 0,
+            "extra_body": {"ignore_eos": True}, **more}  # fmt: skip
+
+
+def test_keys_queues_and_timeouts(model, tmp_path):
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    with serving(model, "--slots", "1", "--queue", "1", "--timeout", "1", "--context", "8192",
+                 "--api-key-file", str(key)) as server:  # fmt: skip
+        for wrong in ("none", "secret2", "é"):
+            status, said = server.ask("/v1/models", Authorization=f"Bearer {wrong}".encode())
+            assert status == 401 and said["error"]["code"] == "invalid_api_key"
+        assert server.ask("/v1/models")[0] == 401
+        assert server.ask("/health")[0] == server.ask("/metrics")[0] == server.ask("/")[0] == 200
+        with server.client("secret") as client:
+            assert client.models.list().data[0].id == "nonsense"
+            streams = [client.completions.create(**long_answer(stream=True))]
+            next(iter(streams[0]))
+            late: list[Exception] = []
+
+            def wait():
+                try:
+                    client.completions.create(**long_answer())
+                except openai.APIStatusError as error:
+                    late.append(error)
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            assert server.becomes(waiting=1)
+            with pytest.raises(openai.RateLimitError, match="waiting already") as full:
+                client.completions.create(**long_answer())
+            assert full.value.response.headers["retry-after"]
+            streams[0].close()
+            waiting.join()
+            assert late and late[0].status_code == 504 and "time" in str(late[0])
+            with pytest.raises(openai.APIError, match="time for this request"):
+                list(client.completions.create(**long_answer(stream=True)))
+
+
+def test_a_stopped_server_finishes_what_it_began(model):
+    with serving(model, "--slots", "2") as server, server.client() as client:
+        asked = long_answer(stream=True, max_tokens=2000)
+        stream = iter(client.completions.create(**asked))
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        parts = list(stream)
+        assert parts[-1].choices[0].finish_reason == "length" and len(parts) > 100
+        with pytest.raises((openai.APIConnectionError, openai.InternalServerError)):
+            client.models.list()
+        assert server.process.wait(10) == 0
+
+
+def test_answers_that_do_not_finish_in_time_are_told(model):
+    with serving(model, "--context", "8192", "--grace", "0.3") as server, server.client() as client:
+        stream = iter(client.completions.create(**long_answer(stream=True)))
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="stopping"):
+            list(stream)
+        assert server.process.wait(10) == 0
+
+
+def test_wrong_usage_is_told_at_once(model, tmp_path):
+    from muladd import cli
+
+    def run(*arguments):
+        return cli.main(["serve", str(model), *arguments])
+
+    with serving(model, "--slots", "1") as server:
+        assert run("--port", server.address.split(":")[1]) == 1
+    assert run("--port", "99999") == 1
+    assert run("--api-key", "") == 1
+    assert run("--api-key-file", str(tmp_path / "none")) == 1
+    assert cli.main(["serve", str(tmp_path / "none.gguf")]) == 1
+    for wrong in (["--slots", "0"], ["--slots", "65"], ["--timeout", "-1"], ["--cache", "int3"]):
+        with pytest.raises(SystemExit) as code:
+            run(*wrong)
+        assert code.value.code == 2
+
+
+def test_json_of_the_page_and_models(model):
+    with serving(model, "--name", "a <b> \"c\"") as server:
+        status, page = server.ask("/")
+        assert status == 200 and "<title>a &lt;b>" in page and "<b>" not in page
+        assert json.loads(json.dumps(server.ask("/v1/models")[1]))["data"][0]["id"] == 'a <b> "c"'
