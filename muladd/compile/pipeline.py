@@ -20,7 +20,6 @@ A graph that any process compiled before is read from the disk instead (kept.py)
 from __future__ import annotations
 
 import functools
-import gc
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +40,7 @@ from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.device import Device
 from muladd.errors import GraphError
+from muladd.garbage import uncollected
 from muladd.ir import (
     Body,
     Node,
@@ -128,14 +128,9 @@ def compile_graph(outputs: Sequence[Node], device: str) -> Program:
     found = _programs.get(key)
     if found is None:
         start = time.perf_counter()
-        was_collecting = gc.isenabled()
-        gc.disable()  # one collection with a large library loaded costs as much as five kernels
-        try:
+        with uncollected():
             exact = config.get("PROFILE") == "exact"
             found = _kept_or_compiled(outputs, devices.get(device), exact)
-        finally:
-            if was_collecting:
-                gc.enable()
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from muladd.errors import ArgumentError, IndexingError
+from muladd.garbage import uncollected
 from muladd.llm import adapters
 from muladd.llm.constrain import Constraint, json_constraint
 from muladd.llm.model import Config, Decoder
@@ -189,6 +190,7 @@ class LanguageModel:
                 f"context {self.context})")  # fmt: skip
 
 
+@uncollected()
 def load(
     path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32",
     adapter: str | os.PathLike[str] | None = None,

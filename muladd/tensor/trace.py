@@ -18,6 +18,7 @@ from typing import Any
 from muladd import config
 from muladd import device as devices
 from muladd.errors import TraceError
+from muladd.garbage import uncollected
 from muladd.ir import Node, Storage, ops, param, substitute, sym, toposort, var
 from muladd.ir.node import stored, variables
 from muladd.tensor import backend
@@ -193,6 +194,7 @@ def _by_name(n: Node) -> str:
 class Trace:
     """A function traced for one signature: a program, and where its inputs and outputs are."""
 
+    @uncollected()
     def __init__(
         self, function: Callable, name: str, leaves: list[Any], args: tuple, kwargs: dict,
         symbolic: dict[int, dict], statics: list[Any],
