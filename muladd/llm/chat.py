@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from muladd.errors import MuladdError
-from muladd.llm.generate import LanguageModel, load
+from muladd.llm.generate import CACHES, LanguageModel, load
 from muladd.llm.sampling import Sampling
 
 HELP = """\
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=None,
                         help="tokens of a conversation (default: at most 4096)")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
-    parser.add_argument("--cache", default="float32", choices=("float32", "float16", "bfloat16"),
+    parser.add_argument("--cache", default="float32", choices=CACHES,
                         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "

@@ -21,6 +21,7 @@ from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.writing import Options, Piece, Writer
 
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
+CACHES = ("float32", "float16", "bfloat16", "int8")  # dtypes of keys and values
 _STEPS = 8  # so many tokens are run one by one rather than as a page
 
 
@@ -198,13 +199,14 @@ def load(
     """The model in a GGUF file, or in a folder with config.json and safetensors.
 
     `context` is how many tokens a conversation may have (default: as many as the model was trained
-    for, at most 4096); `cache` the dtype of keys and values, float32 or float16; `adapter` a folder
-    with adapters for it (`muladd finetune` and the `peft` package write such). Raises FormatError
-    for an architecture that is not known and for weights that are missing or do not fit, and what
-    the readers of these formats raise; ArgumentError for a context that the model has not.
+    for, at most 4096); `cache` the dtype of keys and values: float32, float16, bfloat16, or int8 (a
+    quarter of float32; codes, and a scale for each position and head); `adapter` a folder with
+    adapters for it (`muladd finetune` and the `peft` package write such). Raises FormatError for an
+    architecture that is not known and for weights that are missing or do not fit, and what the
+    readers of these formats raise; ArgumentError for a context that the model has not.
     """
-    if cache not in ("float32", "float16", "bfloat16"):
-        raise ArgumentError(f"load: cache is {cache!r:.40}; expected float32, float16 or bfloat16")
+    if cache not in CACHES:
+        raise ArgumentError(f"load: cache is {cache!r:.40}; expected one of {', '.join(CACHES)}")
     config, tensors, tokenizer, _ = opened(path)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:
@@ -223,7 +225,6 @@ def _sampling(given: dict[str, Any]) -> Sampling:
                             "logprobs, json_schema, json, constraint, draft, draft_tokens, "
                             f"{', '.join(known)}")  # fmt: skip
     return Sampling(**given)
-
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -44,13 +44,20 @@ class Text:
 
 class Pool:
     """Pages of keys and values, for one decoder: per layer two arrays (pages, key heads, head
-    width, PAGE). Who holds which page is up to the caller."""
+    width, PAGE). Who holds which page is up to the caller.
+
+    With int8 each position of each head is codes from -127 to 127 and a scale of its own: after
+    all arrays come as many of scales, float32 (pages, key heads, 1, PAGE).
+    """
 
     def __init__(self, decoder: Decoder, pages: int, dtype: str = "float32") -> None:
         c = decoder.config
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
+        self.coded = self.dtype is dt.int8
         shape = (pages, c.key_heads, c.head_width, PAGE)
         made = [_zeros(shape, self.dtype) for _ in range(2 * c.layers)]
+        if self.coded:
+            made += [_zeros((*shape[:2], 1, PAGE), dt.float32) for _ in range(2 * c.layers)]
         self.arrays = [array for array, _ in made]
         self._memory = [memory for _, memory in made]
         most = max(2, pages)
@@ -62,7 +69,7 @@ class Pool:
     @property
     def nbytes(self) -> int:
         """Bytes of all pages."""
-        return sum(math.prod(a.shape) * self.dtype.itemsize for a in self.arrays)  # type: ignore
+        return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.arrays)  # type: ignore
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -110,9 +117,9 @@ class Pool:
             return
         host: Any = devices.get("CPU")
         runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
-        arrays = [host.view(t.storage().buffer, self.dtype.storage, t.shape) for t in new_ones]
+        arrays = [host.view(t.storage().buffer, t.dtype.storage, t.shape) for t in new_ones]
         memories: list[Any] = self._memory
-        for memory, values in zip(memories, arrays[0] if len(arrays) == 1 else arrays):
+        for memory, values in zip(memories, [x for a in arrays for x in _apart(a)]):
             if runs is None:
                 memory[page, :, :, at % PAGE] = values[:, row].transpose(1, 0, 2)
                 continue
@@ -121,9 +128,7 @@ class Pool:
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
-        if len(new_ones) == 1:
-            new_ones = [new_ones[0][i] for i in range(len(self.arrays))]
-        for whole, new in zip(self.arrays, new_ones):
+        for whole, new in zip(self.arrays, [x for t in new_ones for x in _apart(t)]):
             whole[page, :, :, at] = new[:, row].permute(1, 0, 2)
 
     # --- the graph -------------------------------------------------------------------------------
@@ -150,17 +155,25 @@ class Pool:
         positions = (start.unsqueeze(1) + row).reshape(-1)
         seen = _Seen(self.decoder, start, pages, row)
         found: list[Tensor] = []
+        scales: list[Tensor] = []
 
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            k, v = k.cast(self.dtype), v.cast(self.dtype)
-            found.extend((k, v))
             old = self.arrays[2 * i : 2 * i + 2]
+            if not self.coded:
+                k, v = k.cast(self.dtype), v.cast(self.dtype)
+                found.extend((k, v))
+                return seen.attend(i, q, (k.cast("float32"), v.cast("float32")), old)
+            old += self.arrays[2 * (self.decoder.config.layers + i) :][:2]
+            codes, steps = zip(*map(_coded, (k, v)))
+            found.extend(codes)
+            scales.extend(steps)
+            k, v = (c.cast("float32") * s for c, s in zip(codes, steps))
             return seen.attend(i, q, (k, v), old)
 
         x = self.decoder.hidden(ids, positions, attend)
         if ids.shape[0] <= _FEW:  # type: ignore[operator]
-            found = [found[0].stack(*found[1:])]
-        return [x[wanted], *found]
+            found, scales = ([f[0].stack(*f[1:])] if f else f for f in (found, scales))
+        return [x[wanted], *found, *scales]
 
 
 class _Seen:
@@ -187,23 +200,24 @@ class _Seen:
     def attend(
         self, i: int, q: Tensor, new: tuple[Tensor, Tensor], old: Sequence[Tensor]
     ) -> Tensor:
-        """q (heads, n, width) over the new keys and values (key heads, n, width) and the pool's
-        arrays; gives (heads, n, width)."""
+        """q (heads, n, width) over the new keys and values (key heads, n, width), and the pool's
+        and their scales if they have any; gives (heads, n, width)."""
         c, count, rows = self.config, self.count, self.rows
         group = c.heads // c.key_heads
         lies = (c.key_heads, group, count, rows, c.head_width)
         q = q.reshape(*lies).permute(2, 0, 1, 3, 4)
         q = q.reshape(count, c.key_heads, group * rows, c.head_width)
-        k, v = (t.cast("float32").reshape(c.key_heads, count, rows, c.head_width)
+        k, v = (t.reshape(c.key_heads, count, rows, c.head_width)
                 .permute(1, 0, 2, 3) for t in new)  # fmt: skip
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
-        keys, values = (t[number].cast("float32") for t in old)
+        keys, values, *scales = (t[number].cast("float32") for t in old)
         windowed = self.decoder.is_windowed(i)
-        scores = self._scores(q[self.owner], keys, self.old[windowed], _LOW)
+        scores = self._scores(q[self.owner], keys, self.old[windowed], _LOW, *scales[:1])
         top = scores.amax(-1, keepdim=True)
         weights = (scores - top).exp()
-        total, sums = weights.sum(-1, keepdim=True), weights @ values.transpose(-2, -1)
+        total = weights.sum(-1, keepdim=True)
+        sums = (weights * scales[1] if scales else weights) @ values.transpose(-2, -1)
         # the new tokens among themselves, and all together: (count, key heads, group x rows, ...)
         scores = self._scores(q, k.transpose(-2, -1), self.new[windowed], -math.inf)
         highest = self.mine.where(top.unsqueeze(0), _LOW).amax(1)
@@ -220,16 +234,31 @@ class _Seen:
             return x.sum(0, keepdim=True)
         return self.mine.where(x.unsqueeze(0), 0.0).sum(1)
 
-    def _scores(self, q: Tensor, keys: Tensor, seen: Tensor, none: float) -> Tensor:
-        """Scores (..., key heads, group x rows, positions); `none` where a query does not see."""
+    def _scores(
+        self, q: Tensor, keys: Tensor, seen: Tensor, none: float, scale: Tensor | None = None
+    ) -> Tensor:
+        """Scores (..., key heads, group x rows, positions); `none` where a query does not see.
+        Positions' keys may have a scale each."""
         c = self.config
-        scores = (q @ keys) * (c.scale or 1 / math.sqrt(c.head_width))
+        scores = q @ keys if scale is None else (q @ keys) * scale
+        scores = scores * (c.scale or 1 / math.sqrt(c.head_width))
         if c.score_cap:
             scores = (scores / c.score_cap).tanh() * c.score_cap
         shape = scores.shape
         groups = c.heads // c.key_heads
         apart = scores.reshape(*shape[:-2], groups, self.rows, shape[-1])
         return seen.where(apart, none).reshape(*shape)
+
+
+def _apart(x: Any) -> Any:
+    """What `_through` gives for many tokens, or several stacked for few, one by one."""
+    return [x[i] for i in range(x.shape[0])] if x.ndim == 4 else [x]
+
+
+def _coded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of the last axis' numbers."""
+    scale = x.abs().amax(-1, keepdim=True).maximum(1e-30) * (1 / 127)
+    return (x / scale).round().cast("int8"), scale
 
 
 def _listed(texts: Sequence[Text]) -> np.ndarray:
