@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.llama_cpp import llama_cpp
-from support.small_llama import write_small
+from support.small_llama import small_decoder, write_small
 
 from muladd import llm
 from muladd.errors import ArgumentError, FormatError, IndexingError
@@ -16,11 +16,6 @@ from muladd.llm.sampling import Sampler, Sampling, log_softmax
 from muladd.llm.sources import from_gguf
 
 PROMPT = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def small_decoder(tmp_path, room=256):
-    config, tensors, _ = from_gguf(write_small(tmp_path / "small.gguf"))
-    return Decoder(config, tensors, room)
 
 
 def test_a_prompt_in_any_order_of_reading_gives_the_same_logits(tmp_path):

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from support.small_llama import small_decoder, write_small
 
 from muladd import llm
 from muladd.errors import ArgumentError
@@ -14,8 +15,6 @@ from muladd.llm.generate import LanguageModel
 from muladd.llm.sampling import Sampler, Sampling
 from muladd.llm.speculate import Ahead, Lookup, Smaller
 from muladd.llm.writing import Options, Writer
-
-from .test_generate import small_decoder, write_small
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.families import FAMILIES, SIZES, write
+from support.small_llama import small_decoder
 
 from muladd import llm
 from muladd.llm.generate import LanguageModel
-
-from .test_families import FAMILIES, SIZES, write
-from .test_generate import small_decoder
 
 
 @pytest.mark.filterwarnings("ignore")

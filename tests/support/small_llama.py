@@ -4,6 +4,8 @@ from __future__ import annotations
 import numpy as np
 
 from muladd.formats import gguf
+from muladd.llm.model import Decoder
+from muladd.llm.sources import from_gguf
 from muladd.llm.vocabulary import byte_letters
 
 
@@ -38,3 +40,9 @@ def write_speaking(path, context=2048):
     weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
     gguf.save(path, head, weights)
     return path
+
+
+def small_decoder(folder, room=256):
+    """Such a model, written to a folder and read again."""
+    config, tensors, _ = from_gguf(write_small(folder / "small.gguf"))
+    return Decoder(config, tensors, room)
