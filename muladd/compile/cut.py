@@ -156,7 +156,8 @@ class Cut:
                 users.setdefault(s, []).append(n)
         for n in reversed(self.order):
             mine = n if n in self.chosen else user.get(n)
-            if mine is many and n.op.elementwise and n not in self.chosen:
+            wider = _narrow(n) is not n  # then what it is a copy of is kept
+            if mine is many and n.op.elementwise and n not in self.chosen and not wider:
                 dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
                 if dear and (self.loads[n] or self.cost[n] >= _LOADLESS_COST):
                     mine = self._as_used(n, users)

@@ -8,6 +8,7 @@ from muladd.compile.cut import Cut
 from muladd.compile.gather import gather, scatter
 from muladd.compile.index import Indexer, is_buffer
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
+from muladd.loop.dots import factors
 from muladd.loop.kernel import Kernel, Stage
 
 
@@ -39,6 +40,11 @@ class Draft:
         sources = dict.fromkeys(r for r, _, _ in self.reads)
         seen = sum(sym.bounds(sym.product(n.shape))[1] for n in sources)
         return self.work > 4 * max(seen, 1)
+
+    @cached_property
+    def by_bytes(self) -> bool:
+        """Whether it adds up products of bytes, for which machines have instructions."""
+        return factors(self.stage) is not None
 
     @cached_property
     def is_window(self) -> bool:

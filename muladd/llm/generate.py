@@ -194,25 +194,29 @@ class LanguageModel:
 @uncollected()
 def load(
     path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32",
-    adapter: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None, arithmetic: str = "int8",
 ) -> LanguageModel:  # fmt: skip
     """The model in a GGUF file, or in a folder with config.json and safetensors.
 
     `context` is how many tokens a conversation may have (default: as many as the model was trained
     for, at most 4096); `cache` the dtype of keys and values: float32, float16, bfloat16, or int8 (a
     quarter of float32; codes, and a scale for each position and head); `adapter` a folder with
-    adapters for it (`muladd finetune` and the `peft` package write such). Raises FormatError for an
-    architecture that is not known and for weights that are missing or do not fit, and what the
-    readers of these formats raise; ArgumentError for a context that the model has not.
+    adapters for it (`muladd finetune` and the `peft` package write such); `arithmetic` that of
+    products with quantised weights: int8 quantises what they are multiplied by as well (32
+    neighbours have one scale), which is several times as fast; float32 does not. Raises FormatError
+    for an architecture that is not known and for weights that are missing or do not fit, and what
+    the readers of these formats raise; ArgumentError for a context that the model has not.
     """
     if cache not in CACHES:
         raise ArgumentError(f"load: cache is {cache!r:.40}; expected one of {', '.join(CACHES)}")
+    if arithmetic not in ("int8", "float32"):
+        raise ArgumentError(f"load: arithmetic is {arithmetic!r:.40}; expected int8 or float32")
     config, tensors, tokenizer, _ = opened(path)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:
         raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "
                             f"{config.context} tokens")  # fmt: skip
-    decoder = Decoder(config, tensors, room)
+    decoder = Decoder(config, tensors, room, arithmetic)
     if adapter is not None:
         adapters.Adapter.load(adapter, decoder).attach(decoder)
     return LanguageModel(decoder, tokenizer, cache)

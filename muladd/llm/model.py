@@ -98,15 +98,19 @@ Layer = Callable[[Tensor], Tensor]
 class Decoder:
     """A model that gives the next token's logits. Raises FormatError for weights that do not fit.
 
-    `tensors` maps names to stored weights; they are read once, here.
+    `tensors` maps names to stored weights; they are read once, here. `arithmetic` is that of
+    products with quantised weights: see `weights`.
     """
 
-    def __init__(self, config: Config, tensors: Mapping[str, Stored], room: int) -> None:
+    def __init__(
+        self, config: Config, tensors: Mapping[str, Stored], room: int, arithmetic: str = "float32"
+    ) -> None:
         self.config, self.family, self.room = config, config.family, room
         self._check(tensors)
-        self.embedding = matrix(tensors["token_embd.weight"])
+        self.embedding = matrix(tensors["token_embd.weight"], None, arithmetic)
         tied = "output.weight" not in tensors
-        self.output = self.embedding if tied else matrix(tensors["output.weight"])
+        self.output = (self.embedding if tied
+                       else matrix(tensors["output.weight"], None, arithmetic))
         self.vectors: dict[str, Tensor] = {}
         self.matrices: dict[str, Matrix] = {}
         for name, stored in tensors.items():
@@ -115,7 +119,7 @@ class Decoder:
             if len(stored.shape) == 1:
                 self.vectors[name] = vector(stored)
             else:
-                self.matrices[name] = matrix(stored)
+                self.matrices[name] = matrix(stored, None, arithmetic)
         self.turns = [self._turns(False), self._turns(True)]
 
     @property

@@ -421,6 +421,9 @@ class _Lowering:
         def update(v: Values, f: frozenset) -> list[Statement]:
             body: list[Statement] = []
             for k, turn in enumerate(results):
+                for term in turns_of(terms, {**v, **turn}):
+                    fetched = self._fetched(s, {**term, inner: 0}, f, vector)
+                    body += [x for x in fetched if x.index.shape and x not in body]
                 operands = [self._value(replace(s, value=x), term, f, None)
                             for term in turns_of(terms, {**v, **turn}) for p in pairs for x in p]
                 total = dot(register(name, k, width, s.dtype), operands, vector, inner)
@@ -588,7 +591,7 @@ class _Lowering:
 
     def _fetched(
         self, s: Stage, values: Values, full: frozenset, vector: Node | None
-    ) -> list[Statement]:
+    ) -> list[Prefetch]:
         """What is asked of memory for a later turn of a loop, before a turn of this one."""
         ahead = (self.plan.ahead or {}).get(s.name)
         if ahead is None:

@@ -17,6 +17,8 @@ nothing is added across lanes. Whoever lays weights out sees to that (see `llm/w
 """
 from __future__ import annotations
 
+from math import prod
+
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import Node, toposort
@@ -29,6 +31,7 @@ from muladd.schedule.primitives.dot import TURNS
 from muladd.schedule.recipes.rows import stream
 
 _SUMS = 8  # accumulators of a tile: with operands and scales they fill 16 registers
+_AHEAD = 4096  # bytes of a panel that are on their way before they are wanted
 _MOST_TERMS = 16  # instructions of a chain
 
 
@@ -59,7 +62,7 @@ def _tiles(plan: Plan, machine: Machine, found: list[Stage], column: Node) -> Pl
         raise ScheduleError(f"dots: {J} is no whole number of vectors")
     others = [a for a in kernel.shared if a is not column]
     row = next((a for a in reversed(others) if _is_row(found[0], a, column)), None)
-    vectors = 2 if row is None and groups % 2 == 0 else 1
+    vectors = 1  # what is to be read next lies side by side
     down = 1 if row is None else min(_SUMS // vectors, extent(row))
     panels = groups // vectors
     wanted = max(1, machine.chunks // size([a for a in others if a is not row]))
@@ -81,13 +84,15 @@ def _tiles(plan: Plan, machine: Machine, found: list[Stage], column: Node) -> Pl
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", *inner]))
     plan = step(plan, f"parallel {len(names) + 1}")
     for s in kernel.stages:
-        plan = _nest(plan, s, s in found, tile, f"{J}.3")
+        plan = _nest(plan, s, s in found, tile, f"{J}.3", row is None or extent(row) <= down)
     for s in kernel.stages:
         plan = step(plan, f"vector {s.name} {J}.3")
     return stream(plan, machine)
 
 
-def _nest(plan: Plan, s: Stage, dotted: bool, tile: list[str], vector: str) -> Plan:
+def _nest(
+    plan: Plan, s: Stage, dotted: bool, tile: list[str], vector: str, ahead: bool
+) -> Plan:
     reduced = [a.arg.name for a in s.reduced]
     own = [x.arg.name for x in plan.nests[s.name] if x.arg.name not in (*tile, vector, *reduced)]
     if own and s.name in plan.kernel.kept():
@@ -99,6 +104,9 @@ def _nest(plan: Plan, s: Stage, dotted: bool, tile: list[str], vector: str) -> P
     turns = [x for x in reduced[:-1] if x not in out]
     plan = step(plan, " ".join(["nest", s.name, *own, *turns, *tile, *out, reduced[-1], vector]))
     plan = step(plan, " ".join(["unroll", s.name, *tile, *out]))
+    if ahead and own:
+        line = prod(x.arg.extent for x in (*s.reduced, loop_named(plan, vector)))
+        plan = step(plan, f"ahead {s.name} {own[-1]} {max(1, _AHEAD // line)}")
     return step(plan, f"dot {s.name} {reduced[-1]}")
 
 

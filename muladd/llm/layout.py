@@ -1,0 +1,196 @@
+"""How quantised matrices lie in memory: as the product of bytes wants them, laid once at load.
+
+A matrix (out, in) of any kind is cut into groups of 16 or 32 neighbours of a row, each with a scale
+(and an offset), and into panels of as many rows as a vector has lanes. The codes of a panel lie
+
+    [group][four][row][1 of 4]      a vector holds 4 neighbours of each row
+
+as bytes; or, where a code fits into 4 bits, two in a byte: the first half of a group below, the
+second above. Scales lie [group][row]. So a panel is read from its beginning to its end, and no lane
+has to be moved (see `schedule/recipes/dots.py`). Codes without a sign are stored plus a `shift`.
+"""
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from muladd import config
+from muladd import device as devices
+from muladd.formats import quant
+from muladd.formats.gguf import GGUFTensor
+from muladd.formats.quant import Kind
+from muladd.ir import Storage, make, ops
+from muladd.ir import dtype as dt
+from muladd.tensor import Tensor
+
+GROUP = 32  # neighbours that activations have one scale for; weights have as many, or fewer
+_AT_ONCE = 1 << 19  # elements laid anew together: what is in between stays small
+_LANES = 8  # where the device has no machine that could tell
+# kinds whose codes span 16 or 128 numbers: the bits, and what makes the least of them 0
+_NARROW = {
+    "Q4_0": (4, 8), "Q4_1": (4, 0), "Q4_K": (4, 0), "Q2_K": (4, 0), "Q3_K": (4, 4),
+    "TQ1_0": (4, 1), "TQ2_0": (4, 1), "Q2_0": (4, 1), "Q1_0": (4, 1),
+    "Q5_0": (7, 16), "Q5_1": (7, 0), "Q5_K": (7, 0), "Q6_K": (7, 32), "MXFP4": (7, 12),
+    "NVFP4": (7, 12), "IQ1_S": (7, 16), "IQ1_M": (7, 16), "IQ2_XXS": (7, 43), "IQ2_XS": (7, 43),
+    "IQ2_S": (7, 43), "IQ3_XXS": (7, 62), "IQ3_S": (7, 15),
+}  # fmt: skip
+# kinds whose blocks hold four neighbours in each four bytes already: where, and scale and offset
+_WORDS = {"Q4_0": (2, 16, 0, None), "Q4_1": (4, 16, 0, 2), "Q8_0": (2, 32, 0, None)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is not to be seen from the arrays of a laid matrix."""
+
+    bits: int  # 4: two codes in a byte; 7: less than 128; 8: with a sign
+    shift: int  # what was added to each code
+    rows: int  # there may be more, to fill the last panel
+
+    def unpacked(self, codes: Tensor) -> list[Tensor]:
+        """The codes of each byte as int8 or uint8: lower and upper ones, or all."""
+        if self.bits == 4:
+            return [codes & 15, codes >> 4]
+        return [codes & 127 if self.bits == 7 else codes]
+
+
+def in_rows(panels: Tensor, form: Form) -> Tensor:
+    """(..., panels, groups, fours, lanes, 4) or (..., panels, groups, lanes), as they lie, to
+    (..., rows, groups, [fours, 4])."""
+    tail = 3 if panels.dtype.bits == 8 else 1
+    lead = len(panels.shape) - 2 - tail
+    order = list(range(len(panels.shape)))
+    lane = order.pop(-2 if tail == 3 else -1)
+    order.insert(lead + 1, lane)
+    turned = panels.permute(*order)
+    shape = turned.shape
+    joined = turned.reshape(*shape[:lead], shape[lead] * shape[lead + 1], *shape[lead + 2 :])
+    if joined.shape[lead] == form.rows:
+        return joined
+    return joined[(*[slice(None)] * lead, slice(0, form.rows))]
+
+
+def lay(stored: GGUFTensor, device: str | None = None) -> tuple[list[Tensor], Form]:
+    """(codes, scale, and offset if the kind has one) of a quantised matrix, and their form.
+
+    It is read once, a few rows at a time, on as many threads as there are; what was read is let go
+    of where it is mapped from a file, so at no time is there a second copy.
+    """
+    kind, (*lead, rows, width) = stored.kind, stored.shape
+    lanes = _lanes(device)
+    bits, shift = _NARROW.get(kind.name, (8, 0))
+    blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
+    scale, offset = _scales(blocks[:1, :1], kind)
+    groups, panels = scale.shape[-1], -(-rows // lanes)
+    fours = width // groups // (8 if bits == 4 else 4)
+    made = [_empty((*lead, panels, groups, fours, lanes, 4), dt.int8 if bits == 8 else dt.uint8,
+                   device)]  # fmt: skip
+    made += [_empty((*lead, panels, groups, lanes), dt.dtype(x.dtype), device)
+             for x in (scale, offset) if x is not None]  # fmt: skip
+    arrays = [a.reshape(len(blocks), panels, *a.shape[len(lead) + 1 :]) for a, _ in made]
+    step = max(1, _AT_ONCE // (lanes * width))
+    pieces = [(i, p) for i in range(len(blocks)) for p in range(0, panels, step)]
+
+    def one(piece: tuple[int, int]) -> None:
+        i, p = piece
+        some = blocks[i, p * lanes : (p + step) * lanes]
+        if len(some) % lanes:
+            some = np.concatenate([some, np.zeros((-len(some) % lanes, *some.shape[1:]), np.uint8)])
+        _lay([a[i, p : p + step] for a in arrays], some, kind, bits, shift, lanes)
+
+    threads = max(1, config.get("THREADS") or 1)
+    if len(pieces) == 1 or threads == 1:
+        for piece in pieces:
+            one(piece)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(one, pieces))
+    release(stored.raw)
+    return [finish() for _, finish in made], Form(bits, shift, rows)
+
+
+def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift: int,
+         lanes: int) -> None:  # fmt: skip
+    """Some panels: blocks (rows, blocks of a row, bytes) into their places."""
+    panels, groups, fours = out[0].shape[:3]
+    if kind.name in _WORDS:
+        at, count, _, _ = _WORDS[kind.name]
+        fresh = np.ascontiguousarray(blocks[..., at : at + count]).view(np.uint32)
+        words = fresh.reshape(panels, lanes, groups, fours)
+    else:
+        codes = quant.codes(blocks, kind).reshape(len(blocks), groups, -1)
+        if bits < 8:
+            codes = (codes + np.int8(shift)).view(np.uint8)
+        if bits == 4:
+            half = codes.shape[-1] // 2
+            codes = codes[..., :half] | codes[..., half:] << 4
+        words = np.ascontiguousarray(codes).view(np.uint32).reshape(panels, lanes, groups, fours)
+    out[0].view(np.uint32)[..., 0] = words.transpose(0, 2, 3, 1)
+    for place, x in zip(out[1:], (x for x in _scales(blocks, kind) if x is not None)):
+        place[:] = x.reshape(panels, lanes, groups).transpose(0, 2, 1)
+
+
+def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scale and offset (..., groups) for groups of 16 or 32: float16 if they are stored so."""
+    if kind.name in _WORDS:
+        _, _, first, second = _WORDS[kind.name]
+        halves = [np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0]
+                  for at in (first, second) if at is not None]  # fmt: skip
+        return halves[0], halves[1] if len(halves) > 1 else None
+    scale, offset = quant.scales(blocks, kind)
+    again = max(1, kind.elements // scale.shape[-1] // GROUP)
+    parts = [None if x is None else np.repeat(x, again, -1).reshape(*blocks.shape[:-2], -1)
+             for x in (scale, offset)]  # fmt: skip
+    assert parts[0] is not None
+    return parts[0], parts[1]
+
+
+def _lanes(device: str | None) -> int:
+    machine = getattr(devices.get(Tensor(0.0, device=device).device), "machine", None)
+    return machine.float_lanes if machine is not None else _LANES
+
+
+def _empty(
+    shape: tuple[int, ...], kind: dt.DType, device: str | None
+) -> tuple[np.ndarray, Callable[[], Tensor]]:
+    """An array to be filled, and what makes a tensor of it then: of the same memory on the CPU."""
+    place = Tensor(0.0, device=device).device
+    size = prod(shape) * kind.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    array = raw[skip : skip + size].view(kind.storage).reshape(shape)
+
+    def finish() -> Tensor:
+        if place != "CPU":
+            return Tensor(array, dtype=kind, device=device)
+        host = devices.get("CPU")
+        storage = Storage(shape, kind, "CPU", host.wrap(array))  # type: ignore[attr-defined]
+        return Tensor(make(ops.INPUT, (), storage))
+
+    return array, finish
+
+
+def release(raw: np.ndarray) -> None:
+    """Let the system take back what was read of a mapped file; it is read anew when wanted."""
+    for base in _bases(raw):
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            whole = np.frombuffer(base, np.uint8)
+            first = raw.ctypes.data - whole.ctypes.data
+            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of our own
+            size = (first + raw.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+            if size > 0:
+                base.madvise(mmap.MADV_DONTNEED, start, size)
+
+
+def _bases(raw: np.ndarray) -> Iterator[object]:
+    base: object = raw
+    while base is not None:
+        yield base
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+
+
+__all__ = ["GROUP", "Form", "in_rows", "lay", "release"]
