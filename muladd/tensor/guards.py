@@ -280,6 +280,10 @@ class Guards:
                 return False
         return not anything_changed or all(e.holds() for e in self._watched)
 
+    def others(self) -> bool:
+        """Whether there is more to compare than items and empty dictionaries."""
+        return bool(self._cells or self._lists or self._dicts or self._others)
+
     def broken(self) -> str:
         """Which of them does not hold, for people."""
         names = dict.fromkeys(repr(e) for e in self.entries if not e.holds())

@@ -35,6 +35,7 @@ from muladd.tensor import backend
 from muladd.tensor.arguments import check_function, name_of
 from muladd.tensor.guards import SIMPLE, Identity, simple_key
 from muladd.tensor.handle import ambient, grad_enabled
+from muladd.tensor.replay import replayer
 from muladd.tensor.tensor import Tensor
 from muladd.tensor.trace import Inline, Trace, Undo, has_stand_in, state_lock
 from muladd.tensor.tree import Branch, Leaf, Structure, flatten, unflatten
@@ -75,6 +76,7 @@ class Jitted:
         self._methods: dict[int, tuple[Any, Jitted]] = {}
         self._last: Trace | None = None  # replayed without a further look, where
         self._kind: Any = None  # its arguments, all of them tensors, are of this kind
+        self._replay: Callable[[Any], Any] | None = None  # the same, for one argument
         self._warned = False
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -97,6 +99,10 @@ class Jitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if backend.frame.get() is not None:
             return self._as_part(args, kwargs)
+        if self._replay is not None and len(args) == 1 and not kwargs:
+            result = self._replay(args[0])
+            if result is not None:
+                return result
         last = self._last
         if last is not None and not kwargs:
             kind = _kind(args[0]) if len(args) == 1 else _kinds(args)
@@ -174,6 +180,9 @@ class Jitted:
                 and all(map(operator.is_, args, leaves)):  # fmt: skip
             self._kind = _kind(args[0]) if len(args) == 1 else _kinds(args)
             self._last = None if self._kind is None else trace
+            one = self._last is not None and len(args) == 1 and trace.inputs and \
+                type(trace.inputs[-1]) is int  # arguments are the last inputs
+            self._replay = replayer(trace, self._kind, _around) if one else None
         return trace
 
     def _warn(self, kept: list[Trace]) -> None:
