@@ -26,6 +26,7 @@ talk to a language model:
   muladd chat model.gguf            in the terminal; Ctrl-C stops an answer
   muladd serve model.gguf           to clients of OpenAI's API, and on a page at localhost:8080
   muladd bench llm model.gguf       tokens per second
+  muladd perplexity model.gguf text how well it foresees a text, and what 4 bits lose
   muladd finetune model.gguf data.jsonl --lora 8
                                     train it on your texts; chat --adapter talks to the result
 
@@ -56,6 +57,9 @@ OWN: dict[str, tuple[str, str, str, str]] = {
                  "muladd finetune model.gguf data.jsonl --lora 8"),
     "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",
               "muladd merge model.gguf adapter merged.gguf"),
+    "perplexity": ("muladd.llm.perplexity", "main", "how well a language model foresees a text",
+                   "muladd perplexity model.gguf book.txt\n"
+                   "  muladd perplexity model.gguf book.txt --kinds F16 Q8_0 Q4_K"),
     "serve": ("muladd.llm.serve.command", "main", "serve a language model over OpenAI's API",
               "muladd serve model.gguf\n  muladd serve model.gguf --slots 32"),
 }  # fmt: skip

@@ -64,6 +64,21 @@ class LanguageModel:
         """Logits of the token after the ids: float32 (vocabulary,)."""
         return self._next(self._checked(ids))
 
+    def log_likelihoods(self, ids: Sequence[int]) -> np.ndarray:
+        """The natural logarithm of each id's probability after those before it: float64
+        (len(ids) - 1,)."""
+        ids = self._checked(ids)
+        self.forget()
+        found = [np.empty(0)]
+        for at in range(0, len(ids) - 1, CHUNK):
+            logits = self._run(ids[at : at + CHUNK], CHUNK, True)
+            following = ids[at + 1 : at + CHUNK + 1]
+            logits = logits[: len(following)]
+            top = logits.max(-1)
+            total = np.log(np.exp(logits - top[:, None]).sum(-1, dtype=np.float64)) + top
+            found.append(logits[np.arange(len(following)), following] - total)
+        return np.concatenate(found)
+
     def logits_along(self, ids: Sequence[int], more: Sequence[int], rows: int) -> np.ndarray:
         """Logits after the ids, and after each of `more` (which are less than `rows`, the size a
         program is compiled for): float32 (1 + len(more), vocabulary)."""

@@ -1,0 +1,237 @@
+"""`muladd perplexity MODEL TEXT`: how well a model foresees a text, and what quantising it costs."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from muladd import config
+from muladd.errors import ArgumentError, FormatError
+from muladd.formats import gguf
+from muladd.formats.quant import KINDS
+from muladd.llm.generate import CACHES, LanguageModel, load
+from muladd.llm.model import Decoder
+from muladd.llm.opening import Opened, opened
+from muladd.llm.progress import Bar
+from muladd.llm.weights import Stored, numbers
+from muladd.options import positive
+
+WINDOW = 512  # tokens that are seen at a time, where a model has as many
+KINDS_HERE = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0")
+_INSTEAD = {"Q4_K": "Q4_1", "Q6_K": "Q8_0"}  # where rows are no whole number of blocks
+
+Report = Callable[[int, int, float], None]  # tokens done, in all, perplexity so far
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`chances` are natural logarithms of probabilities, one for each token that was foreseen."""
+
+    chances: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability: among so many equally likely tokens the model
+        chose on average."""
+        return math.exp(-float(self.chances.mean()))
+
+    @property
+    def error(self) -> float:
+        """The standard error of the perplexity."""
+        spread = float(self.chances.std()) / math.sqrt(max(1, len(self.chances) - 1))
+        return self.perplexity * spread
+
+
+def measure(
+    model: LanguageModel, ids: Sequence[int], *, context: int | None = None,
+    stride: int | None = None, first: int | None = None, report: Report | None = None,
+) -> Measured:  # fmt: skip
+    """The log-probability of each token of a text after those before it.
+
+    At most `context` tokens are seen at a time (default: 512). A window begins `stride` tokens
+    after the one before (default: half a context), and adds the tokens that those before it had not
+    seen; so a token is foreseen from at least context - stride others, but at the beginning. `first`
+    is the token that each window begins with (BOS). Raises ArgumentError for sizes that do not fit,
+    and for a text of less than two tokens.
+    """
+    prefix = [] if first is None else [first]
+    context = min(model.context, WINDOW) if context is None else context
+    if not isinstance(context, int) or not 2 + len(prefix) <= context <= model.context:
+        raise ArgumentError(f"perplexity: context is {context!r:.40}; expected {2 + len(prefix)} to "
+                            f"{model.context} tokens")  # fmt: skip
+    room = context - len(prefix)
+    stride = max(1, context // 2) if stride is None else stride
+    if not isinstance(stride, int) or not 1 <= stride < room + len(prefix):
+        raise ArgumentError(f"perplexity: stride is {stride!r:.40}; expected 1 to {context - 1}")
+    if len(ids) < 2:
+        raise ArgumentError(f"perplexity: the text has {len(ids)} tokens; expected two or more")
+    found: list[np.ndarray] = []
+    total = 0.0
+    seen = 1 - len(prefix)  # the first of all tokens is foreseen only after BOS
+    for start in range(0, len(ids), stride):
+        window = list(ids[start : start + room])
+        chances = model.log_likelihoods([*prefix, *window])  # of window[1 - len(prefix)] and on
+        new = chances[seen - start - (1 - len(prefix)) :]
+        found.append(new)
+        seen = start + len(window)
+        total += float(new.sum())
+        if report is not None:
+            report(seen, len(ids), math.exp(-total / max(1, sum(map(len, found)))))
+        if seen == len(ids):
+            break
+    return Measured(np.concatenate(found))
+
+
+def requantized(tensors: Mapping[str, Stored], kind: str) -> dict[str, Stored]:
+    """Weights whose matrices are written as one kind, and read again. Where a row is no whole
+    number of blocks Q4_K becomes Q4_1, Q6_K Q8_0, and these F16."""
+    found: dict[str, Stored] = {}
+    for name, stored in tensors.items():
+        if len(stored.shape) < 2:
+            found[name] = stored
+            continue
+        chosen = kind
+        while stored.shape[-1] % KINDS[chosen].elements:
+            chosen = _INSTEAD.get(chosen, "F16")
+        found[name] = gguf.quantized(numbers(stored), chosen)
+    return found
+
+
+def bits(tensors: Mapping[str, Stored]) -> float:
+    """Bits per weight of all matrices."""
+    matrices = [t for t in tensors.values() if len(t.shape) > 1]
+    return 8 * sum(t.nbytes for t in matrices) / sum(math.prod(t.shape) for t in matrices)
+
+
+def compare(
+    source: Opened, ids: Sequence[int], kinds: Sequence[str], *, room: int, cache: str = "float32",
+    report: Callable[[str], Report] | None = None, **how: int | None,
+) -> Iterator[dict[str, float | str]]:  # fmt: skip
+    """A row for the model as it is, and for each kind that its matrices are rounded to: bits per
+    weight, perplexity, and the difference of log-perplexities to the first kind with its standard
+    error (token by token, so it is known far better than the perplexities)."""
+    base: Measured | None = None
+    for kind in kinds:
+        tensors = source.tensors if kind == "as it is" else requantized(source.tensors, kind)
+        model = LanguageModel(Decoder(source.config, tensors, room), source.tokenizer, cache)
+        one = None if report is None else report(kind)
+        now = measure(model, ids, first=_first(model), report=one, **how)
+        base = now if base is None else base
+        less = base.chances - now.chances
+        yield {"kind": kind, "bits": bits(tensors), "perplexity": now.perplexity,
+               "error": now.error, "difference": float(less.mean()),
+               "difference_error": float(less.std()) / math.sqrt(len(less)),
+               "tokens": len(less)}  # fmt: skip
+
+
+def _first(model: LanguageModel) -> int | None:
+    """BOS, if the model wants texts to begin with it."""
+    tokens = model.tokenizer
+    return tokens.bos if tokens is not None and tokens.encode("a")[0] == tokens.bos else None
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; gives the exit code."""
+    given = _parser().parse_args(arguments)
+    out = sys.stderr if given.json else sys.stdout
+    text = _text(given.text)
+    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+        rows = _compared(given, text, out) if given.kinds else [_one(given, text, out)]
+    if given.json:
+        print(json.dumps({"model": given.model, "text": given.text, "rows": rows}
+                         if given.kinds else {"model": given.model, "text": given.text, **rows[0]}))
+    return 0
+
+
+def _one(given: argparse.Namespace, text: str, out) -> dict[str, float | str]:  # type: ignore
+    model = load(given.model, context=given.context, cache=given.cache)
+    ids = _ids(model.tokenizer, text, given)
+    bar = Bar(sys.stderr)
+
+    def report(done: int, total: int, so_far: float) -> None:
+        bar(done, total, f"{done}/{total} tokens, perplexity {so_far:.3f}")
+
+    found = measure(model, ids, context=given.context, stride=given.stride, first=_first(model),
+                    report=report)  # fmt: skip
+    print(f"perplexity {found.perplexity:.4f} ± {found.error:.4f}  ({len(found.chances)} tokens)",
+          file=out)  # fmt: skip
+    return {"perplexity": found.perplexity, "error": found.error, "tokens": len(found.chances)}
+
+
+def _compared(given: argparse.Namespace, text: str, out) -> list[dict[str, float | str]]:  # type: ignore
+    source = opened(given.model)
+    ids = _ids(source.tokenizer, text, given)
+    bar = Bar(sys.stderr)
+
+    def report(kind: str) -> Report:
+        return lambda done, total, so_far: bar(
+            done, total, f"{kind}: {done}/{total} tokens, perplexity {so_far:.3f}")  # fmt: skip
+
+    room = given.context or min(source.config.context, WINDOW)
+    rows = []
+    print("kind      bits/weight  perplexity          ln(ratio to the first)", file=out)
+    for row in compare(source, ids, given.kinds, room=room, cache=given.cache, report=report,
+                       context=given.context, stride=given.stride):  # fmt: skip
+        rows.append(row)
+        print(f"{row['kind']:9} {row['bits']:11.2f}  {row['perplexity']:8.4f} ± {row['error']:.4f}"
+              f"  {row['difference']:+.5f} ± {row['difference_error']:.5f}",
+              file=out, flush=True)  # fmt: skip
+    return rows
+
+
+def _text(path: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise FormatError(f"perplexity: {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"perplexity: {path}: byte {error.start} is no UTF-8; convert the text "
+                          "first") from None  # fmt: skip
+
+
+def _ids(tokenizer, text: str, given: argparse.Namespace) -> list[int]:  # type: ignore
+    if tokenizer is None:
+        raise ArgumentError(f"perplexity: {given.model} has no tokenizer; use a GGUF file, or put "
+                            "tokenizer.json beside the weights")  # fmt: skip
+    ids = tokenizer.encode(text, marks=False, ends=False)
+    return ids[: given.tokens] if given.tokens else ids
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="muladd perplexity",
+        description="How well a language model foresees a text: exp of the mean negative "
+        "log-probability of its tokens. Less is better. With --kinds: what is lost when its "
+        "weights are rounded.",
+        epilog="examples:\n  muladd perplexity model.gguf book.txt\n"
+        "  muladd perplexity model.gguf book.txt --context 1024 --stride 256 --json\n"
+        "  muladd perplexity model.gguf book.txt --kinds F16 Q8_0 Q4_K Q4_0",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    parser.add_argument("text", help="a file of UTF-8, or - for standard input")
+    parser.add_argument("--context", type=positive, default=None,
+                        help="tokens seen at a time (default: 512)")  # fmt: skip
+    parser.add_argument("--stride", type=positive, default=None,
+                        help="tokens from window to window (default: half a context)")  # fmt: skip
+    parser.add_argument("--tokens", type=positive, default=None,
+                        help="only so many, from the beginning")  # fmt: skip
+    parser.add_argument("--kinds", nargs="+", choices=KINDS_HERE, default=None, metavar="KIND",
+                        help="compare these, the first being what the others are compared with: "
+                        + ", ".join(KINDS_HERE))  # fmt: skip
+    parser.add_argument("--cache", default="float32", choices=CACHES,
+                        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--threads", type=positive, default=0,
+                        help="threads (default: as the settings say)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser
