@@ -1,4 +1,4 @@
-"""`muladd perplexity MODEL TEXT`: how well a model foresees a text, and what quantising it costs."""
+"""`muladd perplexity MODEL TEXT`: how well a model foresees a text, and what rounding costs."""
 from __future__ import annotations
 
 import argparse
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from muladd.llm.generate import CACHES, LanguageModel, load
 from muladd.llm.model import Decoder
 from muladd.llm.opening import Opened, opened
 from muladd.llm.progress import Bar
+from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.weights import Stored, numbers
 from muladd.options import positive
 
@@ -26,6 +28,7 @@ WINDOW = 512  # tokens that are seen at a time, where a model has as many
 KINDS_HERE = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0")
 _INSTEAD = {"Q4_K": "Q4_1", "Q6_K": "Q8_0"}  # where rows are no whole number of blocks
 
+Row = dict[str, float | str]
 Report = Callable[[int, int, float], None]  # tokens done, in all, perplexity so far
 
 
@@ -56,15 +59,15 @@ def measure(
 
     At most `context` tokens are seen at a time (default: 512). A window begins `stride` tokens
     after the one before (default: half a context), and adds the tokens that those before it had not
-    seen; so a token is foreseen from at least context - stride others, but at the beginning. `first`
-    is the token that each window begins with (BOS). Raises ArgumentError for sizes that do not fit,
+    seen; so a token is foreseen from at least context - stride others, but at the beginning.
+    `first` is the token that each window begins with (BOS). Raises ArgumentError for sizes that do not fit,
     and for a text of less than two tokens.
     """
     prefix = [] if first is None else [first]
     context = min(model.context, WINDOW) if context is None else context
     if not isinstance(context, int) or not 2 + len(prefix) <= context <= model.context:
-        raise ArgumentError(f"perplexity: context is {context!r:.40}; expected {2 + len(prefix)} to "
-                            f"{model.context} tokens")  # fmt: skip
+        raise ArgumentError(f"perplexity: context is {context!r:.40}; expected {2 + len(prefix)} "
+                            f"to {model.context} tokens")  # fmt: skip
     room = context - len(prefix)
     stride = max(1, context // 2) if stride is None else stride
     if not isinstance(stride, int) or not 1 <= stride < room + len(prefix):
@@ -112,7 +115,7 @@ def bits(tensors: Mapping[str, Stored]) -> float:
 def compare(
     source: Opened, ids: Sequence[int], kinds: Sequence[str], *, room: int, cache: str = "float32",
     report: Callable[[str], Report] | None = None, **how: int | None,
-) -> Iterator[dict[str, float | str]]:  # fmt: skip
+) -> Iterator[Row]:  # fmt: skip
     """A row for the model as it is, and for each kind that its matrices are rounded to: bits per
     weight, perplexity, and the difference of log-perplexities to the first kind with its standard
     error (token by token, so it is known far better than the perplexities)."""
@@ -152,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _one(given: argparse.Namespace, text: str, out) -> dict[str, float | str]:  # type: ignore
+def _one(given: argparse.Namespace, text: str, out: TextIO) -> Row:
     model = load(given.model, context=given.context, cache=given.cache)
     ids = _ids(model.tokenizer, text, given)
     bar = Bar(sys.stderr)
@@ -167,7 +170,7 @@ def _one(given: argparse.Namespace, text: str, out) -> dict[str, float | str]:  
     return {"perplexity": found.perplexity, "error": found.error, "tokens": len(found.chances)}
 
 
-def _compared(given: argparse.Namespace, text: str, out) -> list[dict[str, float | str]]:  # type: ignore
+def _compared(given: argparse.Namespace, text: str, out: TextIO) -> list[Row]:
     source = opened(given.model)
     ids = _ids(source.tokenizer, text, given)
     bar = Bar(sys.stderr)
@@ -199,7 +202,7 @@ def _text(path: str) -> str:
                           "first") from None  # fmt: skip
 
 
-def _ids(tokenizer, text: str, given: argparse.Namespace) -> list[int]:  # type: ignore
+def _ids(tokenizer: Tokenizer | None, text: str, given: argparse.Namespace) -> list[int]:
     if tokenizer is None:
         raise ArgumentError(f"perplexity: {given.model} has no tokenizer; use a GGUF file, or put "
                             "tokenizer.json beside the weights")  # fmt: skip

@@ -114,7 +114,6 @@ def test_a_bar_says_how_far_it_is(capsys):
             bar(i, 100, f"{i} things")
         text = out.getvalue()
         assert text.count("\n") == lines and "100 things" in text and "s left" in text
-    assert " 20%" in io.StringIO(text).read() or "░" in text
 
 
 @pytest.mark.slow
@@ -126,8 +125,8 @@ def test_probabilities_are_those_of_llama_cpp(smollm, tmp_path):
     gguf.save(plain, found.metadata, found.tensors,
               {n: "F32" for n, t in found.tensors.items() if len(t.shape) > 1})  # fmt: skip
     model = llm.load(smollm, context=256)
-    text = ("The tide is the rise and fall of the level of the sea, which is caused by the moon and "
-            "the sun. In most places there are two high tides a day.")  # fmt: skip
+    text = ("The tide is the rise and fall of the level of the sea, which is caused by the moon "
+            "and the sun. In most places there are two high tides a day.")  # fmt: skip
     ids = model.tokenizer.encode(text)
     ours = measure(model, ids)
     theirs = []
@@ -139,5 +138,5 @@ def test_probabilities_are_those_of_llama_cpp(smollm, tmp_path):
             theirs.append(next(t["logprob"] for t in step if t["id"] == ids[i]))
     np.testing.assert_allclose(ours.chances, theirs, atol=0.02)
     perplexity = math.exp(-np.mean(theirs))
-    print(f"perplexity of {len(theirs)} tokens: ours {ours.perplexity:.4f}, theirs {perplexity:.4f}")
+    print(f"{len(theirs)} tokens: ours {ours.perplexity:.4f}, theirs {perplexity:.4f}")
     assert abs(ours.perplexity / perplexity - 1) < 0.002
