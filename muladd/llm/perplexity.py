@@ -60,8 +60,8 @@ def measure(
     At most `context` tokens are seen at a time (default: 512). A window begins `stride` tokens
     after the one before (default: half a context), and adds the tokens that those before it had not
     seen; so a token is foreseen from at least context - stride others, but at the beginning.
-    `first` is the token that each window begins with (BOS). Raises ArgumentError for sizes that do not fit,
-    and for a text of less than two tokens.
+    `first` is the token that each window begins with (BOS). Raises ArgumentError for sizes that do
+    not fit, and for a text of less than two tokens.
     """
     prefix = [] if first is None else [first]
     context = min(model.context, WINDOW) if context is None else context
