@@ -23,6 +23,7 @@ start here:
   muladd doctor                     what this machine has, and what muladd makes of it
 
 talk to a language model:
+  muladd download OWNER/NAME        bring a model of a hub here
   muladd chat model.gguf            in the terminal; Ctrl-C stops an answer
   muladd serve model.gguf           to clients of OpenAI's API, and on a page at localhost:8080
   muladd bench llm model.gguf       tokens per second
@@ -53,6 +54,8 @@ OWN: dict[str, tuple[str, str, str, str]] = {
     "bench llm": ("muladd.llm.bench", "main", "", ""),
     "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal",
              "muladd chat model.gguf"),
+    "download": ("muladd.llm.hub", "main", "bring a model of a hub to this machine",
+                 "muladd download OWNER/NAME\n  muladd download OWNER/NAME '*Q4_K_M*'"),
     "finetune": ("muladd.llm.finetune_command", "main", "train a language model on your texts",
                  "muladd finetune model.gguf data.jsonl --lora 8"),
     "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",

@@ -90,6 +90,24 @@ def _path(value: Any) -> str:
     return os.path.expanduser(os.fspath(value))
 
 
+class Secret:
+    """A value that is not shown: `value` has it."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "(hidden)" if self.value else ""
+
+
+def _secret(value: Any) -> Secret:
+    if isinstance(value, Secret):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return Secret(value.strip())
+
+
 def _upper(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a name")
@@ -133,6 +151,10 @@ SETTINGS: Mapping[str, Setting] = {
                 "search a faster schedule for each kernel that is compiled, keeping so many of the "
                 "best (for about four seconds each); 0 searches nothing"),
         Setting("SEED", "number", 0, _whole(0), "where the random numbers of a process start"),
+        Setting("HF_ENDPOINT", "address", "https://huggingface.co", str,
+                "the hub that models are downloaded from"),
+        Setting("HF_TOKEN", "token", Secret(""), _secret,
+                "the access token for models of the hub that are not public"),
     )
 }  # fmt: skip
 

@@ -85,7 +85,8 @@ def test_the_tables_of_promotion_are_the_codes():
 
 
 def _shown(default: object) -> str:
-    return "empty" if default == "" else str(int(default) if isinstance(default, bool) else default)
+    text = str(int(default) if isinstance(default, bool) else default)
+    return text or "empty"
 
 
 def test_the_lines_of_a_backend_are_counted_right():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from muladd.formats import gguf
-from muladd.llm import hugging_face, sources
+from muladd.llm import hub, hugging_face, sources
 from muladd.llm.model import Config
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.weights import Stored
@@ -22,7 +22,9 @@ class Opened(NamedTuple):
 
 
 def opened(path: str | os.PathLike[str]) -> Opened:
-    """A GGUF file, or a folder with config.json and safetensors. Raises as `load` does."""
+    """A GGUF file, or a folder with config.json and safetensors; hub:OWNER/NAME/FILE is downloaded
+    if it is not there. Raises as `load` and `hub.download` do."""
+    path = hub.located(path)
     if Path(path).is_dir():
         config, tensors = hugging_face.from_folder(path)
         has = (Path(path) / "tokenizer.json").exists()
