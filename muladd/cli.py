@@ -30,6 +30,8 @@ talk to a language model:
   muladd perplexity model.gguf text how well it foresees a text, and what 4 bits lose
   muladd finetune model.gguf data.jsonl --lora 8
                                     train it on your texts; chat --adapter talks to the result
+  muladd embed folder --query pets < lines.txt
+                                    texts in order of likeness, by a sentence-embedding model
 
 look inside (any program that uses muladd, not only this one):
   DEBUG=2 muladd demo               a line for every kernel: time, GFLOP/s, share of the roofline
@@ -52,10 +54,13 @@ OWN: dict[str, tuple[str, str, str, str]] = {
     "bench": ("muladd.bench", "main", "measure, beside PyTorch where it is installed",
               "muladd bench\n  muladd bench matmul --json"),
     "bench llm": ("muladd.llm.bench", "main", "", ""),
+    "bench embeddings": ("muladd.bench.embeddings", "main", "", ""),
     "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal",
              "muladd chat model.gguf"),
     "download": ("muladd.llm.hub", "main", "bring a model of a hub to this machine",
                  "muladd download OWNER/NAME\n  muladd download OWNER/NAME '*Q4_K_M*'"),
+    "embed": ("muladd.llm.embed", "main", "vectors of texts, which say how alike they are",
+              "muladd embed folder 'A cat sat.' 'A dog ran.'"),
     "finetune": ("muladd.llm.finetune_command", "main", "train a language model on your texts",
                  "muladd finetune model.gguf data.jsonl --lora 8"),
     "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",
