@@ -30,7 +30,7 @@ from muladd.tensor.jit import jit
 PAGE = 64  # positions of a page
 CHUNK = 64  # tokens of a prompt that are read in one step
 _LOW = -1e30  # a score that counts nothing; finite, since a whole page may have it
-_FEW = 4  # tokens up to which a step gives all keys and values in one tensor
+_FEW = 1  # tokens up to which a step gives all keys and values in one tensor
 _NOWHERE = 1 << 30  # the position of a page that nobody sees
 
 
@@ -92,7 +92,8 @@ class Pool:
             given[i, : len(new)], start[i] = new, text.length
             last[i] += len(new) - 1
         wanted = np.arange(count * rows, dtype=np.int32) if every or hidden else last
-        inputs = (given.reshape(-1), start, _listed(texts), wanted)
+        slot = np.arange(count, dtype=np.int32)
+        inputs = (given.reshape(-1), np.stack((start, slot)), _listed(texts), wanted)
         with no_grad():
             step = self.look if hidden else self.step
             logits, *new_ones = step(*map(Tensor, inputs))
@@ -137,9 +138,9 @@ class Pool:
         """[logits (rows wanted, vocabulary), keys, values, keys, values, ...] of the new tokens;
         of few tokens keys and values are one tensor, since each result costs time of its own.
 
-        ids (conversations x rows,); start (conversations,) is each one's first new position;
-        pages (3, t) are for each page its number, its conversation, and its first position. All
-        are int32.
+        ids (conversations x rows,); start (2, conversations) are each one's first new position,
+        and its number; pages (3, t) are for each page its number, its conversation, and its first
+        position. All are int32.
         """
         x, *found = self._through(ids, start, pages, wanted)
         return [self.decoder.logits(x), *found]
@@ -150,9 +151,9 @@ class Pool:
         return [self.decoder.last(x), *found]
 
     def _through(self, ids: Tensor, start: Tensor, pages: Tensor, wanted: Tensor) -> list[Tensor]:
-        rows = ids.shape[0] // start.shape[0]  # type: ignore[operator]
+        rows = ids.shape[0] // start.shape[1]  # type: ignore[operator]
         row = Tensor.arange(rows, dtype="int32")
-        positions = (start.unsqueeze(1) + row).reshape(-1)
+        positions = (start[0].unsqueeze(1) + row).reshape(-1)
         seen = _Seen(self.decoder, start, pages, row)
         found: list[Tensor] = []
         scales: list[Tensor] = []
@@ -181,10 +182,11 @@ class _Seen:
 
     def __init__(self, decoder: Decoder, start: Tensor, pages: Tensor, row: Tensor) -> None:
         self.decoder, self.config = decoder, decoder.config
-        self.count, self.rows = start.shape[0], row.shape[0]
+        self.count, self.rows = start.shape[1], row.shape[0]
+        start, self.slot = start[0], start[1] % self.count
         self.pages, self.owner = pages[0], pages[1] % self.count
         t = pages.shape[1]
-        own = self.owner.unsqueeze(0) == Tensor.arange(self.count, dtype="int32").unsqueeze(1)
+        own = self.owner.unsqueeze(0) == self.slot.unsqueeze(1)
         self.mine = own.reshape(self.count, t, 1, 1, 1)
         places = pages[2].unsqueeze(1) + Tensor.arange(PAGE, dtype="int32")  # (t, PAGE)
         first = start[self.owner]
@@ -209,6 +211,8 @@ class _Seen:
         q = q.reshape(count, c.key_heads, group * rows, c.head_width)
         k, v = (t.reshape(c.key_heads, count, rows, c.head_width)
                 .permute(1, 0, 2, 3) for t in new)  # fmt: skip
+        if count != 1:  # what is looked up is computed before, for all rows at a time
+            k, v = k[self.slot], v[self.slot]
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
         keys, values, *scales = (t[number].cast("float32") for t in old)

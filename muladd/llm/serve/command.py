@@ -138,7 +138,7 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
         "come again (default: %(default)s)")  # fmt: skip
     add("--tokens", type=positive, default=32768, help="room for keys and values, in tokens of all "
         "conversations together (default: %(default)s)")  # fmt: skip
-    add("--cache", default="float32", choices=("float32", "float16", "bfloat16"),
+    add("--cache", default="float16", choices=("float32", "float16", "bfloat16", "int8"),
         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
     add("--timeout", type=seconds, default=600.0, help="seconds a request may take, waiting "
         "included (default: %(default)s)")  # fmt: skip
