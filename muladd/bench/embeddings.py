@@ -66,7 +66,7 @@ def _texts(count: int) -> dict[str, list[str]]:
     novel = data.novel()
     sentences = [s for s in " ".join(novel[3000:].split()).split(". ") if s]
     passages = [novel[i : i + 3000] for i in range(10000, 10000 + 3000 * max(1, count // 16), 3000)]
-    return {"sentences": sentences[:count], "passages": passages, "one": sentences[:1]}
+    return {"sentences": sentences[:count], "passages": passages, "one": sentences[1:2]}
 
 
 def _sentence_transformers(folder: str, threads: int) -> Embed | None:

@@ -23,8 +23,10 @@ from muladd.llm.tokenizer import Tokenizer
 from muladd.tensor import Tensor, no_grad
 from muladd.tensor.jit import jit
 
-_SHAPES = ((1, 32), (1, 128), (3, 128), (8, 128))  # rows and their length, for texts that fit
-_LONG_ROWS = 2  # of the longest texts
+# length of rows -> how many there are at a time; texts longer than 256 lie in rows of the greatest
+# length that the model reads
+_SHAPES = {128: (8, 3, 1), 256: (4, 1), 0: (2, 1)}
+_SMALLEST = 32  # the length of a row by itself, if that is enough
 _TEXTS = 16  # at most so many to a row
 _PLAIN = re.compile(r"\w[\w.-]*")
 
@@ -140,18 +142,16 @@ Rows = list[list[int]]  # which texts lie in which row
 
 def _batches(lengths: Sequence[int], longest: int) -> Iterator[tuple[tuple[int, int], Rows]]:
     """(rows and their length, texts in them) that together hold all texts."""
-    usual = max(length for _, length in _SHAPES)
-    short = [i for i, n in enumerate(lengths) if n <= usual]
-    long = [i for i, n in enumerate(lengths) if n > usual]
-    rows = _packed(short, lengths, usual)
-    while rows:
-        count = 8 if len(rows) > 5 else 3 if len(rows) > 1 else 1  # few rows are empty
-        some, rows = rows[:count], rows[count:]
-        needed = max(sum(lengths[i] for i in row) for row in some)
-        yield next(s for s in _SHAPES if s[0] >= len(some) and s[1] >= needed), some
-    rows = _packed(long, lengths, longest)
-    for k in range(0, len(rows), _LONG_ROWS):
-        yield (_LONG_ROWS, longest), rows[k : k + _LONG_ROWS]
+    least = 0
+    for usual, counts in _SHAPES.items():
+        room = min(usual or longest, longest)
+        rows = _packed([i for i, n in enumerate(lengths) if least < n <= room], lengths, room)
+        least = room
+        while rows:
+            count = next((n for n in counts if len(rows) > n // 2), 1)
+            some, rows = rows[:count], rows[count:]
+            small = count == 1 and sum(lengths[i] for i in some[0]) <= _SMALLEST
+            yield (count, min(_SMALLEST, room) if small else room), some
 
 
 def _packed(chosen: list[int], lengths: Sequence[int], room: int) -> Rows:
