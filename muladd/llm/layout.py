@@ -11,7 +11,10 @@ has to be moved (see `schedule/recipes/dots.py`). Codes without a sign are store
 """
 from __future__ import annotations
 
+import contextlib
 import mmap
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,9 +30,12 @@ from muladd.formats.quant import Kind
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import Tensor
+from muladd.tensor.backend import INTERPRETER, device_name
 
 GROUP = 32  # neighbours that activations have one scale for; weights have as many, or fewer
 _AT_ONCE = 1 << 19  # elements laid anew together: what is in between stays small
+_PIECE, _HUGE = 32 << 20, 2 << 20
+_OWN = ({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {})
 _LANES = 8  # where the device has no machine that could tell
 # kinds whose codes span 16 or 128 numbers: the bits, and what makes the least of them 0
 _NARROW = {
@@ -119,8 +125,8 @@ def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift
     panels, groups, fours = out[0].shape[:3]
     if kind.name in _WORDS:
         at, count, _, _ = _WORDS[kind.name]
-        fresh = np.ascontiguousarray(blocks[..., at : at + count]).view(np.uint32)
-        words = fresh.reshape(panels, lanes, groups, fours)
+        words = blocks[..., at : at + count].view(np.uint32)  # though they may lie unaligned
+        words = words.reshape(panels, lanes, groups, fours)
     else:
         codes = quant.codes(blocks, kind).reshape(len(blocks), groups, -1)
         if bits < 8:
@@ -138,7 +144,7 @@ def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | No
     """Scale and offset (..., groups) for groups of 16 or 32: float16 if they are stored so."""
     if kind.name in _WORDS:
         _, _, first, second = _WORDS[kind.name]
-        halves = [np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0]
+        halves = [blocks[..., at : at + 2].view(np.float16)[..., 0]
                   for at in (first, second) if at is not None]  # fmt: skip
         return halves[0], halves[1] if len(halves) > 1 else None
     scale, offset = quant.scales(blocks, kind)
@@ -150,7 +156,8 @@ def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | No
 
 
 def _lanes(device: str | None) -> int:
-    machine = getattr(devices.get(Tensor(0.0, device=device).device), "machine", None)
+    place = device_name(device)
+    machine = None if place == INTERPRETER else getattr(devices.get(place), "machine", None)
     return machine.float_lanes if machine is not None else _LANES
 
 
@@ -158,11 +165,8 @@ def _empty(
     shape: tuple[int, ...], kind: dt.DType, device: str | None
 ) -> tuple[np.ndarray, Callable[[], Tensor]]:
     """An array to be filled, and what makes a tensor of it then: of the same memory on the CPU."""
-    place = Tensor(0.0, device=device).device
-    size = prod(shape) * kind.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    array = raw[skip : skip + size].view(kind.storage).reshape(shape)
+    place = device_name(device)
+    array = _room.cut(prod(shape) * kind.itemsize).view(kind.storage).reshape(shape)
 
     def finish() -> Tensor:
         if place != "CPU":
@@ -172,6 +176,37 @@ def _empty(
         return Tensor(make(ops.INPUT, (), storage))
 
     return array, finish
+
+
+class _Room:
+    """Memory for many arrays, in large pieces and huge pages: a model reads all of its weights for
+    each token, and a small page for every 4096 bytes of them would have to be looked up each time.
+    A piece is freed with the last of its arrays."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.piece: Callable[[], np.ndarray | None] = lambda: None
+        self.used = 0
+
+    def cut(self, nbytes: int) -> np.ndarray:
+        """uint8 (nbytes,), aligned to 64 bytes."""
+        with self.lock:
+            piece = self.piece()
+            if piece is None or self.used + nbytes > len(piece):
+                size = -(-max(nbytes, _PIECE) // _HUGE) * _HUGE + _HUGE
+                mapped = mmap.mmap(-1, size, **_OWN)
+                if hasattr(mmap, "MADV_HUGEPAGE"):
+                    with contextlib.suppress(OSError):  # a system without huge pages
+                        mapped.madvise(mmap.MADV_HUGEPAGE)
+                whole = np.frombuffer(mapped, np.uint8)
+                self.used = -whole.ctypes.data % _HUGE
+                piece, self.piece = whole, weakref.ref(whole)
+            found = piece[self.used : self.used + nbytes]
+            self.used += -(-nbytes // 64) * 64
+            return found
+
+
+_room = _Room()
 
 
 def release(raw: np.ndarray) -> None:
