@@ -1,8 +1,9 @@
 """Whole programs kept on disk: a graph compiled before needs neither fusing nor scheduling.
 
 A record holds what `Program` holds, as JSON text: arrays, actions, which outputs may be written
-over which inputs, and of each kernel its key, by which its object is kept too (kernels.py). The
-algorithm of such a kernel is found again, from the graph, when somebody asks for it.
+over which inputs, in which order memory is given out, and of each kernel its key, by which its
+object is kept too (kernels.py). The algorithm of such a kernel is found again, from the graph, when
+somebody asks for it.
 
 Records lie under the hash of the graph (symbolic sizes with their names and bounds among it), the
 machine and the compiler's own text. A size that is no number is a place in the record's list of
@@ -86,6 +87,7 @@ class _Writer:
             "outputs": [self.array(a) for a in program.outputs],
             "actions": self.actions(program.actions),
             "donated": sorted(donatable(program)),
+            "order": [self.array(a) for a in program.arrangement()],
             "kernels": [[k.key, k.name, list(k.writes)] for k in self.kernels],
             "arrays": [[a.dtype.name, self.size(a.size), a.kind, a.number] for a in self.arrays],
         }
@@ -140,6 +142,7 @@ class _Reader:
         program = Program(self.device, actions, inputs, outputs, self.names)
         pairs = [(_number(o, len(outputs)), _number(i, len(inputs))) for o, i in record["donated"]]
         program.donatable = set(pairs)
+        program.order = [_at(self.arrays, i) for i in record["order"]]
         return program
 
     def array(self, name: Any, size: Any, kind: Any, number: Any) -> Array:

@@ -8,7 +8,7 @@ largest first, each in the lowest gap between those that live at the same time.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from muladd.ir import Dim
@@ -71,29 +71,44 @@ def _crossing(loop, outside: set) -> set:  # type: ignore[no-untyped-def, type-a
 
 
 def place(
-    actions: list[Action], number: Callable[[Dim], int]
+    actions: list[Action], number: Callable[[Dim], int], order: Sequence[Array] = ()
 ) -> tuple[dict[Array, int], int]:
-    """(offset of each temporary array, size of the arena), in bytes."""
+    """(offset of each temporary array, size of the arena), in bytes.
+
+    Arrays are placed in this order (what it lacks comes last), without one in the best that is
+    found. Any order is right; a good one wastes little, and serves for other sizes too.
+    """
     spans = lifetimes(actions)
-    sizes = {a: max(number(a.size) * a.dtype.itemsize, 1) for a in spans}
-    sizes = {a: n + -n % _ALIGN for a, n in sizes.items()}
+    order = order or arranged(actions, number)
+    known = {a: None for a in order if a in spans}
+    return _fit([*known, *(a for a in spans if a not in known)], spans, _bytes(spans, number))
+
+
+def arranged(actions: list[Action], number: Callable[[Dim], int]) -> list[Array]:
+    """The order of temporary arrays that wastes the least memory, of those that are tried."""
+    spans = lifetimes(actions)
+    sizes = _bytes(spans, number)
     least = _most_alive(spans, sizes)
     tries = max(4, min(_TRIES, _WORK // max(len(spans), 1) ** 2))
-    best: tuple[dict[Array, int], int] | None = None
+    best: tuple[list[Array], int] | None = None
     for key in (_size, _area, _length, _start):
         order = sorted(spans, key=lambda a: key(sizes[a], *spans[a]))  # equal keys: by first use
-        found = _fit(order, spans, sizes)
+        offsets, total = _fit(order, spans, sizes)
         for _ in range(tries // 4):
-            if best is None or found[1] < best[1]:
-                best = found
+            if best is None or total < best[1]:
+                best = order, total
             if best[1] <= least:
-                return best
-            offsets, total = found
+                return best[0]
             top = [a for a in order if offsets[a] + sizes[a] == total]
             order = [*top, *(a for a in order if a not in top)]
-            found = _fit(order, spans, sizes)
+            offsets, total = _fit(order, spans, sizes)
     assert best is not None
-    return best
+    return best[0]
+
+
+def _bytes(spans: dict[Array, tuple[int, int]], number: Callable[[Dim], int]) -> dict[Array, int]:
+    sizes = {a: max(number(a.size) * a.dtype.itemsize, 1) for a in spans}
+    return {a: n + -n % _ALIGN for a, n in sizes.items()}
 
 
 _TRIES = 160  # placements looked at

@@ -13,7 +13,7 @@ from typing import Any
 from muladd import config
 from muladd.compile import report
 from muladd.compile.kernels import CompiledKernel
-from muladd.compile.memory import place
+from muladd.compile.memory import arranged, place
 from muladd.device import Arg, Buffer, Copy, Device, Executable, Repeat, Step
 from muladd.ir import Dim, DType, sym
 
@@ -101,6 +101,7 @@ class Program:
     variables: tuple[str, ...]
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
     donatable: set[tuple[int, int]] | None = None  # see donate.py; None until it is known
+    order: list[Array] | None = None  # of placing temporary arrays; None until it is searched for
     lock: Any = field(default_factory=threading.Lock)  # the arena serves one run at a time
 
     def bind(self, values: Sequence[int] = ()) -> Bound:
@@ -138,6 +139,13 @@ class Program:
         bound = self.bind(values)
         return sum(bound.outputs) + bound.arena
 
+    def arrangement(self) -> list[Array]:
+        """The order in which temporary arrays are placed: one for all sizes, searched for at the
+        largest, so that another size costs no search."""
+        if self.order is None:
+            self.order = arranged(self.actions, lambda size: sym.bounds(size)[1])
+        return self.order
+
     def kernels(self) -> list[CompiledKernel]:
         """The kernels in the order in which they run."""
         return [a.kernel for a in walk(self.actions) if isinstance(a, Run)]
@@ -146,7 +154,7 @@ class Program:
         def number(x: Dim) -> int:
             return sym.evaluate(x, values)
 
-        placed, arena = place(self.actions, number)
+        placed, arena = place(self.actions, number, self.arrangement())
         slots: dict[Array, tuple[int, int]] = {}
         for a in self.inputs:
             slots[a] = (a.number, 0)

@@ -152,6 +152,8 @@ def test_a_loop_from_disk_computes_the_same(compiling):
     lambda r: {**r, "actions": [[a[0], a[1], a[2][:-1]] for a in r["actions"]]},
     lambda r: {**r, "actions": [[a[0], 99, a[2]] for a in r["actions"]]},
     lambda r: {**r, "donated": [[0, 7]]},
+    lambda r: {**r, "order": [99]},
+    lambda r: {**r, "order": 5},
 ])  # fmt: skip
 def test_an_odd_record_is_compiled_over(change, compiling):
     values, name = run(compile_graph(graph(), "CPU")), key()
@@ -160,6 +162,16 @@ def test_an_odd_record_is_compiled_over(change, compiling):
     forget()
     assert run(compile_graph(graph(), "CPU")) == values and len(compiling) == 2
     assert cache.cache().get("programs", name) == good
+
+
+def test_any_order_of_memory_is_right(compiling):
+    values, name = run(compile_graph(graph(), "CPU")), key()
+    good = json.loads(cache.cache().get("programs", name))
+    for order in ([], good["order"][::-1], good["order"] * 2, [0, 1]):
+        cache.cache().put("programs", name, json.dumps({**good, "order": order}).encode())
+        forget()
+        assert run(compile_graph(graph(), "CPU")) == values
+    assert len(compiling) == 1
 
 
 def test_bytes_that_are_no_record_are_compiled_over(compiling):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from muladd import Tensor, config, jit
+from muladd import device as devices
 from muladd.compile import memory
 from muladd.compile.program import Array, Loop, Move, Program, Use
-from muladd.ir import dtype, sym
+from muladd.ir import dtype, sym, var
 from muladd.tensor.functional import checkpoint, grad
 
 
@@ -116,3 +117,28 @@ def test_checkpoint_lowers_the_peak() -> None:
     assert peaks[1] < 0.8 * peaks[0]
     for a, b in zip(*values):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_one_order_serves_all_sizes(monkeypatch):
+    """Placing for another size searches nothing, and wastes little where a search would not."""
+    n = var("n", 1, 4096)
+    rng = random.Random(5)
+    arrays = [Array(dtype.float32, sym.mul(n, rng.randint(1, 40))) for _ in range(60)]
+    actions: list = [Move(Use(a), Use(arrays[max(0, i - rng.randint(1, 9))]), 1, 4)
+                     for i, a in enumerate(arrays)]  # fmt: skip
+    program = Program(devices.get("NULL"), actions, [], [], ("n",))
+    found = program.arrangement()
+    monkeypatch.setattr(memory, "arranged", None)
+    for value in (1, 77, 4096):
+        at = lambda x, value=value: sym.evaluate(x, {"n": value})  # noqa: E731
+        _, total = memory.place(actions, at, found)
+        assert total <= 1.25 * memory.lower_bound(actions, at) + 64 * len(arrays)
+
+
+def test_arrays_that_an_order_lacks_or_repeats_are_placed_all_the_same():
+    actions = chain(random.Random(1), 30)
+    spans = memory.lifetimes(actions)
+    for order in ([], list(spans)[:7], [*spans, *spans], [Array(dtype.int8, 3)]):
+        offsets, total = memory.place(actions, number, order)
+        assert offsets.keys() == spans.keys()
+        assert total >= memory.lower_bound(actions, number)
