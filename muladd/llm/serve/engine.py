@@ -1,6 +1,7 @@
 """Continuous batching: one thread that reads prompts and writes answers of many jobs side by side.
 
-Each turn reads one chunk of the oldest prompt that is not read yet, and then writes one token of
+Each turn reads one chunk of the oldest prompt that is not read yet, or a few short prompts (or
+short rests of prompts whose beginnings are there already) together, and then writes one token of
 every answer on its way, in one step. So a new job begins at once, and those that write are held up
 by no more than a chunk. If the pool has no page left, the youngest job gives its pages back and
 reads its text again later.
@@ -25,6 +26,7 @@ from muladd.llm.serve.sharing import Sharing
 from muladd.llm.writing import Options, Piece, Writer
 
 SIZES = (1, 4, 16, 64)  # how many conversations a step's programs are compiled for
+SHORT, TOGETHER = 16, 4  # tokens of prompts that are read together; how many of these
 
 
 class Busy(MuladdError, RuntimeError):
@@ -116,6 +118,7 @@ class Engine:
         text = Text([0], 0)
         self.pool.read([text], [[0]], CHUNK, slots=1)
         self.pool.read([text], [[0]], CHUNK, slots=1, hidden=True)
+        self.pool.read([Text([0], 0)], [[0]], SHORT, slots=TOGETHER)
         for size in self.sizes:
             self.pool.read([Text([0], 1)], [[0]], 1, slots=size)
 
@@ -187,12 +190,21 @@ class Engine:
             self._running.append(self._waiting.popleft())
 
     def _turn(self) -> None:
-        reading = next((job for job in self._running if job.unread > 1 or not job.options), None)
-        if reading is not None:
-            self._guarded([reading], partial(self._read, reading))
+        reading = [job for job in self._running if job.unread > 1 or not job.options]
+        if reading:
+            short = [job for job in reading if self._is_short(job)][:TOGETHER]
+            if reading[0] in short:
+                self._guarded(short, partial(self._read, short, SHORT, TOGETHER))
+            else:
+                self._guarded(reading[:1], partial(self._read, reading[:1], CHUNK, 1))
         writing = [job for job in self._running if job.unread == 1 and job.options]
         if writing:
             self._guarded(writing, partial(self._write, writing))
+
+    def _is_short(self, job: Job) -> bool:
+        """Whether little of a prompt is left to read."""
+        known = job.text.length or self.sharing.covers(job.all_ids)
+        return job.options is not None and len(job.all_ids) - known <= SHORT
 
     def _guarded(self, jobs: list[Job], run: Callable[[], None]) -> None:
         """A failure ends the jobs that it concerns, and nothing else."""
@@ -205,36 +217,40 @@ class Engine:
                     told = error if isinstance(error, MuladdError) else MuladdError(repr(error))
                     self._finish(job, told)
 
-    def _read(self, job: Job) -> None:
-        """One chunk of a prompt (or of what a job had written before it lost its pages)."""
-        embeds = job.options is None
-        if not job.text.pages and not embeds:
-            job.text = self.sharing.begin(job.all_ids)
-            if job.writer is None:
-                job.cached = job.text.length
-        at = job.text.length
-        new = job.all_ids[at : at + CHUNK]
-        if not self._has_room(job, at + len(new)):
+    def _read(self, jobs: list[Job], rows: int, slots: int) -> None:
+        """The next part of prompts (or of what jobs had written before they lost their pages)."""
+        for job in jobs:
+            if not job.text.pages and job.options:
+                job.text = self.sharing.begin(job.all_ids)
+                if job.writer is None:
+                    job.cached = job.text.length
+        jobs = self._with_room(jobs, rows)
+        if not jobs:
             return
-        found = self.pool.read([job.text], [new], CHUNK, slots=1, hidden=embeds)
+        embeds = jobs[0].options is None
+        new = [job.all_ids[job.text.length :][:rows] for job in jobs]
+        found = self.pool.read([j.text for j in jobs], new, rows, slots=slots, hidden=embeds)
         self.totals.steps += 1
-        if embeds:
-            part = found[0, : len(new)].sum(0)
-            job.sum = part if job.sum is None else job.sum + part
+        for job, some, part in zip(jobs, new, found):
+            if embeds:
+                self._add(job, part[: len(some)].sum(0))
+                continue
+            self.sharing.seal(job.text, job.all_ids)
             if not job.unread:
-                self.totals.prompt_tokens += len(job.ids)
-                self._finish(job, job.sum / math.sqrt((job.sum * job.sum).sum()))
-            return
-        self.sharing.seal(job.text, job.all_ids)
+                self._guarded([job], partial(self._put, job, part))
+
+    def _add(self, job: Job, part: np.ndarray) -> None:
+        """A part of what is to be embedded has been read."""
+        job.sum = part if job.sum is None else job.sum + part
         if not job.unread:
-            self._put(job, found[0])
+            self.totals.prompt_tokens += len(job.ids)
+            self._finish(job, job.sum / math.sqrt((job.sum * job.sum).sum()))
 
     def _write(self, jobs: list[Job]) -> None:
         """One token of each job."""
-        for job in jobs:
-            if job in self._running:
-                self._has_room(job, job.text.length + 1)
-        jobs = [job for job in jobs if job in self._running]
+        jobs = self._with_room(jobs, 1)
+        if not jobs:
+            return
         size = next(n for n in self.sizes if n >= len(jobs))
         texts = [job.text for job in jobs]
         rows = self.pool.read(texts, [job.all_ids[-1:] for job in jobs], 1, slots=size)
@@ -259,7 +275,14 @@ class Engine:
         else:
             job.emit(piece)
 
-    def _has_room(self, job: Job, length: int) -> bool:
+    def _with_room(self, jobs: list[Job], rows: int) -> list[Job]:
+        """Those of the jobs that have pages for their next tokens, at most `rows` each."""
+        for job in jobs:
+            if job in self._running:
+                self._make_room(job, min(job.text.length + rows, len(job.all_ids)))
+        return [job for job in jobs if job in self._running]
+
+    def _make_room(self, job: Job, length: int) -> None:
         """Pages for so many positions; younger jobs give theirs, or the job its own."""
         while not self.sharing.grow(job.text, length):
             youngest = self._running.pop()
@@ -268,8 +291,7 @@ class Engine:
             self.totals.taken_back += 1
             self._waiting.appendleft(youngest)
             if youngest is job:
-                return False
-        return True
+                return
 
     def _finish(self, job: Job, event: Event | None) -> None:
         """A job leaves; others may have its slot and pages."""

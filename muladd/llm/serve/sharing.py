@@ -33,14 +33,22 @@ class Sharing:
     def begin(self, ids: Sequence[int]) -> Text:
         """A text whose length says how many of the ids are there already: whole pages, and never
         all of them, as something must be left to compute."""
-        text = Text()
-        while text.length + PAGE < len(ids):
-            key = self._key_after(text, ids)
-            page = self._known.get(key)
-            if page is None:
-                break
+        text = self._found(ids)
+        for page in text.pages:
             self._unused.pop(page, None)
             self._users[page] += 1
+        return text
+
+    def covers(self, ids: Sequence[int]) -> int:
+        """How many of the ids a text that begins now would find."""
+        return self._found(ids).length
+
+    def _found(self, ids: Sequence[int]) -> Text:
+        text = Text()
+        while text.length + PAGE < len(ids):
+            page = self._known.get(self._key_after(text, ids))
+            if page is None:
+                break
             text.pages.append(page)
             text.length += PAGE
         return text
