@@ -38,7 +38,7 @@ class Settings:
     rate (None: 2e-4 for adapters, 2e-5 for all weights), reached after `warmup` (a part of all
     steps). `validation` is the part of the examples that is not trained on, but measured. `kind` is
     what a GGUF file's matrices are quantised to if all weights are trained (None: each keeps its
-    own).
+    own). Without `recompute` a step takes about a quarter less time, and much more memory.
     """
 
     lora: LoRA | None = LoRA()
@@ -57,6 +57,7 @@ class Settings:
     seed: int = 0
     save_every: int = 50  # steps
     kind: str | None = None
+    recompute: bool = True
 
     def __post_init__(self) -> None:
         whole = ("batch", "accumulate", "epochs", "save_every")
@@ -133,7 +134,7 @@ class _Run:
         self.train, self.check = _split(examples, s)
         decoder = Decoder(source.config, source.tensors, s.length)
         adapter = None if s.lora is None else Adapter.new(decoder, s.lora, s.seed)
-        self.training = Training(decoder, adapter)
+        self.training = Training(decoder, adapter, s.recompute)
         self.per_epoch = -(-len(self.train) // (s.batch * s.accumulate))
         self.steps = s.epochs * self.per_epoch if s.steps is None else s.steps
         self.optimizer = optimizer(self.training, s.peak_rate, self.steps,

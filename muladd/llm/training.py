@@ -1,25 +1,26 @@
 """Training a decoder: its layers over whole texts, the loss, and the step as one program.
 
 The layers are those of `model.py`; only attention is another, since nothing is kept from call to
-call. Each layer is computed again for its derivative, and each product stands alone: matrices stay
-as they are stored, and are numbers only while their product is computed (Dettmers et al., 2023).
+call. Each product stands alone: matrices stay as they are stored, and are numbers only while their
+product is computed (Dettmers et al., 2023).
 """
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 from muladd import nn
 from muladd.errors import ArgumentError
 from muladd.llm.adapters import Adapter, Pair
 from muladd.llm.dataset import IGNORED
-from muladd.llm.model import Decoder
+from muladd.llm.model import Decoder, Layer
 from muladd.llm.weights import Matrix
 from muladd.tensor import Tensor, no_grad
 from muladd.tensor.functional import checkpoint
 from muladd.tensor.jit import jit
 
-_HEAD_ROWS = 512  # tokens whose logits are there at a time
+_HEAD_ROWS = 512  # tokens whose logits are computed at a time, and not kept if there are more
 
 
 class Trained(Matrix):
@@ -40,11 +41,15 @@ class Training:
     """A decoder, what of it is trained, and the loss of rows of tokens.
 
     With an adapter, its matrices are trained and nothing else; without, all weights are, which
-    become float32. The decoder is changed for good.
+    become float32. With `recompute`, a layer is computed again for its derivative, else what it
+    computed is kept. The decoder is changed for good.
     """
 
-    def __init__(self, decoder: Decoder, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, adapter: Adapter | None = None, recompute: bool = True
+    ) -> None:
         self.decoder, self.adapter = decoder, adapter
+        self._around: Callable[[Layer], Layer] = checkpoint if recompute else _as_it_is
         if adapter is None:
             self.parameters = _all_weights(decoder)
         else:
@@ -67,12 +72,13 @@ class Training:
         `dataset.Rows`. `noisy`: with dropout."""
         attend = partial(_attend, self.decoder, texts)
         self._set_noisy(noisy)
-        x = self.decoder.hidden(ids.reshape(-1), positions.reshape(-1), attend, checkpoint)
+        x = self.decoder.hidden(ids.reshape(-1), positions.reshape(-1), attend, self._around)
         self._set_noisy(False)
         flat = targets.reshape(-1)
         count = flat.shape[0]
         assert isinstance(count, int)
-        parts = [self._head(x[i : i + _HEAD_ROWS], flat[i : i + _HEAD_ROWS])
+        head = checkpoint(self._head) if count > _HEAD_ROWS else self._head
+        parts = [head(x[i : i + _HEAD_ROWS], flat[i : i + _HEAD_ROWS])
                  for i in range(0, count, _HEAD_ROWS)]  # fmt: skip
         total = parts[0]
         for part in parts[1:]:
@@ -85,12 +91,13 @@ class Training:
                 matrix.noisy = noisy
 
     def _head(self, x: Tensor, targets: Tensor) -> Tensor:
-        def loss(x: Tensor) -> Tensor:
-            return self.decoder.logits(x).cross_entropy(
-                targets, ignore_index=IGNORED, reduction="sum"
-            )
+        return self.decoder.logits(x).cross_entropy(
+            targets, ignore_index=IGNORED, reduction="sum"
+        )
 
-        return checkpoint(loss)(x)
+
+def _as_it_is(layer: Layer) -> Layer:
+    return layer
 
 
 def _all_weights(decoder: Decoder) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from muladd.ir import ops
 from muladd.ir.node import Body, Node, Var, toposort
 from muladd.transform import build as b
-from muladd.transform.residuals import CHEAP, MOVING, body_over
+from muladd.transform.residuals import CHEAP, body_over
 
-_CHEAP = CHEAP | MOVING
+_CHEAP = CHEAP | {ops.DIV, ops.MOD} | set(ops.MOVEMENT)
+_NOTHING = {ops.CONST, ops.IOTA}  # made where they are needed
 _MOST_UNPACKED = 64  # nodes
 
 
@@ -76,7 +77,7 @@ def _is_cheap(n: Node) -> bool:
         return n.op in _CHEAP
     body = n.arg.body
     return body.recompute and all(
-        m.op in _CHEAP or m.op is ops.CONST or m.op is ops.INPUT for m in toposort(body.outs)
+        m.op in _CHEAP or m.op in _NOTHING or m.op is ops.INPUT for m in toposort(body.outs)
     )
 
 
@@ -84,7 +85,7 @@ def _bytes(n: Node) -> int:
     size = n.dtype.itemsize
     for dim in n.shape:
         size *= dim if isinstance(dim, int) else 1
-    return 0 if n.op is ops.CONST else size
+    return 0 if n.op in _NOTHING else size
 
 
 def _is_size(n: Node) -> bool:

@@ -366,7 +366,8 @@ def test_batches_of_a_step_count_as_one(talker, tmp_path):
     losses = []
     for batch, accumulate in ((1, 2), (2, 1)):
         settings = Settings(lora=LoRA(4), length=16, batch=batch, accumulate=accumulate, steps=4,
-                            rate=1e-2, validation=0, pack=False)  # fmt: skip
+                            rate=1e-2, validation=0, pack=False,
+                            recompute=batch == 1)  # fmt: skip
         losses.append(finetune.run(talker, data, tmp_path / "a", settings)["losses"])
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
@@ -421,7 +422,8 @@ def test_the_real_model_learns_a_novel_and_llama_cpp_says_what_it_learnt(smollm,
     found = finetune.run(smollm, file, tmp_path / "adapter", settings)
     assert found["validation_after"] < found["validation_before"] - 0.05
     merged = merge.merge(smollm, tmp_path / "adapter", tmp_path / "merged.gguf", "F32")
-    model = llm.load(smollm, context=128, adapter=tmp_path / "adapter")
+    plain = {"context": 128, "arithmetic": "float32"}
+    model = llm.load(smollm, adapter=tmp_path / "adapter", **plain)
     prompt = model.tokenizer.encode("Sir Walter Elliot, of Kellynch Hall,")
     pieces = list(model.generate(prompt, max_tokens=24, logprobs=4))
     with llama_cpp(merged, context=128) as ask:
@@ -431,7 +433,7 @@ def test_the_real_model_learns_a_novel_and_llama_cpp_says_what_it_learnt(smollm,
     for piece, step in zip(pieces, answer["completion_probabilities"]):
         theirs = [t["logprob"] for t in step["top_logprobs"]]
         np.testing.assert_allclose([chance for _, chance in piece.top], theirs, atol=0.02)
-    assert [p.token for p in llm.load(smollm, context=128).generate(prompt, max_tokens=24)] \
+    assert [p.token for p in llm.load(smollm, **plain).generate(prompt, max_tokens=24)] \
         != answer["tokens"]  # fmt: skip
 
 
