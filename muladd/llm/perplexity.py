@@ -25,7 +25,8 @@ from muladd.llm.weights import Stored, numbers
 from muladd.options import positive
 
 WINDOW = 512  # tokens that are seen at a time, where a model has as many
-KINDS_HERE = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0")
+FILE = "file"
+KINDS_HERE = (FILE, "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K", "Q4_1", "Q4_0")
 _INSTEAD = {"Q4_K": "Q4_1", "Q6_K": "Q8_0"}  # where rows are no whole number of blocks
 
 Row = dict[str, float | str]
@@ -91,15 +92,21 @@ def measure(
     return Measured(np.concatenate(found))
 
 
-def requantized(tensors: Mapping[str, Stored], kind: str) -> dict[str, Stored]:
-    """Weights whose matrices are written as one kind, and read again. Where a row is no whole
-    number of blocks Q4_K becomes Q4_1, Q6_K Q8_0, and these F16."""
+def requantized(
+    tensors: Mapping[str, Stored], kind: str, embedding: str | None = None
+) -> dict[str, Stored]:
+    """Weights whose matrices are written as one kind (those of embedding and output as another, if
+    it is given), and read again. Where a row is no whole number of blocks Q4_K becomes Q4_1, Q6_K
+    Q8_0, and these F16. Of kind "file" they stay as they are."""
     found: dict[str, Stored] = {}
+    if kind == FILE:
+        return dict(tensors)
     for name, stored in tensors.items():
         if len(stored.shape) < 2:
             found[name] = stored
             continue
-        chosen = kind
+        ends = name in ("token_embd.weight", "output.weight")
+        chosen = embedding if embedding is not None and ends else kind
         while stored.shape[-1] % KINDS[chosen].elements:
             chosen = _INSTEAD.get(chosen, "F16")
         found[name] = gguf.quantized(numbers(stored), chosen)
@@ -114,14 +121,15 @@ def bits(tensors: Mapping[str, Stored]) -> float:
 
 def compare(
     source: Opened, ids: Sequence[int], kinds: Sequence[str], *, room: int, cache: str = "float32",
-    report: Callable[[str], Report] | None = None, **how: int | None,
+    embedding: str | None = None, report: Callable[[str], Report] | None = None,
+    **how: int | None,
 ) -> Iterator[Row]:  # fmt: skip
-    """A row for the model as it is, and for each kind that its matrices are rounded to: bits per
+    """A row for each kind that the model's matrices are rounded to (see `requantized`): bits per
     weight, perplexity, and the difference of log-perplexities to the first kind with its standard
     error (token by token, so it is known far better than the perplexities)."""
     base: Measured | None = None
     for kind in kinds:
-        tensors = source.tensors if kind == "as it is" else requantized(source.tensors, kind)
+        tensors = requantized(source.tensors, kind, embedding)
         model = LanguageModel(Decoder(source.config, tensors, room), source.tokenizer, cache)
         one = None if report is None else report(kind)
         now = measure(model, ids, first=_first(model), report=one, **how)
@@ -183,7 +191,7 @@ def _compared(given: argparse.Namespace, text: str, out: TextIO) -> list[Row]:
     rows = []
     print("kind      bits/weight  perplexity          ln(ratio to the first)", file=out)
     for row in compare(source, ids, given.kinds, room=room, cache=given.cache, report=report,
-                       context=given.context, stride=given.stride):  # fmt: skip
+                       embedding=given.embedding, context=given.context, stride=given.stride):  # fmt: skip
         rows.append(row)
         print(f"{row['kind']:9} {row['bits']:11.2f}  {row['perplexity']:8.4f} ± {row['error']:.4f}"
               f"  {row['difference']:+.5f} ± {row['difference_error']:.5f}",
@@ -232,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", nargs="+", choices=KINDS_HERE, default=None, metavar="KIND",
                         help="compare these, the first being what the others are compared with: "
                         + ", ".join(KINDS_HERE))  # fmt: skip
+    parser.add_argument("--embedding", choices=KINDS_HERE[1:], default=None, metavar="KIND",
+                        help="the kind of embedding and output, if another")  # fmt: skip
     parser.add_argument("--cache", default="float32", choices=CACHES,
                         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
     parser.add_argument("--threads", type=positive, default=0,
