@@ -121,8 +121,8 @@ def bits(tensors: Mapping[str, Stored]) -> float:
 
 def compare(
     source: Opened, ids: Sequence[int], kinds: Sequence[str], *, room: int, cache: str = "float32",
-    embedding: str | None = None, report: Callable[[str], Report] | None = None,
-    **how: int | None,
+    embedding: str | None = None, arithmetic: str = "float32",
+    report: Callable[[str], Report] | None = None, **how: int | None,
 ) -> Iterator[Row]:  # fmt: skip
     """A row for each kind that the model's matrices are rounded to (see `requantized`): bits per
     weight, perplexity, and the difference of log-perplexities to the first kind with its standard
@@ -130,7 +130,8 @@ def compare(
     base: Measured | None = None
     for kind in kinds:
         tensors = requantized(source.tensors, kind, embedding)
-        model = LanguageModel(Decoder(source.config, tensors, room), source.tokenizer, cache)
+        model = LanguageModel(Decoder(source.config, tensors, room, arithmetic), source.tokenizer,
+                              cache)  # fmt: skip
         one = None if report is None else report(kind)
         now = measure(model, ids, first=_first(model), report=one, **how)
         base = now if base is None else base
@@ -164,7 +165,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _one(given: argparse.Namespace, text: str, out: TextIO) -> Row:
-    model = load(given.model, context=given.context, cache=given.cache)
+    model = load(given.model, context=given.context, cache=given.cache,
+                 arithmetic=given.arithmetic)  # fmt: skip
     ids = _ids(model.tokenizer, text, given)
     bar = Bar(sys.stderr)
 
@@ -190,8 +192,10 @@ def _compared(given: argparse.Namespace, text: str, out: TextIO) -> list[Row]:
     room = given.context or min(source.config.context, WINDOW)
     rows = []
     print("kind      bits/weight  perplexity          ln(ratio to the first)", file=out)
-    for row in compare(source, ids, given.kinds, room=room, cache=given.cache, report=report,
-                       embedding=given.embedding, context=given.context, stride=given.stride):  # fmt: skip
+    how = {"room": room, "cache": given.cache, "embedding": given.embedding,
+           "arithmetic": given.arithmetic, "report": report, "context": given.context,
+           "stride": given.stride}  # fmt: skip
+    for row in compare(source, ids, given.kinds, **how):
         rows.append(row)
         print(f"{row['kind']:9} {row['bits']:11.2f}  {row['perplexity']:8.4f} ± {row['error']:.4f}"
               f"  {row['difference']:+.5f} ± {row['difference_error']:.5f}",
@@ -244,6 +248,9 @@ def _parser() -> argparse.ArgumentParser:
                         help="the kind of embedding and output, if another")  # fmt: skip
     parser.add_argument("--cache", default="float32", choices=CACHES,
                         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--arithmetic", default="float32", choices=("float32", "int8"),
+                        help="that of quantised products (default: %(default)s; chat and serve "
+                        "take int8)")  # fmt: skip
     parser.add_argument("--threads", type=positive, default=0,
                         help="threads (default: as the settings say)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")

@@ -18,7 +18,7 @@ from muladd.llm.writing import Writer
 if TYPE_CHECKING:
     from muladd.llm.generate import LanguageModel
 
-GUESSES = 5  # tokens that are guessed at a time
+GUESSES = 3  # tokens that are guessed at a time
 _MOST_WAIT = 32  # tokens without guesses after many that were wrong
 
 

@@ -73,6 +73,8 @@ def test_kinds_lose_more_the_fewer_bits_they_have(tmp_path, capsys):
     source = opened(path)
     sizes = {k: bits(requantized(source.tensors, k)) for k in ("F32", "F16", "Q8_0", "Q4_K")}
     assert sizes["F32"] == 32 and sizes["F16"] == 16
+    mixed = bits(requantized(source.tensors, "Q4_0", "Q8_0"))
+    assert 4.5 < mixed < 8.5 and bits(requantized(source.tensors, "file", "Q8_0")) == 32
     assert sizes["Q8_0"] == 8.5 and sizes["Q4_K"] == 5  # rows of 32 and 64: as Q4_1
     assert cli.main(["perplexity", str(path), str(text), "--tokens", "120", "--context", "64",
                      "--kinds", "F32", "Q8_0", "Q4_0", "--json"]) == 0  # fmt: skip
@@ -124,7 +126,7 @@ def test_probabilities_are_those_of_llama_cpp(smollm, tmp_path):
     plain = tmp_path / "plain.gguf"
     gguf.save(plain, found.metadata, found.tensors,
               {n: "F32" for n, t in found.tensors.items() if len(t.shape) > 1})  # fmt: skip
-    model = llm.load(smollm, context=256)
+    model = llm.load(smollm, context=256, arithmetic="float32")
     text = ("The tide is the rise and fall of the level of the sea, which is caused by the moon "
             "and the sun. In most places there are two high tides a day.")  # fmt: skip
     ids = model.tokenizer.encode(text)
