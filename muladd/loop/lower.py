@@ -17,8 +17,9 @@ from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
 from muladd.loop.dots import dot, factors
 from muladd.loop.interior import interior
 from muladd.loop.kernel import Kernel, Stage
-from muladd.loop.limits import extreme, limits
+from muladd.loop.limits import limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
+from muladd.loop.reach import reach, within
 from muladd.loop.registers import both_masks, identity, lowest, match, register, tree, wide
 from muladd.loop.statements import (
     Array,
@@ -273,6 +274,8 @@ class _Lowering:
         leaves = plan.leaves[axis]
         n = axis.arg.extent
         leaf = next(x for x in leaves if x.loop is loop)
+        if axis in full and (s.name, loop) in plan.inline:
+            return [x for k in range(loop.arg.extent) for x in inside({**values, loop: k}, full)]
         if axis in full:
             start: Dim = 0
             stop: Dim = loop.arg.extent
@@ -286,9 +289,8 @@ class _Lowering:
             if whole != 0:
                 out = [For(loop, start, stop, inside(values, full | {axis}))]
             last = inside({**values, loop: whole}, full)
-            rest = sym.less(0, sym.mod(n, leaf.stride))
-            if axis in self.limits:
-                rest = sym.both(rest, self._reached(s, axis, leaf, whole))
+            rest = sym.both(sym.less(0, sym.mod(n, leaf.stride)),
+                            self._reached(s, axis, leaf, whole))  # fmt: skip
             return out + (last if rest is True else [If(rest, last)] if rest is not False else [])
         before = sym.sum_of(
             sym.mul(values.get(x.loop, x.loop), x.stride) for x in leaves[: leaves.index(leaf)]
@@ -301,8 +303,12 @@ class _Lowering:
     def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
         """The turns of an axis' outermost loop that a stage needs at all."""
         if axis not in self.limits:
-            return 0, stop
-        low, high = self._within(s, axis)
+            found = reach(self.plan, s, axis)
+            if found is None:
+                return 0, stop
+            end = sym.div(sym.add(found[1], leaf.stride - 1), leaf.stride)
+            return sym.div(found[0], leaf.stride), sym.minimum(end, stop)
+        low, high = within(self.plan, s, axis, self.limits[axis])
         per = self.grain // leaf.stride
         start = sym.mul(sym.div(sym.maximum(low, 0), self.grain), per)
         end = sym.mul(sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain), per)
@@ -310,25 +316,12 @@ class _Lowering:
 
     def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim) -> sym.Condition:
         """Whether a stage needs the last turn, the one that overhangs."""
-        _, high = self._within(s, axis)
+        if axis not in self.limits:
+            found = reach(self.plan, s, axis)
+            return True if found is None else sym.less(sym.mul(turn, leaf.stride), found[1])
+        _, high = within(self.plan, s, axis, self.limits[axis])
         parts = sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain)
         return sym.less(sym.mul(turn, leaf.stride), sym.mul(parts, self.grain))
-
-    def _within(self, s: Stage, axis: Node) -> tuple[Dim, Dim]:
-        """The limits of an axis for all points that the loops around a stage have in common."""
-        fixed = set(self.plan.enclosing(s))
-        least: dict[Node, Dim] = {}
-        most: dict[Node, Dim] = {}
-        for a in self.kernel.shared:
-            leaves = self.plan.leaves[a]
-            least[a] = sym.sum_of(sym.mul(x.loop, x.stride) for x in leaves if x.loop in fixed)
-            inner = sym.sum_of(sym.mul(sym.sub(x.extent, 1), x.stride)
-                               for x in leaves if x.loop not in fixed)  # fmt: skip
-            most[a] = sym.add(least[a], inner)
-        limit = self.limits[axis]
-        low = 0 if limit.low is None else extreme(limit.low, least, most, False)
-        high = axis.arg.extent if limit.high is None else extreme(limit.high, least, most, True)
-        return low, high
 
     def _blocked(
         self, s: Stage, loop: Node, rest: list[Node], values: Values, full: frozenset

@@ -50,7 +50,7 @@ def tightened(facts: Facts) -> dict[Node, Dim]:
                 low[loop] = sym.maximum(low.get(loop, 0), bound)
             else:
                 last = high.get(loop, sym.sub(loop.arg.extent, 1))
-                high[loop] = last if sym.is_less(last, bound) else bound
+                high[loop] = last if _lower(last, bound) else bound
     found: dict[Node, Dim] = {}
     for loop in dict.fromkeys([*low, *high]):
         begin, end = low.get(loop, 0), high.get(loop, sym.sub(loop.arg.extent, 1))
@@ -58,6 +58,12 @@ def tightened(facts: Facts) -> dict[Node, Dim]:
             turns = sym.axis(f"{loop.arg.name}~", sym.add(sym.sub(end, begin), 1))
             found[loop] = sym.add(begin, turns)
     return found
+
+
+def _lower(a: Dim, b: Dim) -> bool:
+    """Whether a is the lower of two bounds, or, where that depends, reaches less far."""
+    known = sym.is_less(a, b)
+    return known if known is not None else sym.bounds(a)[1] < sym.bounds(b)[1]
 
 
 def along(loops: dict[Node, Dim], known: Iterable[Poly]) -> dict[Node, Dim]:

@@ -38,6 +38,7 @@ class Plan:
     levels: dict[str, int]  # stage -> how many of `outer` it is inside
     vector: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     unroll: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
+    inline: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
@@ -111,7 +112,8 @@ class Plan:
             return f"{loop.arg.name}<{loop.arg.extent}*t"
         mark = (
             "*v" if (stage, loop) in self.vector else "*u" if (stage, loop) in self.unroll
-            else "*d" if (stage, loop) in self.dotted else ""
+            else "*d" if (stage, loop) in self.dotted
+            else "*i" if (stage, loop) in self.inline else ""
         )
         return (
             f"{loop.arg.name}<{loop.arg.extent if isinstance(loop.arg.extent, int) else '?'}{mark}"

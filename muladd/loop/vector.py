@@ -75,9 +75,17 @@ def at(
 
 def _strays(read: Node, ragged: set[Node]) -> bool:
     """Whether a stage is read at an index made of an axis that overhangs. (Buffers are padded for
-    the axis itself.)"""
-    found = (n for s in read.srcs if s.op is not ops.RANGE for n in toposort((s,)))
-    return bool(ragged) and any(n in ragged for n in found)
+    the axis itself, and for sums of it and others.)"""
+    for s in read.srcs if ragged else ():
+        inside = ragged & {*toposort((s,))}
+        if s in inside or not inside:
+            continue
+        terms = sym.poly(sym.as_dim(s))
+        if any(terms.get((a,)) != 1 for a in inside):
+            return True
+        if any(a in toposort(m) for a in inside for m in terms if m and m != (a,)):
+            return True
+    return False
 
 
 def _one(n: Node, srcs: tuple, axes: dict[Node, Dim], masks: dict, slot: Slots,

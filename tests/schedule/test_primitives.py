@@ -20,9 +20,10 @@ from muladd.codegen import llvm, native
 from muladd.device import Arg, Launch
 from muladd.errors import ScheduleError
 from muladd.ir import Node, const, dtype, make, ops, sym
+from muladd.loop.bounds import prove
 from muladd.loop.kernel import Argument, Kernel, Stage, show
 from muladd.loop.lower import lower
-from muladd.loop.plan import Plan
+from muladd.loop.plan import Plan, plain
 from muladd.schedule import primitives
 from muladd.schedule.primitives import NAMES, apply, loop_named, step
 
@@ -99,6 +100,18 @@ def copied(columns: int = 32, depth: int = 20) -> Kernel:
     arguments = (Argument(0, FLOAT, 12 * depth), Argument(1, FLOAT, depth * columns),
                  Argument(2, FLOAT, 12 * columns, True))  # fmt: skip
     return Kernel((copy, total), (i, j), arguments)
+
+
+def filtered(rows: int = 6, columns: int = 40, taps: int = 5, apart: int = 1) -> Kernel:
+    """out[i, j] = sum over k of a[i, k] * b[apart j + k]."""
+    i, j, k = sym.axis("p0", rows), sym.axis("p1", columns), sym.axis("r0", taps)
+    value = make(ops.MUL, (load(0, sym.add(sym.mul(i, taps), k)),
+                           load(1, sym.add(sym.mul(j, apart), k))))  # fmt: skip
+    stage = Stage("s0", (i, j), value, ops.SUM, (k,), 2, sym.add(sym.mul(i, columns), j))
+    arguments = (Argument(0, FLOAT, rows * taps),
+                 Argument(1, FLOAT, apart * (columns - 1) + taps),
+                 Argument(2, FLOAT, rows * columns, True))  # fmt: skip
+    return Kernel((stage,), (i, j), arguments)
 
 
 def of_bytes(rows: int = 3, columns: int = 16) -> Kernel:
@@ -241,6 +254,15 @@ EXAMPLES = {
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
         "b1:float32[(p1 + (r0 * 48))]) | d0[p0<512, p1<48] float32 = s0[p0, p1]",
     ),
+    "inline": Example(of_bytes, ("split p1 8", "outer p0 p1.0", "vector p1.1"), loop_of("r0"),
+                      "r0<4", "r0<4*i"),
+    "slide": Example(
+        filtered, ("copy s0 right c0",), stage_texts,
+        "c0[p1<40, c0.r0<5] float32 = b1:float32[(c0.r0 + p1)] | "
+        "s0[p0<6, p1<40] float32 += (b0:float32[((p0 * 5) + r0)] * c0[p1, r0])",
+        "c0[c0.p1<44] float32 = b1:float32[c0.p1] | "
+        "s0[p0<6, p1<40] float32 += (b0:float32[((p0 * 5) + r0)] * c0[(p1 + r0)])",
+    ),
     "copy": Example(
         product, (), stage_texts,
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
@@ -324,6 +346,34 @@ def run(plan: Plan, inputs: list[np.ndarray]) -> np.ndarray:
     out = np.empty_like(inputs[-1])
     place.copy_out(buffers[-1], out)
     return out
+
+
+@pytest.mark.parametrize("apart", [1, 2, 3])
+@pytest.mark.parametrize("taps", [4, 5, 7])
+@pytest.mark.parametrize("columns", [1, 40, 53])
+def test_windows_slide_over_what_a_block_of_them_needs(columns, taps, apart):
+    """Windows any number of places apart, their copy made whole, or for each block of them anew,
+    and with places in lanes; the last block overhangs."""
+    kernel = filtered(6, columns, taps, apart)
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    right = run(plain(kernel), inputs)
+    slid = ("copy s0 right c0", "slide c0 p1 c0.r0", "split p1 2 8", "split c0.p1 8")
+    nest = "nest s0 p1.1 r0 p1.2"
+    own = "c0.p1.phase c0.p1.0 c0.p1.1" if apart > 1 else "c0.p1.0 c0.p1.1"
+    for around in (("outer p0 p1.0", "parallel 1", "at c0 1"), ("outer p1.0 p0", "parallel 1"),
+                   ("outer p1.0 p0", "parallel 1", "at c0 1")):  # fmt: skip
+        plan = apply(kernel, (*slid, *around, nest, "vector s0 p1.2", f"nest c0 {own}",
+                              f"layout c0 {own}", "vector c0 c0.p1.1"))  # fmt: skip
+        prove(lower(plan))
+        np.testing.assert_allclose(run(plan, inputs), right, rtol=1e-5, atol=1e-5)
+    assert plan.text().count("c0 at 1")
+
+
+def test_what_does_not_overlap_does_not_slide():
+    plan = apply(filtered(6, 40, 3, 3), ("copy s0 right c0",))
+    with pytest.raises(ScheduleError, match="do not overlap"):
+        step(plan, "slide c0 p1 c0.r0")
 
 
 _BLOCKS = ("copy s0 right c0", "copy s0 left c1", "keep s0 d0", "split p0 5 6", "split p1 2 3 8",

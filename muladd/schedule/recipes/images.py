@@ -5,22 +5,28 @@
         for a tile of channels:
             results[channel', p] += weights[channel', channel, tap] * windows[tap, channel, p]
 
-y and x become one axis p, so that vectors are whole whatever the width of the image. With a stride
-of one, neighbours in p are neighbours in memory at every tap: the copy loads vectors.
+Windows of several taps overlap. Where a tile's stay in the first cache, the copy holds each place
+once, and they slide over it (`windows`). Elsewhere y and x become one axis p if copies stay cheap
+(`merged`), so that vectors are whole whatever the width of the image: with a stride of one,
+neighbours in p are neighbours in memory at every tap, and the copy loads vectors.
 """
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import Node, ops, toposort
+from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size
 from muladd.schedule.primitives import step
-from muladd.schedule.recipes.operands import moves
+from muladd.schedule.recipes.operands import Sides, Tile, moves, tiled
 
 _NARROW = 2  # vectors: rows of fewer leave much of a tile empty
+_TAPS = 8  # of a line of a window, which are written out one after the other
+_FEW = 24  # results of each place in an image, for which a copy of all its windows does not pay
 _AGAIN = 96  # how often a copied element is used, from which on copying lane by lane pays
 
 
@@ -35,7 +41,7 @@ def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
             except ScheduleError:
                 continue
             found = product(new.kernel, new.kernel.stage(p.stage.name))
-            if found is None:
+            if found is None or size(others) < _FEW and _slides(plan.kernel, p, left, b):
                 continue
             whole = next(x for x in new.kernel.shared if x.arg.name == a.arg.name)
             few = _NARROW * machine.lanes(p.stage.accumulator.itemsize)
@@ -43,6 +49,13 @@ def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
             if not apart or extent(b) < few <= extent(whole) and size(others) >= _AGAIN:
                 return merged(new, machine, found)
     return plan, p
+
+
+def _slides(kernel: Kernel, p: Product, left: bool, column: Node) -> bool:
+    """Whether neighbouring windows overlap, a place apart."""
+    operand = p.left if left else p.right
+    return moves(kernel, operand, column) == 1 and any(
+        moves(kernel, operand, r) == 1 and extent(r) > 1 for r in p.stage.reduced)
 
 
 def is_masked(operand: Node) -> bool:
@@ -59,4 +72,85 @@ def taps_first(plan: Plan, copy: str) -> str:
     return " ".join(x.loop.arg.name for a in axes for x in plan.leaves[a])
 
 
-__all__ = ["is_masked", "merged", "taps_first"]
+def windows(
+    plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile
+) -> Plan | None:
+    """The nest for windows which slide over a copy of the image; None where they do not overlap
+    along the columns. c0 is the copy, not yet placed.
+
+        grid batch lines.0                     blocks of lines, for the threads
+          c0[line, channel, phase, place]      what their windows cover
+          for a tile of rows, for lines.1
+            for channel, taps
+              the tile of results in registers
+    """
+    slid: list[Node] = []
+    for a in [x for x in plan.kernel.stage("c0").axes if x in plan.kernel.shared]:
+        for own in plan.kernel.free_axes(plan.kernel.stage("c0")):
+            try:
+                plan = step(plan, f"slide c0 {a.arg.name} {own.arg.name}")
+            except ScheduleError:
+                continue
+            slid.append(a)
+            break
+    if sides.column not in slid or not all(isinstance(a.arg.extent, int) for a in slid):
+        return None
+    I, J = sides.row.arg.name, sides.column.arg.name
+    line = next((a for a in reversed(slid) if a is not sides.column), None)
+    others = [a for a in plan.kernel.shared if a not in (sides.row, sides.column, line)]
+    found = _blocks(plan, machine, sides, t, line, size(others))
+    if found is None:
+        return None
+    lines, panels, parts = found
+    around, within = [a.arg.name for a in others], [f"{I}.1"]
+    if line is not None:
+        Y = line.arg.name
+        plan = step(plan, f"split {Y} {lines}")
+        around, within = [*around, f"{Y}.0"], [*within, f"{Y}.1"]
+    plan = step(plan, f"split {I} {-(-extent(sides.row) // (t.rows * parts))} {t.rows}")
+    plan = step(plan, f"split {J} {panels} {t.vectors} {t.lanes}")
+    around += [f"{J}.0", f"{I}.0"]
+    plan = step(plan, f"outer {' '.join([*around, *within])}")
+    plan = step(plan, f"parallel {len(around)}")
+    plan = tiled(plan, p.stage.name, I, J)
+    taps = plan.kernel.stage(p.stage.name).reduced[-1]
+    if extent(taps) <= _TAPS:
+        plan = step(plan, f"inline {p.stage.name} {taps.arg.name}")
+    plan = step(plan, f"at c0 {len(around)}")
+    plan = step(plan, f"split c0.{J} {t.lanes}")
+    names = [a.arg.name for a in plan.kernel.free_axes(plan.kernel.stage("c0"))]
+    names = sorted((x for x in names if x != f"c0.{J}"), key=lambda x: not x.startswith("c0.p"))
+    order = " ".join([*names, f"c0.{J}.0", f"c0.{J}.1"])
+    plan = step(plan, f"layout c0 {order}")
+    plan = step(plan, f"nest c0 {order}")
+    return step(plan, f"vector c0 c0.{J}.1")
+
+
+def _blocks(
+    plan: Plan, machine: Machine, sides: Sides, t: Tile, line: Node | None, batch: int
+) -> tuple[int, int, int] | None:
+    """Lines of results and panels of columns that share a copy, and how many parts of the rows
+    have one each: copies fill half of the second cache at most, and all threads have work. None
+    where a tile's windows do not stay in the first cache: better are copies that it walks along."""
+    sizes = {a.arg.name: extent(a) for a in plan.kernel.free_axes(plan.kernel.stage("c0"))}
+    width = sizes.pop(f"c0.{sides.column.arg.name}")
+    columns, count, window = extent(sides.column), 1, 1
+    if line is not None:
+        count = extent(line)
+        window = sizes.pop(f"c0.{line.arg.name}") - count + 1
+    place = prod(sizes.values()) * sides.vector.dtype.itemsize  # bytes, of all channels
+    if place * window * min(width, t.columns + _TAPS) > machine.l1:
+        return None
+    room = machine.l2 // 2 // place
+    panels = -(-columns // t.columns)
+    if window * width > room:
+        panels = max(1, min(panels, room // (window * t.columns)))
+    lines = max(1, min(count, room // min(width, panels * t.columns) - window + 1))
+    groups = batch * -(-columns // (panels * t.columns))
+    blocks = max(-(-count // lines), min(count, -(-machine.chunks // groups)))
+    lines = -(-count // blocks)
+    parts = -(-machine.cores // (groups * -(-count // lines)))
+    return lines, panels, min(parts, -(-extent(sides.row) // t.rows))
+
+
+__all__ = ["is_masked", "merged", "taps_first", "windows"]

@@ -187,3 +187,9 @@ def reduced_names(plan: Plan, stage: str) -> str:
 def own_names(plan: Plan, stage: str) -> str:
     s = plan.kernel.stage(stage)
     return " ".join(x.loop.arg.name for a in plan.kernel.free_axes(s) for x in plan.leaves[a])
+
+
+def tiled(plan: Plan, stage: str, I: str, J: str) -> Plan:
+    """A product's own loops: for each panel of columns its sum, and the tile inside."""
+    plan = step(plan, f"nest {stage} {J}.1 {reduced_names(plan, stage)} {I}.2 {J}.2 {J}.3")
+    return step(plan, f"unroll {stage} {I}.2 {J}.2")

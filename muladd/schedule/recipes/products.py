@@ -28,7 +28,7 @@ from muladd.schedule.analysis import Product, extent, operations, product, size,
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
-from muladd.schedule.recipes.images import is_masked, merged, taps_first
+from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
 from muladd.schedule.recipes.operands import (
     MANY_ROWS,
     MOST_TILE_ROWS,
@@ -39,10 +39,10 @@ from muladd.schedule.recipes.operands import (
     moves,
     own_names,
     pack,
-    reduced_names,
     rows_at_once,
     sides_of,
     tile,
+    tiled,
 )
 from muladd.schedule.recipes.rows import along, stream
 
@@ -92,6 +92,10 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     t = tile(machine, p.stage, rows, columns, along_rows and packed_rows, most)
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
+    if packed and not packed_rows:
+        over = windows(plan, machine, p, sides, t)
+        if over is not None:
+            return stream(_finished(over, p.stage.name, sides, ["c0"]), machine)
     if packed_rows:
         plan, packed_rows = pack(plan, p.stage, sides.broadcast, "c1")
     plan = merge_reduced(plan, p.stage.name)
@@ -122,7 +126,7 @@ def _panels(
     names = [a.arg.name for a in batch]
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0", f"{I}.1"]))
     plan = step(plan, f"parallel {len(names) + 2}")
-    plan = _tile(plan, s, I, J)
+    plan = tiled(plan, s, I, J)
     turned = False
     if "c0" in copies:
         plan = step(plan, f"at c0 {len(names) + 2}")
@@ -134,11 +138,20 @@ def _panels(
         plan = step(plan, f"layout c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"nest c1 {own_names(plan, 'c1')} {I}.2")
         plan = step(plan, f"vector c1 {I}.2")
+    plan = _finished(plan, s, sides, copies)
+    if "c0" in copies and not turned:
+        plan = step(plan, f"vector c0 {J}.3")
+    return stream(plan, machine)
+
+
+def _finished(plan: Plan, product_stage: str, sides: Sides, copies: list[str]) -> Plan:
+    """The other stages over the results of a tile of rows, and all by vectors of columns."""
+    I, J = sides.row.arg.name, sides.column.arg.name
     for other in plan.kernel.stages:
-        if other.name in (s, *copies):
+        if other.name in (product_stage, *copies):
             continue
         if product(plan.kernel, other) is not None:
-            plan = _tile(plan, other.name, I, J)
+            plan = tiled(plan, other.name, I, J)
         else:
             own = [x.arg.name for x in plan.nests[other.name]
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
@@ -146,9 +159,9 @@ def _panels(
             if operations(other) <= _LIGHT:  # several at once would fill the registers
                 plan = step(plan, f"unroll {other.name} {J}.2")
     for other in plan.kernel.stages:
-        if other.name != "c1" and not (turned and other.name == "c0"):
+        if other.name not in copies:
             plan = step(plan, f"vector {other.name} {J}.3")
-    return stream(plan, machine)
+    return plan
 
 
 def _packed(plan: Plan, J: str) -> Plan:
@@ -192,9 +205,3 @@ def _counts(
     most = max(machine.cores, rows // _ROWS_OF_A_PACK) if "c0" in copies else rows
     parts = max(1, min(machine.chunks // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
     return panels, -(-rows // (t.rows * parts))
-
-
-def _tile(plan: Plan, stage: str, I: str, J: str) -> Plan:
-    """A product's own loops: for each panel of columns its sum, and the tile inside."""
-    plan = step(plan, f"nest {stage} {J}.1 {reduced_names(plan, stage)} {I}.2 {J}.2 {J}.3")
-    return step(plan, f"unroll {stage} {I}.2 {J}.2")

@@ -1,0 +1,62 @@
+"""How much of an axis is needed inside of the loops that stand around a stage.
+
+A copy of the rows of an image, made anew for each block of rows, holds the rows of that block and
+those that its windows reach over it: from the least to the greatest index at which it is read while
+the loops around stay where they are.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.loop.kernel import Stage
+from muladd.loop.limits import Limits, extreme
+from muladd.loop.plan import Plan
+
+Values = dict[Node, Dim]
+
+
+def reach(plan: Plan, stage: Stage, axis: Node) -> tuple[Dim, Dim] | None:
+    """(first, end) of what is read along an axis of the stage's own; None if that is all of it, or
+    cannot be told."""
+    if axis not in stage.axes or axis in plan.kernel.shared or stage.argument is not None:
+        return None
+    at = stage.axes.index(axis)
+    indices = {r.srcs[at] for s in plan.kernel.stages for r in s.reads()
+               if r.arg[0] == stage.name}  # fmt: skip
+    if len(indices) != 1:
+        return None
+    (index,) = indices
+    axes = [n for n in toposort((index,)) if n.op is ops.RANGE]
+    fixed = {x for x in plan.enclosing(stage)
+             if plan.owner(x) in axes and x.arg.extent != 1}  # fmt: skip
+    if not fixed or not all(n.op in (ops.RANGE, ops.CONST, ops.ADD, ops.MUL, ops.DIV)
+                            for n in toposort((index,))):  # fmt: skip
+        return None
+    least, most = _turns(plan, axes, fixed)
+    first, last = (extreme(sym.as_dim(index), least, most, greatest) for greatest in (False, True))
+    return first, sym.add(last, 1)
+
+
+def within(plan: Plan, stage: Stage, axis: Node, limit: Limits) -> tuple[Dim, Dim]:
+    """The limits of an axis for all points that the loops around a stage have in common."""
+    least, most = _turns(plan, plan.kernel.shared, set(plan.enclosing(stage)))
+    low = 0 if limit.low is None else extreme(limit.low, least, most, False)
+    high = axis.arg.extent if limit.high is None else extreme(limit.high, least, most, True)
+    return low, high
+
+
+def _turns(plan: Plan, axes: Sequence[Node], fixed: set[Node]) -> tuple[Values, Values]:
+    """The least and the greatest value of each axis while the fixed ones of its loops stay."""
+    least: Values = {}
+    most: Values = {}
+    for a in axes:
+        leaves = plan.leaves[a]
+        least[a] = sym.sum_of(sym.mul(x.loop, x.stride) for x in leaves if x.loop in fixed)
+        inner = sym.sum_of(sym.mul(sym.sub(x.extent, 1), x.stride)
+                           for x in leaves if x.loop not in fixed)  # fmt: skip
+        most[a] = sym.add(least[a], inner)
+    return least, most
+
+
+__all__ = ["reach", "within"]

@@ -1,0 +1,28 @@
+"""inline STAGE LOOP...: the turns of a serial loop one after the other, without a loop.
+
+    inline s0 r0     for r0 in 0..4: s += f(r0)  ->  s += f(0); s += f(1); s += f(2); s += f(3)
+
+Unlike `unroll` it gives a reduction no more accumulators, and its terms stay in their order: for
+the few taps of a window, whose places are then known when the code is made.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from muladd.errors import ScheduleError
+from muladd.loop.plan import Plan
+from muladd.schedule.primitives import loop_named, stage_named
+
+_MOST = 16  # turns
+
+
+def apply(plan: Plan, stage: str, *loops: str) -> Plan:
+    s = stage_named(plan, stage)
+    found = {loop_named(plan, x) for x in loops}
+    for x in found:
+        if x not in plan.nests[stage] or plan.unrolls(s, x) or plan.spreads(s, x):
+            raise ScheduleError(f"inline: {x.arg.name} is no serial loop of {stage}")
+        if not isinstance(x.arg.extent, int) or x.arg.extent > _MOST:
+            raise ScheduleError(f"inline: {x.arg.name} has {x.arg.extent} turns, "
+                                f"expected at most {_MOST}")  # fmt: skip
+    return replace(plan, inline=plan.inline | {(stage, x) for x in found})
