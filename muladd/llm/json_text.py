@@ -253,6 +253,8 @@ class JSONText:
     ) -> Expression:
         """An array: items of their own at its beginning, then others, `least` to `most` in all."""
         make = self.make
+        if most is not None and least > most:
+            return make.never
         comma = make.sequence(make.literal(","), self.space)
         first = list(first if most is None else first[:most]) or [rest]
         known = len(first)  # after these, all are alike

@@ -42,6 +42,20 @@ _NOTES = {  # which ask for nothing
 _WHOLE = {"$ref", "type", "enum", "const", "anyOf", "oneOf", "allOf"}
 _KNOWN = _WHOLE.union(*_KEYWORDS.values())
 
+_SCHEMA, _LIST, _NUMBER = (dict, bool), (list,), (int, float)
+_FORMS: dict[str, tuple[tuple[type, ...], str]] = {  # what keywords hold
+    **dict.fromkeys(("additionalProperties", "unevaluatedProperties"), (_SCHEMA, "a schema")),
+    **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf", "enum"), (_LIST, "a list")),
+    **dict.fromkeys(("pattern", "format", "$ref"), ((str,), "text")),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+                    (_NUMBER, "a number")),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties",
+                     "maxProperties"), (_NUMBER, "a whole number from 0 on")),
+    "properties": ((dict,), "an object of schemas"), "required": (_LIST, "a list of names"),
+    "items": ((dict, bool, list), "a schema"), "uniqueItems": ((bool,), "true or false"),
+    "type": ((str, list), ", ".join(_TYPES)),
+}  # fmt: skip
+
 _DAY = r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)" \
        r"|02-(0[1-9]|1[0-9]|2[0-8])))"  # fmt: skip
 _YEAR = _DAY.replace("[0-9]{4}", "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])", 1)
@@ -116,6 +130,15 @@ class _Reader:
         for word in schema:
             if word not in _KNOWN and word not in _NOTES and not str(word).startswith("x-"):
                 fail(where, f"{word!r:.40} is not supported; expected {', '.join(sorted(_KNOWN))}")
+            if word in _FORMS:
+                kinds, expected = _FORMS[word]
+                value = schema[word]
+                if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
+                    fail(where, f"{word} is {value!r:.40}; expected {expected}")
+        for word in ("required", "type"):
+            for name in schema[word] if isinstance(schema.get(word), list) else ():
+                if not isinstance(name, str):
+                    fail(where, f"{word} has {name!r:.40}; expected {_FORMS[word][1]}")
 
     def _value(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         asked = {word: v for word, v in schema.items() if word in _KNOWN}
@@ -171,10 +194,13 @@ class _Reader:
             if not depth:
                 return self.make.never
             return self.make.later((name, depth), lambda: self.value(target, name, depth - 1))
-        if not depth:
-            self.unread.append((self.merged(target, asked, where), where))
-            return self.make.never
         whole = self.merged(target, asked, where)
+        known = json.dumps(whole, sort_keys=True, default=repr)
+        if known not in self.seen:
+            self.unread.append((whole, where))
+        self.seen.add(known)
+        if not depth:
+            return self.make.never
         return self.make.later((name, where, id(whole)),
                                lambda: self.value(whole, where, depth - 1))  # fmt: skip
 
