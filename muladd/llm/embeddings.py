@@ -79,10 +79,20 @@ class EmbeddingModel:
         vectors = np.empty((len(ids), self.width), np.float32)
         for shape, rows in _batches([len(some) for some in ids], self.length):
             batch = _Batch(shape, rows, ids, self.pooling)
-            with no_grad():
-                found = self._run(*(Tensor(a) for a in batch.arrays)).numpy()
-            vectors[batch.members] = found[: len(batch.members)]
+            vectors[batch.members] = self._vectors_of(batch)[: len(batch.members)]
         return Embedded(vectors, sum(map(len, ids)))
+
+    def warm(self) -> None:
+        """Make the programs that most texts need, which otherwise are made as texts come."""
+        room = min(128, self.length)
+        for shape in ((1, min(_SMALLEST, room)), *((rows, room) for rows in _SHAPES[128])):
+            batch = _Batch(shape, [], [], self.pooling)
+            for _ in range(2):
+                self._vectors_of(batch)
+
+    def _vectors_of(self, batch: _Batch) -> np.ndarray:
+        with no_grad():
+            return self._run(*(Tensor(a) for a in batch.arrays)).numpy()
 
     def _ids(self, text: Any, i: int, cut: bool) -> list[int]:
         if not isinstance(text, str):

@@ -150,7 +150,7 @@ def test_gradients_of_all_weights_equal_those_of_transformers(name, tmp_path):
     most = max(np.abs(g).max() for g in found.values())
     for n, gradient in found.items():
         ours = training.parameters[n].grad.numpy()
-        scale = max(np.abs(gradient).max(), most * 1e-4)  # that of gpt2's key biases is 0
+        scale = max(np.abs(gradient).max(), most * 1e-2)  # that of gpt2's key biases is 0
         np.testing.assert_allclose(ours / scale, gradient / scale, atol=2e-5, err_msg=n)
 
 

@@ -78,15 +78,20 @@ class App:
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        names = (self.service.name, *self.service.embedders)
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in names]})
 
     async def _one_model(self, request: Request) -> Response:
-        self.service.check_model(request.path_params["name"])
-        return JSONResponse(self._model())
+        name = request.path_params["name"]
+        if name not in self.service.embedders:
+            self.service.check_model(name)
+        return JSONResponse(self._model(name))
 
-    def _model(self) -> dict[str, Any]:
-        return {"id": self.service.name, "object": "model", "created": self.since,
-                "owned_by": "muladd", "context_length": self.service.context}  # fmt: skip
+    def _model(self, name: str) -> dict[str, Any]:
+        embedder = self.service.embedders.get(name)
+        context = self.service.context if embedder is None else embedder.length
+        return {"id": name, "object": "model", "created": self.since,
+                "owned_by": "muladd", "context_length": context}  # fmt: skip
 
     async def _chat(self, body: Any) -> Any:
         asked = api.chat(body)

@@ -14,6 +14,8 @@ from typing import Any
 
 from muladd import config
 from muladd.errors import ArgumentError
+from muladd.llm.embeddings import EmbeddingModel
+from muladd.llm.embeddings import load as load_embeddings
 from muladd.llm.extras import wanted
 from muladd.llm.generate import load
 from muladd.llm.serve.engine import SIZES, Engine
@@ -38,11 +40,16 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
     began = time.perf_counter()
-    model = load(given.model, context=given.context)
+    model = load(given.model, context=given.context, adapter=given.adapter)
+    embedders: dict[str, EmbeddingModel] = {}
+    if given.embeddings is not None:
+        called = given.embeddings_name or Path(given.embeddings).resolve().name
+        embedders[called] = load_embeddings(given.embeddings)
+        embedders[called].warm()
     engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
                     cache=given.cache)  # fmt: skip
     name = given.name or Path(given.model).name.removesuffix(".gguf")
-    service = Service(engine, name, given.timeout)
+    service = Service(engine, name, given.timeout, embedders)
     app = App(service, key=key, most=given.max_body)
     print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,
           flush=True)  # fmt: skip
@@ -123,6 +130,10 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     )  # fmt: skip
     add = parser.add_argument
     add("model", help="a GGUF file, or a folder with config.json")
+    add("--adapter", default=None, metavar="DIR", help="a folder that muladd finetune wrote")
+    add("--embeddings", default=None, metavar="DIR", help="the folder of a sentence-embedding "
+        "model, which /v1/embeddings gives too")  # fmt: skip
+    add("--embeddings-name", default=None, help="its name for clients (default: the folder's)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s: this machine "
         "only; 0.0.0.0: every network, then set a key)")  # fmt: skip
     add("--port", type=int, default=8080, help="default: %(default)s; 0: any that is free")

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import anyio
 import anyio.to_thread
 
 from muladd.errors import ArgumentError, MuladdError
 from muladd.llm.constrain import json_constraint
+from muladd.llm.embeddings import EmbeddingModel
 from muladd.llm.serve import answers, api, tools
 from muladd.llm.serve.api import ApiError
 from muladd.llm.serve.engine import Busy, Engine, Event, Job, Late
@@ -20,23 +22,32 @@ from muladd.llm.writing import Options, Piece
 
 class Service:
     """Answers requests with one model, which is called `name`; none takes longer than `timeout`
-    seconds."""
+    seconds. `embedders` are models of sentence embeddings by their names."""
 
-    def __init__(self, engine: Engine, name: str, timeout: float = 600.0) -> None:
+    def __init__(
+        self, engine: Engine, name: str, timeout: float = 600.0,
+        embedders: Mapping[str, EmbeddingModel] | None = None,
+    ) -> None:  # fmt: skip
         tokenizer = engine.model.tokenizer
         if tokenizer is None:
             raise ArgumentError(f"serve: {name} came without a tokenizer, and clients send text")
         self.engine, self.name, self.timeout = engine, name, timeout
         self.tokenizer: Tokenizer = tokenizer
         self.context = engine.model.context
+        self.embedders = dict(embedders or {})
+        self._one_at_a_time = anyio.CapacityLimiter(1)
         self._longest = max(len(tokenizer.piece(i)) for i in range(len(tokenizer)))
 
     # --- requests to jobs ------------------------------------------------------------------------
 
     def check_model(self, name: str) -> None:
         """Raises ApiError for a model that is not here."""
+        if name in self.embedders:
+            raise ApiError(f"the model {name!r} gives embeddings only; {self.name!r} gives texts",
+                           param="model")  # fmt: skip
         if name != self.name:
-            raise ApiError(f"the model {name!r} does not exist; there is {self.name!r}",
+            there = " and ".join(map(repr, (self.name, *self.embedders)))
+            raise ApiError(f"the model {name!r} does not exist; there is {there}",
                            status=404, param="model", code="model_not_found")  # fmt: skip
 
     def ids(self, text: str | list[int], param: str, room: int = 1) -> list[int]:
@@ -136,7 +147,11 @@ class Service:
             yield {**answer.body([]), **answer.usage()}
 
     async def embedding(self, asked: api.EmbeddingAsked) -> Any:
-        """The answer of /v1/embeddings: means of what the last layer gives, of length 1."""
+        """The answer of /v1/embeddings: vectors of a model of its own, or means of what the last
+        layer gives, of length 1."""
+        if asked.model in self.embedders:
+            read = partial(self._embedded, self.embedders[asked.model], asked)
+            return await anyio.to_thread.run_sync(read, limiter=self._one_at_a_time)
         self.check_model(asked.model)
         texts = [await anyio.to_thread.run_sync(self.ids, t, "input", 0) for t in asked.inputs]
         found: list[Any] = [None] * len(texts)
@@ -144,6 +159,15 @@ class Service:
             async for i, vector in events:
                 found[i] = vector
         return answers.vectors(self.name, found, sum(map(len, texts)), asked.base64)
+
+    def _embedded(self, model: EmbeddingModel, asked: api.EmbeddingAsked) -> Any:
+        if any(not isinstance(text, str) for text in asked.inputs):
+            raise ApiError(f"input holds ids; {asked.model!r} takes text", param="input")
+        try:
+            found = model.read([str(text) for text in asked.inputs], cut=False)
+        except ArgumentError as error:
+            raise ApiError(str(error), param="input", code="context_length_exceeded") from None
+        return answers.vectors(asked.model, list(found.vectors), found.tokens, asked.base64)
 
 
 class Events:

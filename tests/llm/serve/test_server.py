@@ -18,9 +18,10 @@ WEATHER = {"type": "function", "function": {
 
 
 @pytest.fixture(scope="module")
-def server(smollm):
+def server(smollm, minilm):
     with serving(smollm, "--slots", "4", "--context", "512", "--name", "smol",
-                 "--max-body", str(1 << 20)) as found:  # fmt: skip
+                 "--max-body", str(1 << 20), "--embeddings", str(minilm),
+                 "--embeddings-name", "minilm") as found:  # fmt: skip
         yield found
 
 
@@ -31,7 +32,7 @@ def client(server):
 
 
 def test_chats(client):
-    assert [m.id for m in client.models.list()] == ["smol"]
+    assert [m.id for m in client.models.list()] == ["smol", "minilm"]
     assert client.models.retrieve("smol").id == "smol"
     given = {"model": "smol", "messages": ASK, "max_tokens": 24, "temperature": 0}
     whole = client.chat.completions.create(**given, logprobs=True, top_logprobs=3)
@@ -97,6 +98,29 @@ def test_embeddings(client):
     assert max(abs(x - y) for x, y in zip(a, same.data[0].embedding)) < 1e-4
     assert sum(map(float.__mul__, a, b)) > sum(map(float.__mul__, a, c))
     assert one.usage.prompt_tokens == one.usage.total_tokens > 3
+
+
+def test_embeddings_of_a_model_of_their_own(client, minilm):
+    """While answers are written, too."""
+    from muladd.llm import embeddings
+
+    stream = client.chat.completions.create(model="smol", messages=ASK, max_tokens=60, stream=True)
+    assert next(iter(stream)).choices
+    texts = ["a cat", " ", "tax law of 1971", "word " * 100]
+    found = client.embeddings.create(model="minilm", input=texts)
+    said = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+    assert "4" in said and found.model == "minilm"
+    wanted = embeddings.load(minilm).read(texts)
+    assert found.usage.prompt_tokens == wanted.tokens
+    for ours, one in zip(wanted.vectors.tolist(), found.data):
+        assert max(abs(x - y) for x, y in zip(ours, one.embedding)) < 1e-5
+    for wrong, words in (([1, 2], "takes text"), ("word " * 300, "302 tokens")):
+        with pytest.raises(openai.BadRequestError, match=words):
+            client.embeddings.create(model="minilm", input=wrong)
+    with pytest.raises(openai.BadRequestError, match="gives embeddings only"):
+        client.chat.completions.create(model="minilm", messages=ASK)
+    with pytest.raises(openai.NotFoundError, match="there is 'smol' and 'minilm'"):
+        client.embeddings.create(model="other", input="a")
 
 
 def test_tools_and_schemas(client):
