@@ -454,7 +454,8 @@ class _Reader:
             fail(where, f"{word} is {value!r:.40}; expected a number")
         if isinstance(value, int) and value.bit_length() > 3 * _BOUND_DIGITS:
             fail(where, f"{word} has more than {_BOUND_DIGITS} digits")
-        found = Decimal(repr(value))
+        whole = isinstance(value, float) and value.is_integer()  # exactly: 1e300 is not 10**300
+        found = Decimal(int(value)) if whole else Decimal(repr(value))
         if -int(found.normalize().as_tuple().exponent) > 30:
             fail(where, f"{word} is {value!r:.40}; expected at most 30 places after the point")
         return found

@@ -93,6 +93,7 @@ TABLE = {
     "negative": {"type": "integer", "exclusiveMinimum": -120, "exclusiveMaximum": -7},
     "around zero": {"type": "integer", "minimum": -3, "maximum": 12},
     "large": {"type": "integer", "minimum": 10**20},
+    "above a double": {"type": "integer", "exclusiveMinimum": 1e30, "maximum": 1e31},
     "below": {"type": "integer", "maximum": -(10**16)},
     "sevens": {"type": "integer", "minimum": 20, "maximum": 3000, "multipleOf": 7},
     "number": {"type": "number"},
