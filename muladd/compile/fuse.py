@@ -199,7 +199,8 @@ def _worth(
         any(d.is_window for d in p.drafts) or _kept(p, c, points, home)
     ):
         return False
-    if c.points() > points and any(d.by_bytes for d in c.drafts):
+    products = [c] if len(p.drafts) == 1 else [p, c]  # blocks' sums alone wait to be scaled
+    if any(g.points() > points and any(d.by_bytes for d in g.drafts) for g in products):
         return False  # bytes are multiplied as they lie: rows and columns both are shared axes
     if c.points() > points and any(d.reuses for d in c.drafts) and _is_light(p, c):
         return False  # a product keeps its axes rather than compute a few numbers on the way

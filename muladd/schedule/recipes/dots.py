@@ -32,6 +32,7 @@ from muladd.schedule.recipes.rows import stream
 
 _SUMS = 8  # accumulators of a tile: with operands and scales they fill 16 registers
 _AHEAD = 4096  # bytes of a panel that are on their way before they are wanted
+_FEW = 32  # rows up to which a product waits for its weights rather than for multipliers
 _MOST_TERMS = 16  # instructions of a chain
 
 
@@ -84,7 +85,7 @@ def _tiles(plan: Plan, machine: Machine, found: list[Stage], column: Node) -> Pl
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", *inner]))
     plan = step(plan, f"parallel {len(names) + 1}")
     for s in kernel.stages:
-        plan = _nest(plan, s, s in found, tile, f"{J}.3", row is None or extent(row) <= down)
+        plan = _nest(plan, s, s in found, tile, f"{J}.3", row is None or extent(row) <= _FEW)
     for s in kernel.stages:
         plan = step(plan, f"vector {s.name} {J}.3")
     return stream(plan, machine)
