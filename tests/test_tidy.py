@@ -98,6 +98,19 @@ def test_files_stay_readable(name):
     assert not wide, f"lines over {MOST_COLUMNS} columns: {wide}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_function_inside_of_another_calls_itself(name):
+    """Its own cell would keep it, and with it all tensors it closes over, until the collector
+    runs: give such a function what it needs, and put it outside."""
+    functions = [n for n in ast.walk(ast.parse((ROOT / name).read_text()))
+                 if isinstance(n, ast.FunctionDef)]  # fmt: skip
+    inside = [n for f in functions for n in ast.walk(f)
+              if isinstance(n, ast.FunctionDef) and n is not f]  # fmt: skip
+    circles = {n.name for n in inside for m in ast.walk(n)
+               if isinstance(m, ast.Name) and m.id == n.name}  # fmt: skip
+    assert not circles, f"functions that refer to themselves: {circles}"
+
+
 # --- whose arithmetic runs ----------------------------------------------------------------------
 
 # The interpreter is NumPy on purpose; a benchmark's peers are other people's code.

@@ -39,7 +39,16 @@ def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     for n in cut.order:
         if n.op in OPAQUE:
             kept.update(n.srcs)
-    return [assemble(g, drafts, kept, layouts, exact) for g in groups]
+    calls = [assemble(g, drafts, kept, layouts, exact) for g in groups]
+    _freed({*groups, *(n for g in groups for n in g.before | g.after)})
+    return calls
+
+
+def _freed(groups: Iterable[Group]) -> None:
+    """Groups that refer to each other would stay, with all they refer to."""
+    for g in groups:
+        g.before.clear()
+        g.after.clear()
 
 
 # --- merging -------------------------------------------------------------------------------------
@@ -89,6 +98,7 @@ def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft])
     for other in merged.after:
         other.before -= {p, c}
         other.before.add(merged)
+    _freed((p, c))
 
 
 def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft, Node]] | None:

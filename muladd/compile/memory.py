@@ -21,10 +21,14 @@ _ALIGN = 64
 
 def lifetimes(actions: list[Action]) -> dict[Array, tuple[int, int]]:
     """(first, last) action of each temporary array."""
-    from muladd.compile.program import Loop, Run
-
     spans: dict[Array, tuple[int, int]] = {}
-    clock = 0
+    _lived(actions, 0, spans)
+    return spans
+
+
+def _lived(actions: list[Action], clock: int, spans: dict[Array, tuple[int, int]]) -> int:
+    """What these actions add to lifetimes, the first at this time; gives the time after them."""
+    from muladd.compile.program import Loop, Run
 
     def touch(array: Array, at: int) -> None:
         array = array.root()
@@ -32,23 +36,18 @@ def lifetimes(actions: list[Action]) -> dict[Array, tuple[int, int]]:
             low, high = spans.get(array, (at, at))
             spans[array] = (min(low, at), max(high, at))
 
-    def visit(body: list[Action]) -> None:
-        nonlocal clock
-        for a in body:
-            if isinstance(a, Loop):
-                start, outside = clock, set(spans)
-                visit(a.body)
-                for array in _crossing(a, outside):
-                    touch(array, start)
-                    touch(array, clock)
-                clock += 1
-                continue
+    for a in actions:
+        if isinstance(a, Loop):
+            start, outside = clock, set(spans)
+            clock = _lived(a.body, clock, spans)
+            for array in _crossing(a, outside):
+                touch(array, start)
+                touch(array, clock)
+        else:
             for use in a.uses if isinstance(a, Run) else (a.to, a.source):
                 touch(use.array, clock)
-            clock += 1
-
-    visit(actions)
-    return spans
+        clock += 1
+    return clock
 
 
 def _crossing(loop, outside: set) -> set:  # type: ignore[no-untyped-def, type-arg]

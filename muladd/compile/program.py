@@ -6,7 +6,7 @@ table with plain numbers (offsets, grids, counts), and that table is kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,28 +168,33 @@ class Program:
             d = use.array.dtype.itemsize
             return Arg(slot, offset, tuple((depth, number(s) * d) for depth, s in use.steps))
 
-        def steps(actions: list[Action]) -> tuple[Step, ...]:
-            out: list[Step] = []
-            for a in actions:
-                if isinstance(a, Run):
-                    launch = a.kernel.launch(tuple(map(arg, a.uses)), number)
-                    if launch.grid != 0:
-                        out.append(launch)
-                        launched.append(a.kernel)
-                elif isinstance(a, Move):
-                    launched.append(None)
-                    out.append(Copy(arg(a.to), arg(a.source), number(a.size) * a.itemsize))
-                else:
-                    out.append(Repeat(number(a.count), steps(a.body), a.reverse))
-            return tuple(out)
-
         launched: list[CompiledKernel | None] = []
-        table = steps(self.actions)
+        table = _steps(self.actions, arg, number, launched)
         scratch = max((k.scratch for k in self.kernels()), default=0)
         executable = self.device.program(table, own + 1, scratch, len(self.variables))
         sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
         executable.timing = report.wanted()
         return Bound(executable, sizes, max(arena, 64), table, tuple(launched))
+
+
+def _steps(
+    actions: list[Action], arg: Callable[[Use], Arg], number: Callable[[Dim], int],
+    launched: list[CompiledKernel | None],
+) -> tuple[Step, ...]:  # fmt: skip
+    """Actions as a device takes them; the kernel of each launch is added to `launched`."""
+    out: list[Step] = []
+    for a in actions:
+        if isinstance(a, Run):
+            launch = a.kernel.launch(tuple(map(arg, a.uses)), number)
+            if launch.grid != 0:
+                out.append(launch)
+                launched.append(a.kernel)
+        elif isinstance(a, Move):
+            launched.append(None)
+            out.append(Copy(arg(a.to), arg(a.source), number(a.size) * a.itemsize))
+        else:
+            out.append(Repeat(number(a.count), _steps(a.body, arg, number, launched), a.reverse))
+    return tuple(out)
 
 
 __all__ = ["Action", "Array", "Bound", "Buffer", "Loop", "Move", "Program", "Run", "Use", "walk"]

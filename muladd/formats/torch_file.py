@@ -73,20 +73,20 @@ def open_file(path: PathLike) -> Any:
 
 def load(path: PathLike, device: str | None = None) -> Any:
     """What was saved, with Tensors in it; tied tensors are one. Raises FormatError as open_file."""
-    made: dict[int, Tensor] = {}
+    return _tensors(open_file(path), device, {})
 
-    def exchange(value: Any) -> Any:
-        if isinstance(value, StoredArray):
-            if id(value) not in made:
-                made[id(value)] = value.tensor(device)
-            return made[id(value)]
-        if isinstance(value, dict):
-            return type(value)((key, exchange(item)) for key, item in value.items())
-        if isinstance(value, list | tuple):
-            return type(value)(map(exchange, value))
-        return value
 
-    return exchange(open_file(path))
+def _tensors(value: Any, device: str | None, made: dict[int, Tensor]) -> Any:
+    """The value with tensors for stored arrays, one for each."""
+    if isinstance(value, StoredArray):
+        if id(value) not in made:
+            made[id(value)] = value.tensor(device)
+        return made[id(value)]
+    if isinstance(value, dict):
+        return type(value)((key, _tensors(item, device, made)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)([_tensors(item, device, made) for item in value])
+    return value
 
 
 # --- tensors -----------------------------------------------------------------------------------

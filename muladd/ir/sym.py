@@ -69,7 +69,7 @@ def poly(x: Dim) -> Poly:
     elif x.op is ops.MUL:
         result = times(poly(x.srcs[0]), poly(x.srcs[1]))
     else:
-        result = {(x,): 1}
+        return {(x,): 1}  # not remembered: x would keep itself
     memo_of(x)["poly"] = result
     return result
 

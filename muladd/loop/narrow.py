@@ -70,19 +70,19 @@ def along(loops: dict[Node, Dim], known: Iterable[Poly]) -> dict[Node, Dim]:
     """These changes, and those of loops that run as far as a changed one says."""
     found = dict(loops)
     seen: set[Node] = set()
-
-    def visit(p: Poly) -> None:
-        for n in toposort(tuple(atoms(p))):
-            if n.op is ops.RANGE and n not in seen and not isinstance(n.arg.extent, int):
-                seen.add(n)
-                visit(sym.poly(n.arg.extent))
-                extent = sym.replace(n.arg.extent, found)
-                if n not in found and extent is not n.arg.extent:
-                    found[n] = sym.axis(n.arg.name, extent)
-
     for p in known:
-        visit(p)
+        _along(p, found, seen)
     return found
+
+
+def _along(p: Poly, found: dict[Node, Dim], seen: set[Node]) -> None:
+    for n in toposort(tuple(atoms(p))):
+        if n.op is ops.RANGE and n not in seen and not isinstance(n.arg.extent, int):
+            seen.add(n)
+            _along(sym.poly(n.arg.extent), found, seen)
+            extent = sym.replace(n.arg.extent, found)
+            if n not in found and extent is not n.arg.extent:
+                found[n] = sym.axis(n.arg.name, extent)
 
 
 def sizes(known: tuple[Poly, ...]) -> list[dict[Node, Dim]]:

@@ -167,18 +167,18 @@ class Identity:
 def take_apart(value: Any) -> tuple[Any, list[Any]]:
     """(pattern, tensors) of a value: equal patterns hold tensors of equal kinds in equal places."""
     tensors: list[Any] = []
+    return _pattern(value, tensors), tensors
 
-    def walk(x: Any) -> Any:
-        if isinstance(x, Handle):
-            tensors.append(x)
-            return (Handle, x.shape, x.dtype, x.device, x._leaf)
-        if isinstance(x, list | tuple):
-            return (type(x), tuple(map(walk, x)))
-        if type(x) is dict:
-            return (dict, tuple(x), tuple(map(walk, x.values())))
-        return simple_key(x) if isinstance(x, SIMPLE) else Identity(x)
 
-    return walk(value), tensors
+def _pattern(x: Any, tensors: list[Any]) -> Any:
+    if isinstance(x, Handle):
+        tensors.append(x)
+        return (Handle, x.shape, x.dtype, x.device, x._leaf)
+    if isinstance(x, list | tuple):
+        return (type(x), tuple([_pattern(v, tensors) for v in x]))
+    if type(x) is dict:
+        return (dict, tuple(x), tuple([_pattern(v, tensors) for v in x.values()]))
+    return simple_key(x) if isinstance(x, SIMPLE) else Identity(x)
 
 
 def put_together(value: Any, tensors: Iterator[Any]) -> Any:

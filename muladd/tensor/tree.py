@@ -63,28 +63,29 @@ def _children(x: Any) -> tuple[tuple, list[Any]] | None:
 def flatten(tree: Any) -> tuple[list[Any], Structure]:
     """(the distinct tensors in order, the structure). A tensor that occurs twice is one leaf."""
     leaves: list[Any] = []
-    numbers: dict[int, int] = {}
-
-    def walk(x: Any) -> Structure:
-        if isinstance(x, Handle):
-            if id(x) not in numbers:
-                numbers[id(x)] = len(leaves)
-                leaves.append(x)
-            return Leaf(numbers[id(x)])
-        found = _children(x)
-        if found is None:
-            return Static(x)
-        keys, children = found
-        plain = isinstance(x, dict | list | tuple)
-        return Branch(type(x), keys, tuple(walk(c) for c in children), None if plain else x)
-
     try:
-        return leaves, walk(tree)
+        return leaves, _structure(tree, leaves, {})
     except RecursionError:
         raise ShapeError(
             "flatten: a tree of tensors holds itself, or is nested a thousand deep; take out "
             "the way back (a child's reference to its parent, say)"
         ) from None
+
+
+def _structure(x: Any, leaves: list[Any], numbers: dict[int, int]) -> Structure:
+    """The structure of x; its tensors are added to the leaves, and numbered by identity."""
+    if isinstance(x, Handle):
+        if id(x) not in numbers:
+            numbers[id(x)] = len(leaves)
+            leaves.append(x)
+        return Leaf(numbers[id(x)])
+    found = _children(x)
+    if found is None:
+        return Static(x)
+    keys, children = found
+    plain = isinstance(x, dict | list | tuple)
+    inside = tuple([_structure(c, leaves, numbers) for c in children])
+    return Branch(type(x), keys, inside, None if plain else x)
 
 
 def unflatten(structure: Structure, leaves: Sequence[Any]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -171,3 +173,22 @@ def test_several_tensors_are_looked_at_each_time():
     first, second = f(a, b), f(b, a)  # a result stays what it was
     np.testing.assert_array_equal(first.numpy(), a.numpy() * 2 + b.numpy())
     np.testing.assert_array_equal(second.numpy(), b.numpy() * 2 + a.numpy())
+
+
+def test_a_call_keeps_nothing_alive():
+    """What a call was given goes with its last reference, not when the collector runs next."""
+    @jit
+    def f(x, more):
+        return {"sum": x + more["y"]}
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(4):
+            x, y = Tensor(np.ones(3, np.float32)), Tensor(np.ones(3, np.float32))
+            result = f(x, {"y": y})
+            watched = [weakref.ref(t) for t in (x, y, result["sum"])]
+            del x, y, result
+            assert [w() for w in watched] == [None] * 3
+    finally:
+        gc.enable()

@@ -16,21 +16,21 @@ _TURNS = 7
 
 def again(program: Program) -> Program:
     """The program with its kernels as they are compiled now."""
+    return Program(program.device, _again(program.actions, program), program.inputs,
+                   program.outputs, program.variables)  # fmt: skip
 
-    def actions(given: list[Action]) -> list[Action]:
-        out: list[Action] = []
-        for a in given:
-            if isinstance(a, Run):
-                kernel = compile_kernel(a.kernel.kernel, program.device, program.variables)
-                out.append(Run(kernel, a.uses))
-            elif isinstance(a, Loop):
-                out.append(Loop(a.count, actions(a.body), a.reverse))
-            else:
-                out.append(a)
-        return out
 
-    return Program(program.device, actions(program.actions), program.inputs, program.outputs,
-                   program.variables)  # fmt: skip
+def _again(actions: list[Action], program: Program) -> list[Action]:
+    out: list[Action] = []
+    for a in actions:
+        if isinstance(a, Run):
+            kernel = compile_kernel(a.kernel.kernel, program.device, program.variables)
+            out.append(Run(kernel, a.uses))
+        elif isinstance(a, Loop):
+            out.append(Loop(a.count, _again(a.body, program), a.reverse))
+        else:
+            out.append(a)
+    return out
 
 
 def ratio(new: Program, old: Program) -> float:
