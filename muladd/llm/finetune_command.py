@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 from muladd.llm import merge as merging
 from muladd.llm.adapters import LoRA
 from muladd.llm.dataset import LONG
-from muladd.llm.finetune import Progress, Settings, run
+from muladd.llm.finetune import STATE, Progress, Settings, run
 from muladd.options import positive
 
 DATA = """\
@@ -65,7 +66,12 @@ def main(arguments: Sequence[str]) -> int:
     output = given.output or ("trained" if given.full else "adapter")
     out = sys.stderr if given.json else sys.stdout
     print(f"reading {given.model} and {given.data}; the first step compiles", file=out, flush=True)
-    found = run(given.model, given.data, output, settings, resume=given.resume, report=Bar(out))
+    try:
+        found = run(given.model, given.data, output, settings, resume=given.resume, report=Bar(out))
+    except KeyboardInterrupt:
+        if (Path(output) / STATE).exists():
+            print(f"\nwhat was learnt is in {output}; --resume goes on from there", file=out)
+        raise
     before, after = found["validation_before"], found["validation_after"]
     checked = "" if before is None else f"; validation loss {before:.3f} before, {after:.3f} after"
     print(f"{found['trained']:,} weights trained on {found['learnt_tokens']:,} tokens in "

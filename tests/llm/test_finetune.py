@@ -387,7 +387,7 @@ def test_misuse_says_what_to_do(given, words, talker, tmp_path):
         finetune.run(talker, sentences(tmp_path / "d.jsonl"), tmp_path / "a", settings)
 
 
-def test_the_commands(talker, tmp_path, capsys):
+def test_the_commands(talker, tmp_path, capsys, monkeypatch):
     data, out = sentences(tmp_path / "d.jsonl"), tmp_path / "adapter"
     given = ["finetune", str(talker), str(data), "--lora", "2", "--length", "32", "--steps", "2",
              "--accumulate", "1", "--output", str(out)]  # fmt: skip
@@ -404,6 +404,19 @@ def test_the_commands(talker, tmp_path, capsys):
     assert cli.main([*given, "--targets", "none"]) == 1
     assert cli.main(["finetune", str(talker), str(tmp_path / "no.jsonl")]) == 1
     assert "is the model itself" in capsys.readouterr().err
+
+    def interrupted(self, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return plain(self, number)
+
+    plain = finetune._Run._one
+    monkeypatch.setattr(finetune._Run, "_one", interrupted)
+    assert cli.main(given) == 1
+    assert "--resume goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert cli.main([*given, "--resume"]) == 0
+    assert "step 2/2" in capsys.readouterr().out and not (out / STATE).exists()
 
 
 # --- the real model ------------------------------------------------------------------------------
