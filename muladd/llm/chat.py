@@ -6,11 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from muladd.errors import MuladdError
+from muladd.formats.checkpoint import read_json
+from muladd.llm.constrain import json_constraint
 from muladd.llm.generate import CACHES, LanguageModel, load
 from muladd.llm.sampling import Sampling
+from muladd.llm.speculate import ahead
 
 HELP = """\
   /clear      forget the conversation
@@ -102,6 +106,9 @@ def main(arguments: Sequence[str]) -> int:
         options["max_tokens"] = given.max_tokens
     if given.draft is not None:
         options["draft"] = "ngram" if given.draft == "ngram" else load(given.draft)
+        ahead(model, options["draft"], None)  # another vocabulary fails now
+    if given.schema is not None:
+        options["constraint"] = json_constraint(model.tokens(), read_json(Path(given.schema)))
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
     code = talk.run()
     if given.json:
@@ -123,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="muladd chat", description="Talk to a language model in the terminal.",
         epilog="examples:\n  muladd chat model.gguf\n  muladd chat model.gguf --temperature 0.8\n"
-        "  echo 'What is gravity?' | muladd chat model.gguf --json",
+        "  echo 'What is gravity?' | muladd chat model.gguf --json\n"
+        "  muladd chat model.gguf --schema person.json --draft ngram",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("model", help="a GGUF file, or a folder with config.json")
@@ -137,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "
                         "answers stay the same")  # fmt: skip
+    parser.add_argument("--schema", default=None, metavar="FILE",
+                        help="answers are JSON that this JSON schema finds valid")  # fmt: skip
     for name, kind, what in _SAMPLING:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=what)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")

@@ -96,6 +96,8 @@ class Client:
         for left in range(self.tries - 1, -1, -1):
             try:
                 return run()
+            except DownloadError:
+                raise
             except urllib.error.HTTPError as error:
                 wait = self._pause(error, left, what)
             except (*_BROKEN, ValueError) as error:
@@ -133,10 +135,10 @@ class Client:
                 raise DownloadError(f"download: {name} needs {wanted.size - have:,} bytes, and "
                                     f"{path.parent} has {free:,} left")  # fmt: skip
             self._complete(wanted, part, name, report)
-            if have and not _right(wanted, part):  # what was there may have been of another file
+            if have and not is_right(wanted, part):  # what was there may have been of another file
                 os.truncate(part, 0)
                 self._complete(wanted, part, name, report)
-            if not _right(wanted, part):
+            if not is_right(wanted, part):
                 os.truncate(part, 0)
                 raise DownloadError(f"download: {name}: the bytes that came are not those that the "
                                     "server promised (their hash is another); try again, or "
@@ -217,7 +219,7 @@ def _place(answer: http.client.HTTPResponse, asked: int) -> tuple[int, int | Non
     return 0, int(length) if length.isdecimal() else None
 
 
-def _right(wanted: Wanted, path: Path) -> bool:
+def is_right(wanted: Wanted, path: Path) -> bool:
     """Whether size and hash are those that were promised."""
     if wanted.size is not None and path.stat().st_size != wanted.size:
         return False

@@ -160,7 +160,7 @@ class LanguageModel:
         if (schema is not None) + any_object + (given is not None) > 1:
             raise ArgumentError("generate: give one of json_schema, json and constraint")
         if schema is not None or any_object:
-            given = json_constraint(self._tokens(), schema)
+            given = json_constraint(self.tokens(), schema)
         if given is None:
             return None
         if not isinstance(given, Constraint):
@@ -175,7 +175,7 @@ class LanguageModel:
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """The answer to a conversation, as `generate` gives it. Raises also what the tokenizer's
         `chat` does."""
-        return self.generate(self._tokens().chat(messages), **options)
+        return self.generate(self.tokens().chat(messages), **options)
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> str:
         """All text that `generate` gives."""
@@ -190,12 +190,13 @@ class LanguageModel:
             yield piece
 
     def _encoded(self, prompt: str) -> list[int]:
-        ids = self._tokens().encode(prompt)
+        ids = self.tokens().encode(prompt)
         if not prompt and not ids:
             raise ArgumentError("generate: the prompt is empty; give some text")
         return ids
 
-    def _tokens(self) -> Tokenizer:
+    def tokens(self) -> Tokenizer:
+        """Its tokenizer. Raises ArgumentError if it came without one."""
         if self.tokenizer is None:
             raise ArgumentError("generate: this model came without a tokenizer; give ids")
         return self.tokenizer

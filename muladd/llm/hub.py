@@ -19,7 +19,14 @@ from urllib.parse import quote
 
 from muladd import config
 from muladd.errors import ArgumentError
-from muladd.llm.fetch import Client, DownloadError, Unreachable, Wanted, safe_for_tokens
+from muladd.llm.fetch import (
+    Client,
+    DownloadError,
+    Unreachable,
+    Wanted,
+    is_right,
+    safe_for_tokens,
+)
 from muladd.llm.progress import Bar
 
 PREFIX = "hub:"
@@ -115,9 +122,24 @@ def download(
         if folder is not None and path.exists() and path.stat().st_size != size:
             raise DownloadError(f"download: {path} is there, and is another file; move it away, or "
                                 "choose another folder")  # fmt: skip
-        client.fetch(Wanted(base + quote(name), size, hash_), path, told)
+        wanted = Wanted(base + quote(name), size, hash_)
+        if folder is None and not path.exists():
+            _linked(wanted, path, [commit / name for commit in home.iterdir()])
+        client.fetch(wanted, path, told)
     one = len(names) == 1 or all(n.endswith(".gguf") for n in names)
     return to / sorted(names)[0] if one else to
+
+
+def _linked(wanted: Wanted, path: Path, others: Sequence[Path]) -> None:
+    """Take a file of another commit, if one is the same."""
+    for other in others if wanted.hash else ():
+        if other.is_file() and is_right(wanted, other):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(other, path)
+            except OSError:  # a file system without links
+                continue
+            return
 
 
 def located(path: str | os.PathLike[str]) -> str | os.PathLike[str]:

@@ -74,6 +74,19 @@ def test_the_command_gives_the_conversation_as_json(tmp_path, capsys, monkeypatc
     assert [m["role"] for m in said] == ["user", "assistant"]
 
 
+def test_answers_by_a_schema_and_with_guesses(tmp_path, capsys, monkeypatch):
+    path, schema = str(write_talker(tmp_path / "talker.gguf")), tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    for more in ([], ["--draft", "ngram"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("well?\n"))
+        assert cli.main(["chat", path, "--schema", str(schema), "--json", *more]) == 0
+        said = json.loads(capsys.readouterr().out.splitlines()[-1])["messages"]
+        assert json.loads(said[1]["content"]) in ("yes", "no")
+    schema.write_text('{"enum": 3}')
+    assert cli.main(["chat", path, "--schema", str(schema)]) == 1
+    assert "enum is 3; expected a list" in capsys.readouterr().err
+
+
 def test_the_benchmark_ends_with_json(tmp_path, capsys):
     path = str(write_talker(tmp_path / "talker.gguf"))
     given = ["bench", "llm", path, "--prompt", "70", "--decode", "4", "--repeat", "1", "--json"]

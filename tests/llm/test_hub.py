@@ -25,7 +25,7 @@ class Hub:
 
     def __init__(self, files):
         self.files, self.manner, self.seen, self.lies = dict(files), "good", [], {}
-        self.count = 0
+        self.count, self.commit = 0, COMMIT
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,14 +48,14 @@ class Hub:
             if name.endswith((".gguf", ".safetensors")):
                 line["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
             lines.append({**line, **self.lies})
-        return json.dumps({"sha": COMMIT, "siblings": lines}).encode()
+        return json.dumps({"sha": self.commit, "siblings": lines}).encode()
 
     def answer(self, request):
         self.seen.append((request.path, dict(request.headers)))
         path, manner = request.path, self.manner
         if path.startswith("/api/models/o/m/revision/main"):
             return self.send(request, 200, self.listing())
-        found = re.match(rf"/(?:o/m/resolve/{COMMIT}|moved)/(.*)", path)
+        found = re.match(rf"/(?:o/m/resolve/{self.commit}|moved)/(.*)", path)
         if not found or found[1] not in self.files:
             return self.send(request, 404, b"no")
         self.count += 1
@@ -224,6 +224,27 @@ def test_without_a_connection_the_last_files_are_used(there, tmp_path):
         get(there, "notes.txt")
     with pytest.raises(Unreachable):
         hub.download("o/other", client=Client(there.address, sleep=lambda s: None))
+
+
+def test_another_commit_takes_what_is_the_same(there):
+    first = get(there)
+    there.commit, there.count = "f" * 40, 0
+    there.files["notes.txt"] = b"changed"
+    second = get(there)
+    assert second != first and second.samefile(first) and there.count == 0
+    assert get(there, "notes.txt").read_bytes() == b"changed" and there.count == 1
+
+
+def test_no_way_from_encrypted_to_not():
+    import urllib.request
+
+    from muladd.llm.fetch import _Redirects
+
+    asked = urllib.request.Request("https://hub.example/x")
+    for there in ("http://other.example/x", "ftp://other.example/x"):
+        with pytest.raises(DownloadError, match="not encrypted"):
+            _Redirects().redirect_request(asked, None, 302, "", {}, there)
+    assert _Redirects().redirect_request(asked, None, 302, "", {}, "https://other.example/x")
 
 
 def test_which_files(there, tmp_path):
