@@ -71,6 +71,12 @@ class Pool:
         """Bytes of all pages."""
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.arrays)  # type: ignore
 
+    def take(self) -> None:
+        """Have all memory of the pool now, not page by page as it is written to. Empties it."""
+        for memory in self._memory:
+            if memory is not None:
+                memory.fill(0)
+
     # --- running ---------------------------------------------------------------------------------
 
     def read(

@@ -147,8 +147,9 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
         "(default: %(default)s)")  # fmt: skip
     add("--queue", type=positive, default=256, help="requests that may wait; more are told to "
         "come again (default: %(default)s)")  # fmt: skip
-    add("--tokens", type=positive, default=32768, help="room for keys and values, in tokens of all "
-        "conversations together (default: %(default)s)")  # fmt: skip
+    add("--tokens", type=positive, default=16384, help="room for keys and values, in tokens of all "
+        "conversations together, and of those whose beginnings are remembered "
+        "(default: %(default)s)")  # fmt: skip
     add("--cache", default="float16", choices=("float32", "float16", "bfloat16", "int8"),
         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
     add("--timeout", type=seconds, default=600.0, help="seconds a request may take, waiting "

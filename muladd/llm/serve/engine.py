@@ -114,7 +114,9 @@ class Engine:
         self._thread.start()
 
     def warm(self) -> None:
-        """Run every program once, so that nothing is compiled while somebody waits."""
+        """Run every program once, so that nothing is compiled while somebody waits; and take the
+        pool's memory, so that it is there when it is needed."""
+        self.pool.take()
         text = Text([0], 0)
         self.pool.read([text], [[0]], CHUNK, slots=1)
         self.pool.read([text], [[0]], CHUNK, slots=1, hidden=True)
