@@ -55,11 +55,11 @@ class Pool:
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
         shape = (pages, c.key_heads, c.head_width, PAGE)
-        made = [_zeros(shape, self.dtype) for _ in range(2 * c.layers)]
+        made = [_zeros(2 * c.layers, shape, self.dtype)]
         if self.coded:
-            made += [_zeros((*shape[:2], 1, PAGE), dt.float32) for _ in range(2 * c.layers)]
-        self.arrays = [array for array, _ in made]
-        self._memory = [memory for _, memory in made]
+            made.append(_zeros(2 * c.layers, (*shape[:2], 1, PAGE), dt.float32))
+        self.arrays = [array for arrays, _ in made for array in arrays]
+        self._memory = [memory for _, memory in made]  # each of all layers
         most = max(2, pages)
         sizes = {"pages": {1: ("pages", 1, 16 * most)}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
@@ -126,12 +126,15 @@ class Pool:
         runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
         arrays = [host.view(t.storage().buffer, t.dtype.storage, t.shape) for t in new_ones]
         memories: list[Any] = self._memory
-        for memory, values in zip(memories, [x for a in arrays for x in _apart(a)]):
+        if arrays[0].ndim == 3:  # one by one, as are those of many tokens
+            memories = [layer[None] for memory in memories for layer in memory]
+            arrays = [a[None] for a in arrays]
+        for memory, values in zip(memories, arrays):
             if runs is None:
-                memory[page, :, :, at % PAGE] = values[:, row].transpose(1, 0, 2)
+                memory[:, page, :, :, at % PAGE] = values[:, :, row].transpose(2, 0, 1, 3)
                 continue
             for p, first, r, n in runs:
-                memory[p, :, :, first : first + n] = values[:, r : r + n].transpose(0, 2, 1)
+                memory[:, p, :, :, first : first + n] = values[:, :, r : r + n].swapaxes(2, 3)
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
@@ -284,16 +287,18 @@ def _runs(page: np.ndarray, at: np.ndarray, row: np.ndarray) -> list[tuple[int, 
     return [(int(page[a]), int(at[a]), int(row[a]), b - a) for a, b in zip(cuts, cuts[1:])]
 
 
-def _zeros(shape: tuple[int, ...], kind: dt.DType) -> tuple[Tensor, np.ndarray | None]:
-    """A tensor of zeros. On the CPU also its memory, which the system gives page by page as it is
-    written to: what is not used costs nothing."""
+def _zeros(
+    count: int, shape: tuple[int, ...], kind: dt.DType
+) -> tuple[list[Tensor], np.ndarray | None]:
+    """Tensors of zeros. On the CPU also their memory, which is one block, so that all are written
+    to at once; the system gives it page by page: what is not used costs nothing."""
     empty = Tensor(np.zeros((), np.float32), dtype=kind)
     if empty.device != "CPU":
-        return Tensor(np.zeros(shape, np.float32), dtype=kind), None
+        return [Tensor(np.zeros(shape, np.float32), dtype=kind) for _ in range(count)], None
     host: Any = devices.get("CPU")
-    size = math.prod(shape) * kind.itemsize
+    size = count * math.prod(shape) * kind.itemsize
     raw = np.zeros(size + 64, np.uint8)
     skip = -raw.ctypes.data % 64
-    memory = raw[skip : skip + size].view(kind.storage).reshape(shape)
-    storage = Storage(shape, kind, "CPU", host.wrap(memory))
-    return Tensor(make(ops.INPUT, (), storage)), memory  # type: ignore[arg-type]
+    memory = raw[skip : skip + size].view(kind.storage).reshape(count, *shape)
+    stored = [Storage(shape, kind, "CPU", host.wrap(layer)) for layer in memory]
+    return [Tensor(make(ops.INPUT, (), s)) for s in stored], memory  # type: ignore[arg-type]
