@@ -78,6 +78,7 @@ class Jitted:
         self._kind: Any = None  # its arguments, all of them tensors, are of this kind
         self._replay: Callable[[Any], Any] | None = None  # the same, for one argument
         self._warned = False
+        self._signature: inspect.Signature | None = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         """A method of one instance, with traces of its own."""
@@ -199,7 +200,9 @@ class Jitted:
         if not self.symbolic:
             return {}
         args, kwargs = unflatten(structure, list(range(len(leaves))))
-        bound = inspect.signature(self.function).bind(*args, **kwargs).arguments
+        if self._signature is None:
+            self._signature = inspect.signature(self.function)
+        bound = self._signature.bind(*args, **kwargs).arguments
         found = {}
         for name, axes in self.symbolic.items():
             place = bound.get(name)
