@@ -11,7 +11,9 @@ from muladd.llm.generate import LanguageModel
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name, window", [("mistral", 70), ("gemma2", 65), ("gemma3", 5)])
+@pytest.mark.parametrize("name, window", [
+    ("mistral", 70), ("gemma2", 65), pytest.param("gemma3", 5, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_answers_beyond_a_window_are_those_of_transformers(name, window, tmp_path, monkeypatch):
     """A prompt of several pages, and greedy tokens one by one, with a window that ends in one."""
     import torch
