@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
+import html
 import sys
 import time
 import traceback
@@ -24,6 +24,7 @@ from muladd.llm.serve.metrics import Metrics
 from muladd.llm.serve.service import Service
 
 _GONE = 499  # the status under which clients that went are counted
+_SLOWEST = 60  # seconds in which a body has to come
 _READ_ON = 16  # how many times the largest body is read to its end, so that its sender hears why
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -42,7 +43,7 @@ class App:
         self.metrics = Metrics(service.engine)
         self.since = int(time.time())
         page = resources.files("muladd.llm.serve").joinpath("page.html").read_text("utf-8")
-        self._page = page.replace("{{model}}", json.dumps(service.name)[1:-1].replace("<", "&lt;"))
+        self._page = page.replace("{{model}}", html.escape(service.name))
         posts: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "/v1/chat/completions": self._chat, "/v1/completions": self._completion,
             "/v1/embeddings": self._embedding,
@@ -111,7 +112,10 @@ class App:
     def _post(self, run: Callable[[Any], Awaitable[Any]]) -> Handler:
         async def handler(request: Request) -> Response:
             began = self.clock()
-            body = api.parsed(await self._read(request))
+            try:
+                body = api.parsed(await asyncio.wait_for(self._read(request), _SLOWEST))
+            except TimeoutError:
+                raise ApiError(f"the body did not come in {_SLOWEST} seconds", status=408) from None
             streams, bodies = await run(body)
             return Answer(self, bodies, streams, request.url.path, began)
 
