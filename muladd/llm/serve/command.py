@@ -136,7 +136,7 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--embeddings-name", default=None, help="its name for clients (default: the folder's)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s: this machine "
         "only; 0.0.0.0: every network, then set a key)")  # fmt: skip
-    add("--port", type=int, default=8080, help="default: %(default)s; 0: any that is free")
+    add("--port", type=_port, default=8080, help="default: %(default)s; 0: any that is free")
     add("--name", default=None, help="the model's name for clients (default: the file's)")
     add("--api-key", default=None, help="what clients must send (others on this machine can see "
         "it here; better use a file)")  # fmt: skip
@@ -162,6 +162,13 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--json", action="store_true",
         help="when it is ready, one JSON object with its url")  # fmt: skip
     return parser
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 1 << 16:
+        raise argparse.ArgumentTypeError("a whole number from 0 to 65535")
+    return value
 
 
 def _slots(text: str) -> int:
