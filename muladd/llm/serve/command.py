@@ -40,7 +40,8 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
     began = time.perf_counter()
-    model = load(given.model, context=given.context, adapter=given.adapter)
+    model = load(given.model, context=given.context, adapter=given.adapter,
+                 arithmetic=given.arithmetic)  # fmt: skip
     embedders: dict[str, EmbeddingModel] = {}
     if given.embeddings is not None:
         called = given.embeddings_name or Path(given.embeddings).resolve().name
@@ -152,6 +153,8 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
         "(default: %(default)s)")  # fmt: skip
     add("--cache", default="float16", choices=("float32", "float16", "bfloat16", "int8"),
         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    add("--arithmetic", default="int8", choices=("int8", "float32"), help="of products with "
+        "quantised weights: float32 is slower and more precise (default: %(default)s)")  # fmt: skip
     add("--timeout", type=seconds, default=600.0, help="seconds a request may take, waiting "
         "included (default: %(default)s)")  # fmt: skip
     add("--max-body", type=positive, default=8 << 20, help="bytes of a request "
