@@ -66,6 +66,9 @@ class Settings:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"finetune: {name} is {value!r:.40}; expected a whole number "
                                     "from 1 on")  # fmt: skip
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ArgumentError(f"finetune: seed is {self.seed!r:.40}; expected a whole number "
+                                "from 0 on")  # fmt: skip
         for name in ("warmup", "validation"):
             value = getattr(self, name)
             if not 0 <= value < 1:
@@ -128,6 +131,10 @@ class _Run:
         if not 2 <= s.length <= source.config.context:
             raise ArgumentError(f"finetune: length is {s.length}; this model was trained for 2 to "
                                 f"{source.config.context} tokens")  # fmt: skip
+        if s.kind is not None and (s.lora is not None or model.is_dir()):
+            raise ArgumentError(f"finetune: kind is {s.kind!r:.40}, which is for all weights of a "
+                                "GGUF file; adapters are merged with a kind")  # fmt: skip
+        merge.check_kind(s.kind)
         if output.exists() and not output.is_dir():
             raise ArgumentError(f"finetune: {output} is a file; expected a folder to write to")
         examples = dataset.read(data, source.tokenizer, s.length, s.long)
@@ -146,7 +153,11 @@ class _Run:
         }
 
     def run(self, resume: bool) -> dict[str, Any]:
-        self.output.mkdir(parents=True, exist_ok=True)
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FormatError(f"finetune: cannot write to {self.output}: {error.strerror}") \
+                from None  # fmt: skip
         done = self._resumed() if resume else 0
         started, losses, rates = time.perf_counter(), [], []
         before = after = self._validated()

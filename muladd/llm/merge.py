@@ -60,9 +60,7 @@ def write(
     kind: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a model with changed weights; as `merge`."""
-    if kind is not None and kind not in WRITABLE:
-        raise ArgumentError(f"merge: {kind!r:.40} is no kind that is written; expected one of "
-                            f"{', '.join(WRITABLE)}")  # fmt: skip
+    check_kind(kind)
     to = Path(output)
     if to.exists() and Path(model).exists() and to.samefile(model):
         raise ArgumentError(f"merge: {to} is the model itself; give another name")
@@ -74,6 +72,13 @@ def write(
     source = opened(model)
     assert source.file is not None
     return _gguf(source.file, source.config, to, changes, kind)
+
+
+def check_kind(kind: str | None) -> None:
+    """Raises ArgumentError for a kind that is not written."""
+    if kind is not None and kind not in WRITABLE:
+        raise ArgumentError(f"merge: {kind!r:.40} is no kind that is written; expected one of "
+                            f"{', '.join(WRITABLE)}")  # fmt: skip
 
 
 # --- GGUF files ----------------------------------------------------------------------------------

@@ -376,7 +376,9 @@ MISUSE = [
     ({"batch": 0}, "batch is 0"), ({"steps": -1}, "steps is -1"), ({"warmup": 1.0}, "warmup is"),
     ({"validation": -0.1}, "validation is"), ({"clip": math.nan}, "clip is nan"),
     ({"length": 1}, "length is 1"), ({"length": 300}, "trained for 2 to 256"),
-    ({"rate": 0.0}, "rate is 0.0"), ({"long": "no"}, "long is 'no'"),
+    ({"rate": 0.0}, "rate is 0.0"), ({"long": "no"}, "long is 'no'"), ({"seed": -1}, "seed is -1"),
+    ({"kind": "Q8_0"}, "kind is 'Q8_0', which is for all"),
+    ({"kind": "Q9", "lora": None}, "'Q9' is no kind"),
 ]  # fmt: skip
 
 
