@@ -14,6 +14,7 @@ from support.small_llama import write_speaking
 
 from muladd import llm
 from muladd.errors import ArgumentError
+from muladd.formats import gguf
 from muladd.llm import schema as schemas
 from muladd.llm.constrain import Constraint, TokenTree, _alphabet, json_constraint
 from muladd.llm.expressions import Expressions
@@ -373,6 +374,30 @@ def test_intricate_schemas_take_no_time(schema):
     except ArgumentError as error:
         assert "no value" in str(error) or "at most" in str(error)
     assert time.thread_time() - start < 5
+
+
+def test_a_space_that_is_dropped_at_the_beginning():
+    """SentencePiece's first token may begin with a space that is no part of the text."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", "\u2581{",
+             '{"', '":', "\u2581\u2581", "\u2581[", "ab", '"', "[", "]", "}", ",", "1"]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(names) - 259)]
+    tokenizer = Tokenizer.from_gguf(gguf.GGUF(gguf.Metadata({
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.scores": np.zeros(len(names), np.float32)}), {}))  # fmt: skip
+    assert tokenizer.space_prefix
+    schema = {"anyOf": [{"type": "array", "items": {"enum": ["ab", 1]}, "maxItems": 3}, ADDRESS]}
+    chance, spaced = np.random.default_rng(0), 0
+    for _ in range(60):
+        state, ids = json_constraint(tokenizer, schema).start(), []
+        while not state.finished and len(ids) < 200:
+            token = int(chance.choice(np.flatnonzero(state.allowed())))
+            ids, state = [*ids, token], state.advance(token)
+        spaced += names[ids[0]].startswith("\u2581")
+        if state.finished:
+            jsonschema.validate(json.loads(tokenizer.decode(ids)), schema)
+            assert tokenizer.decode(ids)[0] in "[{"
+    assert spaced > 5
 
 
 def test_many_threads_use_one_constraint():
