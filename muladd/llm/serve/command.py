@@ -54,7 +54,9 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     app = App(service, key=key, most=given.max_body)
     print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,
           flush=True)  # fmt: skip
-    engine.start()
+    engine.start(lambda done, of: print(f"muladd: {done} of {of} programs are there after "
+                                        f"{time.perf_counter() - began:.0f} s",
+                                        file=sys.stderr, flush=True))  # fmt: skip
     listener.listen(1024)  # from now on who connects is answered
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -108,21 +108,20 @@ class Engine:
 
     # --- from other threads -----------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Compile what steps need, and begin."""
-        self.warm()
+    def start(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Compile what steps need, and begin; `progress` hears how many programs are done."""
+        self.warm(progress)
         self._thread.start()
 
-    def warm(self) -> None:
+    def warm(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Run every program once, so that nothing is compiled while somebody waits; and take the
         pool's memory, so that it is there when it is needed."""
         self.pool.take()
-        text = Text([0], 0)
-        self.pool.read([text], [[0]], CHUNK, slots=1)
-        self.pool.read([text], [[0]], CHUNK, slots=1, hidden=True)
-        self.pool.read([Text([0], 0)], [[0]], SHORT, slots=TOGETHER)
-        for size in self.sizes:
-            self.pool.read([Text([0], 1)], [[0]], 1, slots=size)
+        runs = [(0, CHUNK, 1, False), (0, CHUNK, 1, True), (0, SHORT, TOGETHER, False),
+                *((1, 1, size, False) for size in self.sizes)]  # fmt: skip
+        for i, (length, rows, slots, hidden) in enumerate(runs):
+            progress(i, len(runs))
+            self.pool.read([Text([0], length)], [[0]], rows, slots=slots, hidden=hidden)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs, all or none. Raises Busy."""
