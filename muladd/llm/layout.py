@@ -178,6 +178,17 @@ def _empty(
     return array, finish
 
 
+def memory_of(nbytes: int, huge: bool) -> np.ndarray:
+    """uint8 (nbytes,) of zeros, which the system gives as they are touched, a page at a time: 2 MB,
+    if it has such, or 4096 bytes."""
+    mapped = mmap.mmap(-1, max(nbytes, 1), **_OWN)
+    advice = getattr(mmap, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # a system without huge pages
+            mapped.madvise(advice)
+    return np.frombuffer(mapped, np.uint8, nbytes)
+
+
 class _Room:
     """Memory for many arrays, in large pieces and huge pages: a model reads all of its weights for
     each token, and a small page for every 4096 bytes of them would have to be looked up each time.
@@ -194,11 +205,7 @@ class _Room:
             piece = self.piece()
             if piece is None or self.used + nbytes > len(piece):
                 size = -(-max(nbytes, _PIECE) // _HUGE) * _HUGE + _HUGE
-                mapped = mmap.mmap(-1, size, **_OWN)
-                if hasattr(mmap, "MADV_HUGEPAGE"):
-                    with contextlib.suppress(OSError):  # a system without huge pages
-                        mapped.madvise(mmap.MADV_HUGEPAGE)
-                whole = np.frombuffer(mapped, np.uint8)
+                whole = memory_of(size, huge=True)
                 self.used = -whole.ctypes.data % _HUGE
                 piece, self.piece = whole, weakref.ref(whole)
             found = piece[self.used : self.used + nbytes]
@@ -228,4 +235,4 @@ def _bases(raw: np.ndarray) -> Iterator[object]:
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
 
 
-__all__ = ["GROUP", "Form", "in_rows", "lay", "release"]
+__all__ = ["GROUP", "Form", "in_rows", "lay", "memory_of", "release"]

@@ -22,6 +22,7 @@ import numpy as np
 from muladd import device as devices
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
+from muladd.llm.layout import memory_of
 from muladd.llm.model import Decoder
 from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad
@@ -296,9 +297,8 @@ def _zeros(
     if empty.device != "CPU":
         return [Tensor(np.zeros(shape, np.float32), dtype=kind) for _ in range(count)], None
     host: Any = devices.get("CPU")
-    size = count * math.prod(shape) * kind.itemsize
-    raw = np.zeros(size + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    memory = raw[skip : skip + size].view(kind.storage).reshape(count, *shape)
+    # (in small pages: a huge one for each layer's first position would be all there is)
+    raw = memory_of(count * math.prod(shape) * kind.itemsize, huge=False)
+    memory = raw.view(kind.storage).reshape(count, *shape)
     stored = [Storage(shape, kind, "CPU", host.wrap(layer)) for layer in memory]
     return [Tensor(make(ops.INPUT, (), s)) for s in stored], memory  # type: ignore[arg-type]

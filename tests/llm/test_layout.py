@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,3 +105,22 @@ def test_plain_matrices_know_no_form():
     assert found.shape == (4, 4) and found.nbytes == 64 and found.form is None
     with pytest.raises(ArgumentError, match="arithmetic is 'int4'; expected int8 or float32"):
         load("nothing.gguf", arithmetic="int4")
+
+
+def test_memory_is_there_when_it_is_touched():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("tells resident memory in another way")
+    before = resident()
+    memory = layout.memory_of(256 << 20, huge=False)
+    memory[:: 2 << 20] = 1  # as the first page of each layer's keys and values
+    assert resident() - before < 16 << 20 and not memory[1 : 2 << 20].any()
+
+
+def test_a_piece_of_memory_serves_several_matrices():
+    room = layout._Room()
+    a, b = room.cut(1000), room.cut(1000)
+    assert b.ctypes.data - a.ctypes.data == 1024 and a.base is b.base
+    assert len(room.cut(layout._PIECE)) == layout._PIECE
