@@ -253,11 +253,13 @@ def json_constraint(tokenizer: Tokenizer, schema: Any = None) -> Constraint:
         if kept is None:
             kept = _kept[tokenizer] = _Kept(tokenizer)
         found = kept.constraints.get(name)
-        if found is None:
-            found = kept.constraints[name] = _made(schema, tokenizer, kept)
-            if len(kept.constraints) > _CONSTRAINTS:
-                kept.constraints.popitem(last=False)
+    if found is None:  # made without the lock: an intricate schema keeps nobody else waiting
+        found = _made(schema, tokenizer, kept)
+    with _kept_lock:
+        found = kept.constraints.setdefault(name, found)
         kept.constraints.move_to_end(name)
+        if len(kept.constraints) > _CONSTRAINTS:
+            kept.constraints.popitem(last=False)
     return found
 
 
