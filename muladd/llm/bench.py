@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     with config.context(**({"THREADS": given.threads} if given.threads else {})):
         start = time.perf_counter()
-        model = load(given.file, context=given.context)
+        model = load(given.file, context=given.context, arithmetic=given.arithmetic)
         loaded = time.perf_counter() - start
         found = {"file": given.file, "prompt": given.prompt, "decode": given.decode,
                  "threads": given.threads, "load_s": loaded,
@@ -77,5 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=positive, default=0,
                         help="threads (default: as the settings say)")  # fmt: skip
     parser.add_argument("--context", type=positive, default=None, help="room, in tokens")
+    parser.add_argument("--arithmetic", choices=("int8", "float32"), default="int8",
+                        help="of products with quantised weights (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser
