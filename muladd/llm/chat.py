@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from muladd.errors import MuladdError
+from muladd.errors import FormatError, MuladdError
 from muladd.formats.checkpoint import read_json
 from muladd.llm.constrain import json_constraint
 from muladd.llm.generate import CACHES, LanguageModel, load
@@ -98,7 +98,8 @@ class Chat:
 def main(arguments: Sequence[str]) -> int:
     """The command; gives the exit code."""
     given = _parser().parse_args(arguments)
-    model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter)
+    model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter,
+                 arithmetic=given.arithmetic)  # fmt: skip
     names = [name for name, _, _ in _SAMPLING]
     options = {n: v for n in names if (v := getattr(given, n)) is not None}
     Sampling(**options)  # wrong ones fail now
@@ -108,12 +109,19 @@ def main(arguments: Sequence[str]) -> int:
         options["draft"] = "ngram" if given.draft == "ngram" else load(given.draft)
         ahead(model, options["draft"], None)  # another vocabulary fails now
     if given.schema is not None:
-        options["constraint"] = json_constraint(model.tokens(), read_json(Path(given.schema)))
+        options["constraint"] = json_constraint(model.tokens(), _schema(given.schema))
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
     code = talk.run()
     if given.json:
         print(json.dumps({"messages": talk.messages}))
     return code
+
+
+def _schema(path: str) -> dict[str, Any]:
+    try:
+        return read_json(Path(path))
+    except FormatError as error:
+        raise FormatError(f"chat: --schema {path}: {error}") from None
 
 
 _SAMPLING = (
@@ -142,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
     parser.add_argument("--cache", default="float32", choices=CACHES,
                         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--arithmetic", default="int8", choices=("int8", "float32"),
+                        help="that of quantised products: the quick one or the precise one "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "
                         "answers stay the same")  # fmt: skip

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,14 @@ class LanguageModel:
         return logits[0] if every else logits
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        found = [int(i) for i in ids]
+        whole = isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping)
+        try:
+            found = [index(i) for i in ids] if whole else None
+        except TypeError:
+            found = None
+        if found is None:
+            raise ArgumentError(f"generate: the prompt is {ids!r:.40}; expected text, or ids "
+                                "(whole numbers)")  # fmt: skip
         if not found:
             raise ArgumentError("generate: the prompt is empty; give at least one token")
         if len(found) > self.context:
@@ -141,7 +149,8 @@ class LanguageModel:
         context, IndexingError for ids that are none: at the call, not at the first piece.
         """
         chosen = _sampling(sampling)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        stops = (stop,) if isinstance(stop, str) else \
+            tuple(stop) if isinstance(stop, list | tuple) else (None,)
         if not all(isinstance(s, str) and s for s in stops):
             raise ArgumentError(f"generate: stop is {stop!r:.60}; expected texts, none empty")
         for name, value, least in (("max_tokens", max_tokens, 1), ("logprobs", logprobs, 0)):

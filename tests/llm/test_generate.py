@@ -123,6 +123,10 @@ MISUSE = [
     ({"top_k": 0.5}, ArgumentError, "top_k is 0.5"),
     ({"max_tokens": 0}, ArgumentError, "max_tokens is 0"),
     ({"stop": [""]}, ArgumentError, "none empty"),
+    ({"prompt": None}, ArgumentError, "prompt is None; expected text, or ids"),
+    ({"prompt": b"abc"}, ArgumentError, "expected text, or ids"),
+    ({"prompt": [1.5]}, ArgumentError, "expected text, or ids"),
+    ({"stop": 3}, ArgumentError, "stop is 3; expected texts"),
     ({"heat": 1}, ArgumentError, "'heat' is no setting"),
 ]
 
