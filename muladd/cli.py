@@ -97,6 +97,9 @@ def _guarded(command, parsed: argparse.Namespace) -> int:  # type: ignore[no-unt
     except BrokenPipeError:  # `muladd ops | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk, a folder that cannot be made
+        print(f"muladd: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

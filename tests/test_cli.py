@@ -152,3 +152,13 @@ def test_it_runs_as_a_module_and_survives_a_closed_pipe():
     )
     assert done.stdout.startswith("op")
     assert done.stderr == ""
+
+
+def test_a_full_disk_is_one_line_and_1():
+    here = {**os.environ, "PYTHONPATH": str(Path(muladd.__file__).parent.parent)}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -u -m muladd ops > /dev/full"], capture_output=True,
+        text=True, timeout=60, env=here,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "No space left" in done.stderr

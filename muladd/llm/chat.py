@@ -148,8 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=None,
                         help="tokens of a conversation (default: at most 4096)")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
-    parser.add_argument("--cache", default="float32", choices=CACHES,
-                        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--cache", default=None, choices=CACHES,
+                        help="dtype of keys and values (default: float16 beside products in int8, "
+                        "else float32)")  # fmt: skip
     parser.add_argument("--arithmetic", default="int8", choices=("int8", "float32"),
                         help="that of quantised products: the quick one or the precise one "
                         "(default: %(default)s)")  # fmt: skip

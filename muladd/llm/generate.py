@@ -218,21 +218,22 @@ class LanguageModel:
 
 @uncollected()
 def load(
-    path: str | os.PathLike[str], *, context: int | None = None, cache: str = "float32",
+    path: str | os.PathLike[str], *, context: int | None = None, cache: str | None = None,
     adapter: str | os.PathLike[str] | None = None, arithmetic: str = "int8",
 ) -> LanguageModel:  # fmt: skip
     """The model in a GGUF file, or in a folder with config.json and safetensors.
 
     `context` is how many tokens a conversation may have (default: as many as the model was trained
     for, at most 4096); `cache` the dtype of keys and values: float32, float16, bfloat16, or int8 (a
-    quarter of float32; codes, and a scale for each position and head); `adapter` a folder with
+    quarter of float32; codes, and a scale for each position and head), by default float16 beside
+    products in int8, and float32 beside others; `adapter` a folder with
     adapters for it (`muladd finetune` and the `peft` package write such); `arithmetic` that of
     products with quantised weights: int8 quantises what they are multiplied by as well (32
     neighbours have one scale), which is several times as fast; float32 does not. Raises FormatError
     for an architecture that is not known and for weights that are missing or do not fit, and what
     the readers of these formats raise; ArgumentError for a context that the model has not.
     """
-    if cache not in CACHES:
+    if cache is not None and cache not in CACHES:
         raise ArgumentError(f"load: cache is {cache!r:.40}; expected one of {', '.join(CACHES)}")
     if arithmetic not in ("int8", "float32"):
         raise ArgumentError(f"load: arithmetic is {arithmetic!r:.40}; expected int8 or float32")
@@ -244,6 +245,8 @@ def load(
     decoder = Decoder(config, tensors, room, arithmetic)
     if adapter is not None:
         adapters.Adapter.load(adapter, decoder).attach(decoder)
+    if cache is None:
+        cache = "float16" if any(m.by_bytes for m in decoder.matrices.values()) else "float32"
     return LanguageModel(decoder, tokenizer, cache)
 
 

@@ -13,7 +13,7 @@ afterwards: so nothing passes over all the room there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,8 +44,9 @@ class Text:
 
 
 class Pool:
-    """Pages of keys and values, for one decoder: per layer two arrays (pages, key heads, head
-    width, PAGE). Who holds which page is up to the caller.
+    """Pages of keys and values, for one decoder: per layer an array of keys (pages, key heads, head
+    width, PAGE) and one of values (pages, key heads, PAGE, head width), each as a product reads it.
+    Who holds which page is up to the caller.
 
     With int8 each position of each head is codes from -127 to 127 and a scale of its own: after
     all arrays come as many of scales, float32 (pages, key heads, 1, PAGE).
@@ -55,12 +56,14 @@ class Pool:
         c = decoder.config
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
-        shape = (pages, c.key_heads, c.head_width, PAGE)
-        made = [_zeros(2 * c.layers, shape, self.dtype)]
+        shape = (pages, c.key_heads)
+        made = [_zeros(c.layers, (*shape, *sizes), self.dtype)
+                for sizes in ((c.head_width, PAGE), (PAGE, c.head_width))]  # fmt: skip
         if self.coded:
-            made.append(_zeros(2 * c.layers, (*shape[:2], 1, PAGE), dt.float32))
-        self.arrays = [array for arrays, _ in made for array in arrays]
-        self._memory = [memory for _, memory in made]  # each of all layers
+            made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32) for _ in range(2)]
+        self.arrays = [array for pair in (made[:2], made[2:]) if pair
+                       for both in zip(pair[0][0], pair[1][0]) for array in both]  # fmt: skip
+        self._memory = [memory for _, memory in made]  # of all layers: keys, values, their scales
         most = max(2, pages)
         sizes = {"pages": {1: ("pages", 1, 16 * most)}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
@@ -126,21 +129,42 @@ class Pool:
         host: Any = devices.get("CPU")
         runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
         arrays = [host.view(t.storage().buffer, t.dtype.storage, t.shape) for t in new_ones]
-        memories: list[Any] = self._memory
-        if arrays[0].ndim == 3:  # one by one, as are those of many tokens
-            memories = [layer[None] for memory in memories for layer in memory]
-            arrays = [a[None] for a in arrays]
-        for memory, values in zip(memories, arrays):
+        for memory, values, across in self._parts(arrays):
             if runs is None:
-                memory[:, page, :, :, at % PAGE] = values[:, :, row].transpose(2, 0, 1, 3)
+                new = values[:, :, row].transpose(2, 0, 1, 3)
+                memory[(slice(None), page, *[slice(None)] * (1 + across), at % PAGE)] = new
                 continue
             for p, first, r, n in runs:
-                memory[:, p, :, :, first : first + n] = values[:, :, r : r + n].swapaxes(2, 3)
+                new, to = values[:, :, r : r + n], slice(first, first + n)
+                if across:
+                    memory[:, p, :, :, to] = new.swapaxes(2, 3)
+                else:
+                    memory[:, p, :, to] = new
+
+    def _parts(self, arrays: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray, bool]]:
+        """(memory, what goes there, whether places are its last axis) of keys, of values, and of
+        their scales: all layers at once where arrays hold all, else layer by layer."""
+        memories: list[Any] = self._memory
+        if arrays[0].ndim == 4:
+            for i, memory in enumerate(memories):
+                yield memory, arrays[i // 2][i % 2 :: 2], i != 1
+            return
+        count = 2 * self.decoder.config.layers
+        for layer in range(count // 2):
+            for i, memory in enumerate(memories):
+                new = arrays[i // 2 * count + 2 * layer + i % 2]
+                yield memory[layer][None], new[None], i != 1
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
-        for whole, new in zip(self.arrays, [x for t in new_ones for x in _apart(t)]):
-            whole[page, :, :, at] = new[:, row].permute(1, 0, 2)
+        count = 2 * self.decoder.config.layers
+        found = [x for t in new_ones for x in _apart(t)]
+        for i, (whole, new) in enumerate(zip(self.arrays, found)):
+            new = new[:, row].permute(1, 0, 2)
+            if i % 2 and i < count:
+                whole[page, :, at] = new
+            else:
+                whole[page, :, :, at] = new
 
     # --- the graph -------------------------------------------------------------------------------
 
@@ -231,7 +255,7 @@ class _Seen:
         top = scores.amax(-1, keepdim=True)
         weights = (scores - top).exp()
         total = weights.sum(-1, keepdim=True)
-        sums = (weights * scales[1] if scales else weights) @ values.transpose(-2, -1)
+        sums = (weights * scales[1] if scales else weights) @ values
         # the new tokens among themselves, and all together: (count, key heads, group x rows, ...)
         scores = self._scores(q, k.transpose(-2, -1), self.new[windowed], -math.inf)
         highest = self.mine.where(top.unsqueeze(0), _LOW).amax(1)

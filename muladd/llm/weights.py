@@ -58,9 +58,14 @@ class Matrix:
         """Bytes in memory."""
         return sum(prod(sizes(t)) * t.dtype.itemsize for t in self.arrays)
 
+    @property
+    def by_bytes(self) -> bool:
+        """Whether what it is multiplied by is quantised."""
+        return self.form is not None and self.arithmetic == "int8"
+
     def __call__(self, x: Tensor) -> Tensor:
         """The product: x (..., n, in) to (..., n, out), in float32."""
-        if self.form is not None and self.arithmetic == "int8" and not grad_enabled():
+        if self.by_bytes and not grad_enabled():
             product = self._by_bytes(x)
         else:
             product = x @ self._numbers(lambda t: t).transpose(-2, -1)

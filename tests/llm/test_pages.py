@@ -38,8 +38,8 @@ def test_what_is_not_written_to_stays(tmp_path, rng):
     pool = Pool(Decoder(config, tensors, 128), 3)
     pool.read([Text([1])], [[1, 2, 3]], CHUNK, slots=1)
     pool.read([Text([1], 3)], [[4]], 1, slots=4)
-    for array in pool.arrays:
-        values = array.numpy()
+    for i, array in enumerate(pool.arrays):
+        values = array.numpy().swapaxes(-1, -2) if i % 2 else array.numpy()
         assert values[1, :, :, :4].any() and not values[1, :, :, 4:].any()
         assert not values[0].any() and not values[2].any()
     assert pool.nbytes == 3 * PAGE * 2 * 2 * 16 * 4

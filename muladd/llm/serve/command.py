@@ -39,17 +39,20 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     from muladd.llm.serve.service import Service
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
+    name = given.name or Path(given.model).name.removesuffix(".gguf")
+    called = given.embeddings_name or Path(given.embeddings or "").resolve().name
+    if given.embeddings is not None and called == name:
+        raise ArgumentError(f"serve: both models would be called {name!r}; give one of them "
+                            "another name (--name, --embeddings-name)")  # fmt: skip
     began = time.perf_counter()
     model = load(given.model, context=given.context, adapter=given.adapter,
                  arithmetic=given.arithmetic)  # fmt: skip
     embedders: dict[str, EmbeddingModel] = {}
     if given.embeddings is not None:
-        called = given.embeddings_name or Path(given.embeddings).resolve().name
         embedders[called] = load_embeddings(given.embeddings)
         embedders[called].warm()
     engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
                     cache=given.cache)  # fmt: skip
-    name = given.name or Path(given.model).name.removesuffix(".gguf")
     service = Service(engine, name, given.timeout, embedders)
     app = App(service, key=key, most=given.max_body)
     print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,

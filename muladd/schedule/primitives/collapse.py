@@ -43,7 +43,7 @@ def collapsed(kernel: Kernel, a: Node, b: Node, loads: bool = True) -> Kernel | 
             return None
         value = reaxis(s.value, axes, {})
         position = reindex(s.position, axes)
-        if loads and _splits(value, whole):
+        if loads and _splits(value, whole, bool(s.reduced)):
             return None
         if isinstance(position, Node) and _splits(position, whole):
             return None
@@ -62,10 +62,11 @@ def _adjacent(axes: tuple, reduced: tuple, a: Node, b: Node) -> bool:
     return False
 
 
-def _splits(value: Node, whole: Node) -> bool:
-    """Whether the merged axis is still taken apart outside the reads of other stages."""
-    return any(n.op in (ops.DIV, ops.MOD) and whole in toposort((n,))
-               for n in toposort((value,), into=lambda n: n.op is not ops.READ))  # fmt: skip
+def _splits(value: Node, whole: Node, reads: bool = False) -> bool:
+    """Whether the merged axis is still taken apart: outside the reads of other stages, or in these
+    too (a sum reads them many times, and by vectors only where it does so along an axis)."""
+    found = toposort((value,), into=lambda n: reads or n.op is not ops.READ)
+    return any(n.op in (ops.DIV, ops.MOD) and whole in toposort((n,)) for n in found)
 
 
 def _fixed(value: Node, whole: Node, a: Node, b: Node, kernel: Kernel) -> Node:

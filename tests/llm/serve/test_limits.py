@@ -79,7 +79,7 @@ def test_answers_that_do_not_finish_in_time_are_told(model):
         assert server.process.wait(10) == 0
 
 
-def test_wrong_usage_is_told_at_once(model, tmp_path):
+def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
     from muladd import cli
 
     def run(*arguments):
@@ -89,6 +89,8 @@ def test_wrong_usage_is_told_at_once(model, tmp_path):
         assert run("--port", server.address.split(":")[1]) == 1
     assert run("--api-key", "") == 1
     assert run("--api-key-file", str(tmp_path / "none")) == 1
+    assert run("--name", "two", "--embeddings", str(tmp_path / "two")) == 1
+    assert "both models would be called 'two'" in capsys.readouterr().err
     assert cli.main(["serve", str(tmp_path / "none.gguf")]) == 1
     for wrong in (["--slots", "0"], ["--slots", "65"], ["--timeout", "-1"], ["--cache", "int3"],
                   ["--port", "70000"], ["--port", "-1"], ["--context", "0"]):
