@@ -193,7 +193,7 @@ def test_the_real_model_in_float32_says_what_llama_cpp_says(smollm, tmp_path):
     plain = tmp_path / "plain.gguf"
     gguf.save(plain, found.metadata, found.tensors,
               {n: "F32" for n, t in found.tensors.items() if len(t.shape) > 1})  # fmt: skip
-    model = llm.load(smollm, context=512)
+    model = llm.load(smollm, context=512, arithmetic="float32")
     for prompt in (PROMPT, "Once upon a time", "def main("):
         ids = model.tokenizer.encode(prompt)
         with llama_cpp(plain, context=256) as ask:
