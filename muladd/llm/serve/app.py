@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -149,6 +149,9 @@ class App:
             except ApiError as error:
                 self.done(request.url.path, error.status, began, str(error))
                 return failed(error)
+            except ClientDisconnect:
+                self.done(request.url.path, _GONE, began, "the client has gone")
+                return Response(status_code=_GONE)
 
         return guarded
 

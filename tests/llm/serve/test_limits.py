@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 
 import pytest
@@ -77,6 +78,15 @@ def test_answers_that_do_not_finish_in_time_are_told(model):
         with pytest.raises(openai.APIError, match="stopping"):
             list(stream)
         assert server.process.wait(10) == 0
+
+
+def test_a_client_may_leave_in_the_middle_of_what_it_says(model):
+    with serving(model, "--slots", "1") as server:  # which would show a traceback at its end
+        host, port = server.address.removeprefix("http://").split(":")
+        for said in (b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"):
+            with socket.create_connection((host, int(port)), 10) as line:
+                line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\n" + said)
+        assert server.ask("/health")[0] == 200
 
 
 def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
