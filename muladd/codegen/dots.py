@@ -87,24 +87,28 @@ class _Dot:
             return self.halves(total, pairs)
         for x, y in pairs:
             for i in range(self.group):
-                p, q = (self.every(t, i) for t in (x, y))
+                places = range(i, self.lanes * self.group, self.group)
+                p, q = (self.taken(t, places, self.result) for t in (x, y))
                 product = self.e.put(f"mul {self.result} {p}, {q}")
                 total = self.e.put(f"add {self.result} {total}, {product}")
         return total
 
-    def every(self, t: Typed, first: int) -> str:
-        picked = ", ".join(f"i32 {first + k * self.group}" for k in range(self.lanes))
+    def taken(self, t: Typed, places: range, kind: str) -> str:
+        """The bytes at these places, widened to vectors of a kind."""
+        n = len(places)
         some = self.e.put(f"shufflevector {self.bytes} {t.name}, {self.bytes} poison, "
-                          f"<{self.lanes} x i32> <{picked}>")  # fmt: skip
+                          f"<{n} x i32> <{', '.join(f'i32 {k}' for k in places)}>")  # fmt: skip
         word = "sext" if t.dtype.kind == "i" else "zext"
-        return self.e.put(f"{word} <{self.lanes} x i8> {some} to {self.result}")
+        return self.e.put(f"{word} <{n} x i8> {some} to {kind}")
 
     def halves(self, total: str, pairs: list[tuple[Typed, Typed]]) -> str:
         """Half of the bytes at a time as 16 bits; of a lane's two sums one is added at the end."""
         sums = ["", ""]
         for x, y in pairs:
             for h in (0, 1):
-                found = self.widened(self.half(x, h), self.half(y, h))
+                places = range(h * 2 * self.lanes, (h + 1) * 2 * self.lanes)
+                p, q = (self.taken(t, places, self.words) for t in (x, y))
+                found = self.widened(p, q)
                 before = sums[h]
                 sums[h] = self.e.put(f"add {self.result} {before}, {found}") if before else found
         for first in (0, 1):
@@ -113,14 +117,6 @@ class _Dot:
                               f"<{self.lanes} x i32> <{picked}>")  # fmt: skip
             total = self.e.put(f"add {self.result} {total}, {part}")
         return total
-
-    def half(self, t: Typed, h: int) -> str:
-        n = 2 * self.lanes
-        picked = ", ".join(f"i32 {h * n + k}" for k in range(n))
-        some = self.e.put(f"shufflevector {self.bytes} {t.name}, {self.bytes} poison, "
-                          f"<{n} x i32> <{picked}>")  # fmt: skip
-        word = "sext" if t.dtype.kind == "i" else "zext"
-        return self.e.put(f"{word} <{n} x i8> {some} to {self.words}")
 
 
 _PAIRS = {"ssse3": "llvm.x86.ssse3.pmadd.ub.sw.128", "avx2": "llvm.x86.avx2.pmadd.ub.sw",

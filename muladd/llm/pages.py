@@ -63,7 +63,9 @@ class Pool:
             made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32) for _ in range(2)]
         self.arrays = [array for pair in (made[:2], made[2:]) if pair
                        for both in zip(pair[0][0], pair[1][0]) for array in both]  # fmt: skip
-        self._memory = [memory for _, memory in made]  # of all layers: keys, values, their scales
+        # of all layers: keys, values, their scales, each (layers, pages, key heads, PAGE, n)
+        self._memory = [memory if memory is None or i == 1 else memory.swapaxes(-1, -2)
+                        for i, (_, memory) in enumerate(made)]  # fmt: skip
         most = max(2, pages)
         sizes = {"pages": {1: ("pages", 1, 16 * most)}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
@@ -129,31 +131,25 @@ class Pool:
         host: Any = devices.get("CPU")
         runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
         arrays = [host.view(t.storage().buffer, t.dtype.storage, t.shape) for t in new_ones]
-        for memory, values, across in self._parts(arrays):
+        for memory, values in self._parts(arrays):
             if runs is None:
-                new = values[:, :, row].transpose(2, 0, 1, 3)
-                memory[(slice(None), page, *[slice(None)] * (1 + across), at % PAGE)] = new
+                memory[:, page, :, at % PAGE] = values[:, :, row].transpose(2, 0, 1, 3)
                 continue
             for p, first, r, n in runs:
-                new, to = values[:, :, r : r + n], slice(first, first + n)
-                if across:
-                    memory[:, p, :, :, to] = new.swapaxes(2, 3)
-                else:
-                    memory[:, p, :, to] = new
+                memory[:, p, :, first : first + n] = values[:, :, r : r + n]
 
-    def _parts(self, arrays: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray, bool]]:
-        """(memory, what goes there, whether places are its last axis) of keys, of values, and of
-        their scales: all layers at once where arrays hold all, else layer by layer."""
+    def _parts(self, arrays: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray]]:
+        """(memory, what goes there) of keys, of values, and of their scales: all layers at once
+        where arrays hold all, else layer by layer."""
         memories: list[Any] = self._memory
         if arrays[0].ndim == 4:
             for i, memory in enumerate(memories):
-                yield memory, arrays[i // 2][i % 2 :: 2], i != 1
+                yield memory, arrays[i // 2][i % 2 :: 2]
             return
         count = 2 * self.decoder.config.layers
         for layer in range(count // 2):
             for i, memory in enumerate(memories):
-                new = arrays[i // 2 * count + 2 * layer + i % 2]
-                yield memory[layer][None], new[None], i != 1
+                yield memory[layer][None], arrays[i // 2 * count + 2 * layer + i % 2][None]
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""

@@ -7,7 +7,7 @@ lane, or the same for all lanes.
 from __future__ import annotations
 
 from muladd.errors import ScheduleError
-from muladd.ir import DType, Node, const, dtype, make, ops, sym, toposort
+from muladd.ir import DType, Node, const, dtype, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Stage
 
 Pair = tuple[Node, Node]
@@ -83,8 +83,7 @@ def side_by_side(value: Node, vector: Node, inner: Node) -> Node:
             done[n] = const(n.arg, n.dtype, (count,))
         elif n.op.elementwise and n.srcs:
             srcs = tuple(done[s] for s in n.srcs)
-            asks = n.op in (ops.CAST, ops.BITCAST)
-            done[n] = make(n.op, srcs, n.arg, n.dtype if asks else None)
+            done[n] = rebuild(n, srcs)
         else:
             raise ScheduleError(f"dot: an operand made by {n.op.name}")
     return done[value]
@@ -92,11 +91,13 @@ def side_by_side(value: Node, vector: Node, inner: Node) -> Node:
 
 def _index(index: Node, vector: Node, inner: Node, count: int) -> Node:
     steps: dict[Node, sym.Dim] = {vector: 0, inner: 0}
-    base = sym.sum_of(_term(mono, c) for mono, c in sym.poly(index).items()
-                      if mono not in ((vector,), (inner,)))  # fmt: skip
+    rest: dict[tuple[Node, ...], int] = {}
     for mono, c in sym.poly(index).items():
         if mono in ((vector,), (inner,)):
             steps[mono[0]] = c
+        else:
+            rest[mono] = c
+    base = sym.build(rest)
     free = isinstance(base, int) or not {vector, inner} & {*toposort((base,))}
     group = inner.arg.extent
     start = make(ops.EXPAND, (sym.as_node(base),), (count,))
@@ -108,10 +109,6 @@ def _index(index: Node, vector: Node, inner: Node, count: int) -> Node:
         return make(ops.ADD, (start, again))
     raise ScheduleError(f"dot: the bytes of an operand lie {steps[vector]} apart from lane to lane "
                         f"and {steps[inner]} within one; expected {group} or 0, and 1")  # fmt: skip
-
-
-def _term(mono: tuple[Node, ...], c: int) -> sym.Dim:
-    return sym.build({mono: c})
 
 
 __all__ = ["bounds", "dot", "factors", "side_by_side"]

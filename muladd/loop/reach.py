@@ -27,11 +27,12 @@ def reach(plan: Plan, stage: Stage, axis: Node) -> tuple[Dim, Dim] | None:
     if len(indices) != 1:
         return None
     (index,) = indices
-    axes = [n for n in toposort((index,)) if n.op is ops.RANGE]
-    fixed = {x for x in plan.enclosing(stage)
-             if plan.owner(x) in axes and x.arg.extent != 1}  # fmt: skip
-    if not fixed or not all(n.op in (ops.RANGE, ops.CONST, ops.ADD, ops.MUL, ops.DIV)
-                            for n in toposort((index,))):  # fmt: skip
+    parts = toposort((index,))
+    if not all(n.op in (ops.RANGE, ops.CONST, ops.ADD, ops.MUL, ops.DIV) for n in parts):
+        return None
+    axes = [n for n in parts if n.op is ops.RANGE]
+    fixed = {x for x in plan.enclosing(stage) if x.arg.extent != 1 and plan.owner(x) in axes}
+    if not fixed:
         return None
     least, most = _turns(plan, axes, fixed)
     first, last = (extreme(sym.as_dim(index), least, most, greatest) for greatest in (False, True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.ir import Dim, Node, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Kernel, reaxis, reindex
 from muladd.loop.plan import Plan, plain
 from muladd.schedule.primitives import loop_named
@@ -71,8 +71,6 @@ def _splits(value: Node, whole: Node, reads: bool = False) -> bool:
 
 def _fixed(value: Node, whole: Node, a: Node, b: Node, kernel: Kernel) -> Node:
     """READs name every axis of the stage read: drop the index that was b's."""
-    from muladd.ir import make
-
     done: dict[Node, Node] = {}
     for n in toposort((value,)):
         srcs = tuple(done[s] for s in n.srcs)
@@ -85,9 +83,5 @@ def _fixed(value: Node, whole: Node, a: Node, b: Node, kernel: Kernel) -> Node:
                 del at[k]
                 done[n] = make(ops.READ, tuple(at), (n.arg[0], len(at)), n.dtype)
                 continue
-        if any(x is not y for x, y in zip(srcs, n.srcs)):
-            needs = n.op in (ops.CAST, ops.BITCAST, ops.LOAD, ops.READ)
-            done[n] = make(n.op, srcs, n.arg, n.dtype if needs else None)
-        else:
-            done[n] = n
+        done[n] = n if srcs == n.srcs else rebuild(n, srcs)
     return done[value]

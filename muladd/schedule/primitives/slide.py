@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, Node, make, ops, sym, toposort
+from muladd.ir import Dim, Node, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
 from muladd.loop.plan import Leaf, Plan
 from muladd.schedule.analysis import stride
@@ -79,7 +79,7 @@ def _guarded(value: Node, places: Node, inside: sym.Condition) -> Node:
             both = (srcs[0], make(ops.MUL, (guard, srcs[1])) if len(srcs) > 1 else guard)
             done[n] = make(ops.LOAD, both, n.arg, n.dtype)
         else:
-            done[n] = _again(n, srcs)
+            done[n] = n if srcs == n.srcs else rebuild(n, srcs)
     return done[value]
 
 
@@ -96,13 +96,5 @@ def _slid(s: Stage, c: Stage, across: Node, along: Node, apart: int) -> Node:
             done[n] = make(ops.READ, tuple(map(sym.as_node, indices)),
                            (c.name, len(indices)), n.dtype)  # fmt: skip
         else:
-            done[n] = _again(n, srcs)
+            done[n] = n if srcs == n.srcs else rebuild(n, srcs)
     return done[s.value]
-
-
-def _again(n: Node, srcs: tuple[Node, ...]) -> Node:
-    """The same operation of other operands."""
-    if all(x is y for x, y in zip(srcs, n.srcs)):
-        return n
-    needs = n.op in (ops.CAST, ops.BITCAST, ops.LOAD, ops.READ)
-    return make(n.op, srcs, n.arg, n.dtype if needs else None)

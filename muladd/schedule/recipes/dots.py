@@ -63,12 +63,10 @@ def _tiles(plan: Plan, machine: Machine, found: list[Stage], column: Node) -> Pl
         raise ScheduleError(f"dots: {J} is no whole number of vectors")
     others = [a for a in kernel.shared if a is not column]
     row = next((a for a in reversed(others) if _is_row(found[0], a, column)), None)
-    vectors = 1  # what is to be read next lies side by side
-    down = 1 if row is None else min(_SUMS // vectors, extent(row))
-    panels = groups // vectors
+    down = 1 if row is None else min(_SUMS, extent(row))
     wanted = max(1, machine.chunks // size([a for a in others if a is not row]))
-    chunks = next(n for n in range(min(wanted, panels), panels + 1) if panels % n == 0)
-    plan = step(plan, f"split {J} {panels // chunks} {vectors} {lanes}")
+    chunks = next(n for n in range(min(wanted, groups), groups + 1) if groups % n == 0)
+    plan = step(plan, f"split {J} {groups // chunks} 1 {lanes}")  # one vector: read side by side
     for s in found:
         for pair in factors(s) or ():
             for x in pair:

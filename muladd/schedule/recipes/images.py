@@ -84,15 +84,7 @@ def windows(
             for channel, taps
               the tile of results in registers
     """
-    slid: list[Node] = []
-    for a in [x for x in plan.kernel.stage("c0").axes if x in plan.kernel.shared]:
-        for own in plan.kernel.free_axes(plan.kernel.stage("c0")):
-            try:
-                plan = step(plan, f"slide c0 {a.arg.name} {own.arg.name}")
-            except ScheduleError:
-                continue
-            slid.append(a)
-            break
+    plan, slid = _slid(plan)
     if sides.column not in slid or not all(isinstance(a.arg.extent, int) for a in slid):
         return None
     I, J = sides.row.arg.name, sides.column.arg.name
@@ -117,9 +109,29 @@ def windows(
     if extent(taps) <= _TAPS:
         plan = step(plan, f"inline {p.stage.name} {taps.arg.name}")
     plan = step(plan, f"at c0 {len(around)}")
-    plan = step(plan, f"split c0.{J} {t.lanes}")
-    names = [a.arg.name for a in plan.kernel.free_axes(plan.kernel.stage("c0"))]
-    names = sorted((x for x in names if x != f"c0.{J}"), key=lambda x: not x.startswith("c0.p"))
+    return _lines(plan, slid, J, t.lanes)
+
+
+def _slid(plan: Plan) -> tuple[Plan, list[Node]]:
+    """The plan whose copy holds each place once, and the axes along which windows slide over it."""
+    slid: list[Node] = []
+    for a in [x for x in plan.kernel.stage("c0").axes if x in plan.kernel.shared]:
+        for own in plan.kernel.free_axes(plan.kernel.stage("c0")):
+            try:
+                plan = step(plan, f"slide c0 {a.arg.name} {own.arg.name}")
+            except ScheduleError:
+                continue
+            slid.append(a)
+            break
+    return plan, slid
+
+
+def _lines(plan: Plan, slid: list[Node], J: str, lanes: int) -> Plan:
+    """The copy's own nest and memory: its lines, of each the channels, and of these the places."""
+    plan = step(plan, f"split c0.{J} {lanes}")
+    own = [a.arg.name for a in plan.kernel.free_axes(plan.kernel.stage("c0"))]
+    outer = tuple(f"c0.{a.arg.name}" for a in slid)
+    names = sorted((x for x in own if x != f"c0.{J}"), key=lambda x: not x.startswith(outer))
     order = " ".join([*names, f"c0.{J}.0", f"c0.{J}.1"])
     plan = step(plan, f"layout c0 {order}")
     plan = step(plan, f"nest c0 {order}")
