@@ -116,8 +116,9 @@ class Adapter:
         ArgumentError for targets that the model has not."""
         chance = np.random.default_rng(seed)
         pairs: dict[str, Pair] = {}
-        chosen = _targets(decoder.config, lora.targets, _adaptable(decoder))
-        for name, (rows, columns) in _adaptable(decoder).items():
+        sizes = _adaptable(decoder)
+        chosen = _targets(decoder.config, lora.targets, sizes)
+        for name, (rows, columns) in sizes.items():
             if name.rpartition(".")[2] not in chosen:
                 continue
             bound = 1 / math.sqrt(columns)
@@ -211,17 +212,17 @@ class Adapter:
                                   "layer's projection")  # fmt: skip
             values = np.asarray(array.numpy(), np.float32)
             halves.setdefault((int(named[1]), named[2]), {})[named[3]] = values
+        sizes = _adaptable(decoder)
         for (i, part), both in halves.items():
-            adapter._take(i, part, both, told, decoder, here)
+            adapter._take(i, part, both, told, sizes, here)
         if not adapter.pairs:
             raise FormatError(f"adapter: {here / WEIGHTS}: has no adapter")
         return adapter
 
     def _take(
         self, i: int, part: str, both: Mapping[str, np.ndarray], told: Mapping[str, Any],
-        decoder: Decoder, here: Path,
+        sizes: Mapping[str, tuple[int, int]], here: Path,
     ) -> None:  # fmt: skip
-        sizes = _adaptable(decoder)
         names = [f"blk.{i}.{name}" for name in _parts(self.config).get(part, ())]
         if not names or any(name not in sizes for name in names):
             raise FormatError(f"adapter: {here}: adapts layer {i}, {part}, which this model "
@@ -249,11 +250,6 @@ class Adapter:
     def __repr__(self) -> str:
         ranks = sorted({pair.rank for pair in self.pairs.values()})
         return f"Adapter({len(self.pairs)} matrices, rank {', '.join(map(str, ranks))})"
-
-
-def target_names(config: Config) -> list[str]:
-    """What may be adapted in a model of this architecture, as `transformers` names it."""
-    return [part.rpartition(".")[2] for part in _parts(config)]
 
 
 def _adaptable(decoder: Decoder) -> dict[str, tuple[int, int]]:

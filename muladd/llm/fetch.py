@@ -135,10 +135,12 @@ class Client:
                 raise DownloadError(f"download: {name} needs {wanted.size - have:,} bytes, and "
                                     f"{path.parent} has {free:,} left")  # fmt: skip
             self._complete(wanted, part, name, report)
-            if have and not is_right(wanted, part):  # what was there may have been of another file
+            right = is_right(wanted, part)
+            if have and not right:  # what was there may have been of another file
                 os.truncate(part, 0)
                 self._complete(wanted, part, name, report)
-            if not is_right(wanted, part):
+                right = is_right(wanted, part)
+            if not right:
                 os.truncate(part, 0)
                 raise DownloadError(f"download: {name}: the bytes that came are not those that the "
                                     "server promised (their hash is another); try again, or "

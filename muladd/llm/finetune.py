@@ -135,6 +135,8 @@ class _Run:
             raise ArgumentError(f"finetune: kind is {s.kind!r:.40}, which is for all weights of a "
                                 "GGUF file; adapters are merged with a kind")  # fmt: skip
         merge.check_kind(s.kind)
+        if s.lora is None:
+            merge.target(model, output)  # before the work, not after it
         if output.exists() and not output.is_dir():
             raise ArgumentError(f"finetune: {output} is a file; expected a folder to write to")
         examples = dataset.read(data, source.tokenizer, s.length, s.long)

@@ -59,8 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     lora = None
     if not given.full:
         lora = LoRA(given.lora, given.alpha, given.dropout, tuple(given.targets))
-    names = ("length", "batch", "accumulate", "epochs", "steps", "rate", "warmup", "decay", "clip",
-             "long", "validation", "seed", "save_every", "kind")
+    names = (*(name for name, _, _ in _OPTIONS), "long", "kind")
     settings = Settings(lora=lora, pack=not given.no_pack, recompute=not given.no_recompute,
                         **{name: getattr(given, name) for name in names})  # fmt: skip
     output = given.output or ("trained" if given.full else "adapter")

@@ -24,6 +24,7 @@ import numpy as np
 
 from muladd import config
 from muladd import device as devices
+from muladd.device.machine import usable_cores
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
 from muladd.formats.quant import Kind
@@ -108,7 +109,7 @@ def lay(stored: GGUFTensor, device: str | None = None) -> tuple[list[Tensor], Fo
             some = np.concatenate([some, np.zeros((-len(some) % lanes, *some.shape[1:]), np.uint8)])
         _lay([a[i, p : p + step] for a in arrays], some, kind, bits, shift, lanes)
 
-    threads = max(1, config.get("THREADS") or 1)
+    threads = config.get("THREADS") or usable_cores()
     if len(pieces) == 1 or threads == 1:
         for piece in pieces:
             one(piece)

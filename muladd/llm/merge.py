@@ -61,17 +61,24 @@ def write(
 ) -> Path:  # fmt: skip
     """Write a model with changed weights; as `merge`."""
     check_kind(kind)
-    to = Path(output)
-    if to.exists() and Path(model).exists() and to.samefile(model):
-        raise ArgumentError(f"merge: {to} is the model itself; give another name")
+    to = target(model, output)
     if Path(model).is_dir():
         return _folder(Path(model), to, changes, kind)
-    if to.is_dir() or not to.suffix:
-        to.mkdir(parents=True, exist_ok=True)
-        to = to / "model.gguf"
+    to.parent.mkdir(parents=True, exist_ok=True)
     source = opened(model)
     assert source.file is not None
     return _gguf(source.file, source.config, to, changes, kind)
+
+
+def target(model: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+    """The file, or for a folder's model the folder, that is written. Raises ArgumentError where
+    that is the model itself."""
+    to = Path(output)
+    if not Path(model).is_dir() and (to.is_dir() or not to.suffix):
+        to = to / "model.gguf"
+    if to.exists() and Path(model).exists() and to.samefile(model):
+        raise ArgumentError(f"merge: {to} is the model itself; give another name")
+    return to
 
 
 def check_kind(kind: str | None) -> None:
@@ -165,10 +172,8 @@ def _array(full: str, stored: StoredArray, config: Config, changes: Changes) -> 
     if place is None:
         return stored
     name, expert = place
-    parts = sources.inside(name, stored.shape[0], config)
     turned = hugging_face.is_turned(name, stored.shape, config.architecture)
-    if turned:
-        parts = sources.inside(name, stored.shape[1], config)
+    parts = sources.inside(name, stored.shape[1 if turned else 0], config)
     if not parts.keys() & changes.keys():
         return stored
     given = np.asarray(stored.numpy(), np.float32)
@@ -177,6 +182,6 @@ def _array(full: str, stored: StoredArray, config: Config, changes: Changes) -> 
     else:
         less = np.float32(hugging_face.is_less_one(name, config.architecture))
         seen = given.T if turned else given
-        values = _values(parts, changes, lambda: seen.reshape(seen.shape) + less) - less
+        values = _values(parts, changes, lambda: seen + less) - less
         values = values.T if turned else values
     return StoredArray(stored.dtype, dt.encode(np.ascontiguousarray(values), stored.dtype))

@@ -60,7 +60,6 @@ class Writer:
         self, ids: list[int], tokenizer: Tokenizer | None, context: int, options: Options
     ) -> None:
         self.ids, self.options, self.context = list(ids), options, context
-        self.prompt = len(ids)
         self.tokens = 0  # chosen so far
         self._stream = None if tokenizer is None else tokenizer.stream()
         ends = frozenset() if tokenizer is None or options.ignore_stops else tokenizer.stops

@@ -452,3 +452,14 @@ def test_the_real_model_learns_a_novel_and_llama_cpp_says_what_it_learnt(smollm,
         != answer["tokens"]  # fmt: skip
 
 
+
+
+def test_a_model_is_not_written_over_by_its_folders_name(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_talker(path)
+    before = path.read_bytes()
+    with pytest.raises(ArgumentError, match="is the model itself"):
+        merge.target(path, tmp_path)
+    with pytest.raises(ArgumentError, match="is the model itself"):
+        merge.write(path, tmp_path, {})
+    assert path.read_bytes() == before

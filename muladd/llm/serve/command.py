@@ -17,7 +17,7 @@ from muladd.errors import ArgumentError
 from muladd.llm.embeddings import EmbeddingModel
 from muladd.llm.embeddings import load as load_embeddings
 from muladd.llm.extras import wanted
-from muladd.llm.generate import load
+from muladd.llm.generate import CACHES, load
 from muladd.llm.serve.engine import SIZES, Engine
 from muladd.options import positive, seconds
 
@@ -156,7 +156,7 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--tokens", type=positive, default=16384, help="room for keys and values, in tokens of all "
         "conversations together, and of those whose beginnings are remembered "
         "(default: %(default)s)")  # fmt: skip
-    add("--cache", default="float16", choices=("float32", "float16", "bfloat16", "int8"),
+    add("--cache", default="float16", choices=CACHES,
         help="dtype of keys and values (default: %(default)s)")  # fmt: skip
     add("--arithmetic", default="int8", choices=("int8", "float32"), help="of products with "
         "quantised weights: float32 is slower and more precise (default: %(default)s)")  # fmt: skip

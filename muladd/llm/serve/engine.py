@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -193,8 +194,8 @@ class Engine:
     def _turn(self) -> None:
         reading = [job for job in self._running if job.unread > 1 or not job.options]
         if reading:
-            short = [job for job in reading if self._is_short(job)][:TOGETHER]
-            if reading[0] in short:
+            if self._is_short(reading[0]):
+                short = list(islice(filter(self._is_short, reading), TOGETHER))
                 self._guarded(short, partial(self._read, short, SHORT, TOGETHER))
             else:
                 self._guarded(reading[:1], partial(self._read, reading[:1], CHUNK, 1))
