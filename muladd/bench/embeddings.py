@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     """`muladd bench embeddings`; gives the exit code."""
     given = _bench_parser().parse_args(arguments)
     out = sys.stderr if given.json else sys.stdout
-    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+    with config.threads(given.threads):
         model = load(given.model)
         theirs = _sentence_transformers(given.model, given.threads or config.get("THREADS"))
         rows = [_measured(name, texts, model, theirs, given.repeat)

@@ -18,7 +18,7 @@ from muladd.options import positive
 def main(arguments: Sequence[str]) -> int:
     """Measure and print; gives the exit code."""
     given = _parser().parse_args(arguments)
-    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+    with config.threads(given.threads):
         start = time.perf_counter()
         model = load(given.file, context=given.context, arithmetic=given.arithmetic)
         loaded = time.perf_counter() - start

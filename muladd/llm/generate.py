@@ -15,7 +15,7 @@ from muladd.llm.constrain import Constraint, json_constraint
 from muladd.llm.model import Config, Decoder
 from muladd.llm.opening import opened
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
-from muladd.llm.sampling import Sampling
+from muladd.llm.sampling import Sampling, log_total
 from muladd.llm.speculate import Ahead, Draft, ahead
 from muladd.llm.template import Message
 from muladd.llm.tokenizer import Tokenizer
@@ -75,9 +75,7 @@ class LanguageModel:
             logits = self._run(ids[at : at + CHUNK], CHUNK, True)
             following = ids[at + 1 : at + CHUNK + 1]
             logits = logits[: len(following)]
-            top = logits.max(-1)
-            total = np.log(np.exp(logits - top[:, None]).sum(-1, dtype=np.float64)) + top
-            found.append(logits[np.arange(len(following)), following] - total)
+            found.append(logits[np.arange(len(following)), following] - log_total(logits))
         return np.concatenate(found)
 
     def logits_along(self, ids: Sequence[int], more: Sequence[int], rows: int) -> np.ndarray:

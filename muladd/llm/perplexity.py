@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     out = sys.stderr if given.json else sys.stdout
     text = _text(given.text)
-    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+    with config.threads(given.threads):
         rows = _compared(given, text, out) if given.kinds else [_one(given, text, out)]
     if given.json:
         print(json.dumps({"model": given.model, "text": given.text, "rows": rows}

@@ -106,6 +106,12 @@ def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.n
     return found
 
 
+def log_total(logits: np.ndarray) -> np.ndarray:
+    """The logarithm of the sum of exp along the last axis, float64."""
+    top = logits.max(-1, keepdims=True)
+    return np.log(np.exp(logits - top).sum(-1, dtype=np.float64)) + top[..., 0]
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Natural logarithms of probabilities along the last axis, float64."""
     x = logits.astype(np.float64)

@@ -10,7 +10,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError
 from muladd.llm.constrain import Constraint, State
-from muladd.llm.sampling import Sampler, Sampling
+from muladd.llm.sampling import Sampler, Sampling, log_total
 from muladd.llm.tokenizer import Tokenizer
 
 
@@ -130,8 +130,7 @@ def likelihood(
     logits: np.ndarray, token: int, count: int
 ) -> tuple[float, tuple[tuple[int, float], ...]]:
     """(log-probability of a token, the `count` likeliest as (id, log-probability))."""
-    most = logits.max()
-    total = float(most) + float(np.log(np.exp(logits - most).sum(dtype=np.float64)))
+    total = float(log_total(logits))
     top: tuple[tuple[int, float], ...] = ()
     if count:
         some = np.argpartition(-logits, min(count, len(logits)) - 1)[:count]

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     key = _key(given)
     for package in ("uvicorn", "starlette", "prometheus_client"):
         wanted(package, "serve")
-    with config.context(**({"THREADS": given.threads} if given.threads else {})):
+    with config.threads(given.threads):
         return _serve(given, key)
 
 
