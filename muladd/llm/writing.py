@@ -53,7 +53,8 @@ class Writer:
     """Writes what follows `ids`, up to a context of so many tokens.
 
     `put(logits)` chooses the next token and gives its Piece, of which the last one says why it is;
-    `ids` grows by every token but one that ends the text.
+    `ids` grows by every token but one that ends the text. A character whose bytes are not all there
+    at the end is left out.
     """
 
     def __init__(
@@ -75,17 +76,16 @@ class Writer:
         self.tokens += 1
         chance, top = (None, ()) if self.options.logprobs is None \
             else likelihood(logits, token, self.options.logprobs)  # fmt: skip
-        stream = self._stream
         if token in self._ends:
-            return Piece(self._held + (stream.end() if stream else ""), token, chance, top, "stop")
+            return Piece(self._held, token, chance, top, "stop")
         self.ids.append(token)
         self._used[token] += 1
         if self._state is not None:
             self._state = self._state.advance(token)
         whole = self._state is not None and self._state.finished
         full = self.tokens == self.options.max_tokens or len(self.ids) >= self.context
-        if stream is not None:
-            self._held += stream.put(token) + (stream.end() if full or whole else "")
+        if self._stream is not None:
+            self._held += self._stream.put(token)
         stops = self.options.stop
         found = [at for at in (self._held.find(s) for s in stops) if at >= 0]
         if found:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from support.llama_cpp import llama_cpp
 from support.small_llama import small_decoder, write_small
+from support.talker import write_talker
 
 from muladd import llm
 from muladd.errors import ArgumentError, FormatError, IndexingError
@@ -14,6 +15,8 @@ from muladd.llm.model import Config, Decoder
 from muladd.llm.pages import CHUNK
 from muladd.llm.sampling import Sampler, Sampling, log_softmax
 from muladd.llm.sources import from_gguf
+from muladd.llm.tokenizer import Tokenizer
+from muladd.llm.writing import Options, Writer
 
 PROMPT = "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -111,6 +114,17 @@ def test_the_context_ends(tmp_path):
     assert len(pieces) == 5 and [p.finish for p in pieces] == [None] * 4 + ["length"]
     with pytest.raises(ArgumentError, match="21 tokens and there is room for 20"):
         model.generate([1] * 21)
+
+
+@pytest.mark.parametrize("last", ["length", "stop"])
+def test_half_a_character_at_the_end_is_left_out(tmp_path, last):
+    """Not shown as U+FFFD: what follows was cut off, nothing is damaged."""
+    tokenizer = Tokenizer.from_gguf(write_talker(tmp_path / "talker.gguf"))
+    ids = tokenizer.encode("a\N{GRINNING FACE}b\N{GRINNING FACE}", marks=False)[:-1]
+    ids += [tokenizer.eos] if last == "stop" else []
+    writer = Writer([0], tokenizer, 100, Options(max_tokens=len(ids)))
+    pieces = [writer.put(np.eye(258, dtype=np.float32)[i]) for i in ids]
+    assert "".join(p.text for p in pieces) == "a\N{GRINNING FACE}b" and pieces[-1].finish == last
 
 
 MISUSE = [
