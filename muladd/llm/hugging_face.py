@@ -17,7 +17,7 @@ from muladd.formats import checkpoint
 from muladd.formats.stored import StoredArray
 from muladd.ir import dtype as dt
 from muladd.llm.model import Config
-from muladd.llm.sources import Facts, Source, consistent, known, single
+from muladd.llm.sources import Facts, Source, consistent, known, single, windowed
 from muladd.llm.weights import Stored, numbers, stacked
 
 # model_type -> architecture
@@ -80,15 +80,16 @@ def _config(name: str, values: Mapping[str, Any], where: str) -> tuple[Config, n
         head_width = facts.count("head_dim")
     rope = _rope(values, facts, head_width)
     experts = next((facts.count(n) for n in ("num_local_experts", "num_experts") if n in values), 0)
-    scale = 0.0
+    scaled: float = head_width
     if name.startswith("gemma"):
-        scale = 1 / math.sqrt(facts.number("query_pre_attn_scalar", head_width))
+        scaled = facts.number("query_pre_attn_scalar", head_width)
     config = Config(
         architecture=name, layers=layers, width=width, heads=heads,
         key_heads=heads if old else facts.count("num_key_value_heads", heads),
         head_width=head_width,
         context=facts.count("n_positions" if old else "max_position_embeddings"),
-        eps=facts.number("layer_norm_epsilon" if old else "rms_norm_eps"), scale=scale,
+        eps=facts.number("layer_norm_epsilon" if old else "rms_norm_eps"),
+        scale=1 / math.sqrt(scaled),
         score_cap=_or_zero(facts, "attn_logit_softcapping"),
         logit_cap=_or_zero(facts, "final_logit_softcapping"), experts=experts,
         experts_used=facts.count("num_experts_per_tok") if experts else 0,
@@ -108,11 +109,10 @@ def _window(values: Mapping[str, Any], facts: Facts, layers: int, name: str) -> 
     if not values.get("sliding_window") or values.get("use_sliding_window") is False:
         return {}
     if isinstance(kinds, list) and len(kinds) == layers:
-        windowed = tuple(kind == "sliding_attention" for kind in kinds)
+        narrow = tuple(kind == "sliding_attention" for kind in kinds)
     else:
-        period = {"gemma2": 2, "gemma3": 6}.get(name)
-        windowed = tuple(period is None or (i + 1) % period != 0 for i in range(layers))
-    return {"window": facts.count("sliding_window"), "windowed": windowed}
+        narrow = windowed(name, layers)
+    return {"window": facts.count("sliding_window"), "windowed": narrow}
 
 
 def _rope(

@@ -31,7 +31,7 @@ from muladd.formats.quant import Kind
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import Tensor
-from muladd.tensor.backend import INTERPRETER, device_name
+from muladd.tensor.backend import INTERPRETER, default_device
 
 GROUP = 32  # neighbours that activations have one scale for; weights have as many, or fewer
 _AT_ONCE = 1 << 19  # elements laid anew together: what is in between stays small
@@ -81,22 +81,22 @@ def in_rows(panels: Tensor, form: Form) -> Tensor:
     return joined[(*[slice(None)] * lead, slice(0, form.rows))]
 
 
-def lay(stored: GGUFTensor, device: str | None = None) -> tuple[list[Tensor], Form]:
+def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     """(codes, scale, and offset if the kind has one) of a quantised matrix, and their form.
 
     It is read once, a few rows at a time, on as many threads as there are; what was read is let go
     of where it is mapped from a file, so at no time is there a second copy.
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
-    lanes = _lanes(device)
+    lanes = _lanes()
     bits, shift = _NARROW.get(kind.name, (8, 0))
     blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
     scale, offset = _scales(blocks[:1, :1], kind)
     groups, panels = scale.shape[-1], -(-rows // lanes)
     fours = width // groups // (8 if bits == 4 else 4)
-    made = [_empty((*lead, panels, groups, fours, lanes, 4), dt.int8 if bits == 8 else dt.uint8,
-                   device)]  # fmt: skip
-    made += [_empty((*lead, panels, groups, lanes), dt.dtype(x.dtype), device)
+    codes = dt.int8 if bits == 8 else dt.uint8
+    made = [_empty((*lead, panels, groups, fours, lanes, 4), codes)]
+    made += [_empty((*lead, panels, groups, lanes), dt.dtype(x.dtype))
              for x in (scale, offset) if x is not None]  # fmt: skip
     arrays = [a.reshape(len(blocks), panels, *a.shape[len(lead) + 1 :]) for a, _ in made]
     step = max(1, _AT_ONCE // (lanes * width))
@@ -156,22 +156,19 @@ def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | No
     return parts[0], parts[1]
 
 
-def _lanes(device: str | None) -> int:
-    place = device_name(device)
+def _lanes() -> int:
+    place = default_device()
     machine = None if place == INTERPRETER else getattr(devices.get(place), "machine", None)
     return machine.float_lanes if machine is not None else _LANES
 
 
-def _empty(
-    shape: tuple[int, ...], kind: dt.DType, device: str | None
-) -> tuple[np.ndarray, Callable[[], Tensor]]:
+def _empty(shape: tuple[int, ...], kind: dt.DType) -> tuple[np.ndarray, Callable[[], Tensor]]:
     """An array to be filled, and what makes a tensor of it then: of the same memory on the CPU."""
-    place = device_name(device)
     array = _room.cut(prod(shape) * kind.itemsize).view(kind.storage).reshape(shape)
 
     def finish() -> Tensor:
-        if place != "CPU":
-            return Tensor(array, dtype=kind, device=device)
+        if default_device() != "CPU":
+            return Tensor(array, dtype=kind)
         host = devices.get("CPU")
         storage = Storage(shape, kind, "CPU", host.wrap(array))  # type: ignore[attr-defined]
         return Tensor(make(ops.INPUT, (), storage))

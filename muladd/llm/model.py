@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from muladd.errors import FormatError
-from muladd.llm.weights import Matrix, Stored, matrix, vector
+from muladd.llm.weights import Matrix, Stored, matrix, numbers
 from muladd.tensor import Tensor
 
 
@@ -66,13 +66,13 @@ class Config:
     head_width: int
     context: int  # positions that it was trained for
     eps: float
+    scale: float  # of scores
     rope_base: float = 10000.0
     rope_width: int = 0  # how much of a head is rotated
     rope_divisor: float = 1.0  # of all positions
     rope_amplitude: float = 1.0
     rope_local_base: float = 0.0  # of layers with a window, if another
     halves: bool = True
-    scale: float = 0.0  # of scores; 0: one over the root of the head's width
     score_cap: float = 0.0
     logit_cap: float = 0.0
     window: int = 0  # how many positions windowed layers see
@@ -107,19 +107,18 @@ class Decoder:
     ) -> None:
         self.config, self.family, self.room = config, config.family, room
         self._check(tensors)
-        self.embedding = matrix(tensors["token_embd.weight"], None, arithmetic)
+        self.embedding = matrix(tensors["token_embd.weight"], arithmetic)
         tied = "output.weight" not in tensors
-        self.output = (self.embedding if tied
-                       else matrix(tensors["output.weight"], None, arithmetic))
+        self.output = self.embedding if tied else matrix(tensors["output.weight"], arithmetic)
         self.vectors: dict[str, Tensor] = {}
         self.matrices: dict[str, Matrix] = {}
         for name, stored in tensors.items():
             if name in ("token_embd.weight", "output.weight"):
                 continue
             if len(stored.shape) == 1:
-                self.vectors[name] = vector(stored)
+                self.vectors[name] = Tensor(numbers(stored))
             else:
-                self.matrices[name] = matrix(stored, None, arithmetic)
+                self.matrices[name] = matrix(stored, arithmetic)
         self.turns = [self._turns(False), self._turns(True)]
 
     @property
@@ -308,6 +307,10 @@ class Decoder:
 
     def _active(self, x: Tensor) -> Tensor:
         return x.silu() if self.family.activation == "silu" else x.gelu("tanh")
+
+    def scores(self, products: Tensor) -> Tensor:
+        """Products of queries and keys, scaled and capped: what attention takes the softmax of."""
+        return self._capped(products * self.config.scale, self.config.score_cap)
 
     @staticmethod
     def _capped(x: Tensor, cap: float) -> Tensor:

@@ -273,13 +273,9 @@ class _Seen:
     ) -> Tensor:
         """Scores (..., key heads, group x rows, positions); `none` where a query does not see.
         Positions' keys may have a scale each."""
-        c = self.config
-        scores = q @ keys if scale is None else (q @ keys) * scale
-        scores = scores * (c.scale or 1 / math.sqrt(c.head_width))
-        if c.score_cap:
-            scores = (scores / c.score_cap).tanh() * c.score_cap
+        scores = self.decoder.scores(q @ keys if scale is None else (q @ keys) * scale)
         shape = scores.shape
-        groups = c.heads // c.key_heads
+        groups = self.config.heads // self.config.key_heads
         apart = scores.reshape(*shape[:-2], groups, self.rows, shape[-1])
         return seen.where(apart, none).reshape(*shape)
 

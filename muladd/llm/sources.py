@@ -12,6 +12,7 @@ from muladd.llm.model import FAMILIES, Config
 from muladd.llm.weights import Stored, parts
 
 Source = tuple[Config, dict[str, Stored]]
+_WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6}  # of so many layers, the last sees everything
 
 
 def known(architecture: str, where: str) -> str:
@@ -74,7 +75,7 @@ def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], 
         rope_amplitude=facts.number("rope.scaling.attn_factor", 1.0),
         rope_local_base=10000.0 if name == "gemma3" else 0.0,
         halves=FAMILIES[name].halves,
-        scale=_gemma_scale(name, layers, width, heads),
+        scale=_scale(name, layers, width / heads, head_width),
         score_cap=facts.number("attn_logit_softcapping", 0.0),
         logit_cap=facts.number("final_logit_softcapping", 0.0),
         experts=facts.count("expert_count", 0), experts_used=facts.count("expert_used_count", 0),
@@ -85,18 +86,23 @@ def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], 
 
 
 def _window(name: str, layers: int, facts: Facts) -> dict[str, Any]:
-    """Every second layer of gemma 2, and five of six of gemma 3, see a window only."""
-    period = {"gemma2": 2, "gemma3": 6}.get(name)
-    if period is None:
+    if name not in _WINDOW_PERIODS:
         return {}
     size = facts.count("attention.sliding_window", 4096)
-    return {"window": size, "windowed": tuple((i + 1) % period != 0 for i in range(layers))}
+    return {"window": size, "windowed": windowed(name, layers)}
 
 
-def _gemma_scale(name: str, layers: int, width: int, heads: int) -> float:
-    """The 27B models of gemma scale scores by the width per head, which is not the head's."""
+def windowed(name: str, layers: int) -> tuple[bool, ...]:
+    """Which layers see a window only: all but one of a period, or all."""
+    period = _WINDOW_PERIODS.get(name)
+    return tuple(period is None or (i + 1) % period != 0 for i in range(layers))
+
+
+def _scale(name: str, layers: int, width_per_head: float, head_width: int) -> float:
+    """Scores are scaled by the head's width; those of gemma's 27B models by the width per head,
+    which is another."""
     large = (name, layers) in (("gemma2", 46), ("gemma3", 62))
-    return 1 / math.sqrt(width / heads) if large else 0.0
+    return 1 / math.sqrt(width_per_head if large else head_width)
 
 
 def consistent(c: Config, where: str) -> None:

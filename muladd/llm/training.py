@@ -136,13 +136,11 @@ def _attend(decoder: Decoder, texts: Tensor, i: int, q: Tensor, k: Tensor, v: Te
     if decoder.is_windowed(i):
         mask = mask & (key > query - c.window)
     mask = mask.unsqueeze(1)
-    scale = c.scale or 1 / math.sqrt(c.head_width)
     if c.score_cap:
-        scores = (q @ k.transpose(-2, -1)) * scale
-        scores = (scores / c.score_cap).tanh() * c.score_cap
+        scores = decoder.scores(q @ k.transpose(-2, -1))
         y = mask.where(scores, -math.inf).softmax(-1) @ v
     else:
-        y = q.scaled_dot_product_attention(k, v, attn_mask=mask, scale=scale)
+        y = q.scaled_dot_product_attention(k, v, attn_mask=mask, scale=c.scale)
     return y.permute(1, 0, 2, 3).reshape(c.heads, rows * length, c.head_width)
 
 

@@ -28,6 +28,7 @@ from muladd.tensor.handle import grad_enabled
 
 _LEAST = 1e-30  # a row of zeros is divided by it, not by 0
 
+ARITHMETICS = ("int8", "float32")  # of products with quantised weights
 Stored = GGUFTensor | StoredArray
 
 
@@ -145,27 +146,21 @@ def quantized(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return found, scale, found.cast("int32").sum(-1, dtype="int32").cast("float32") * scale
 
 
-def matrix(stored: Stored, device: str | None = None, arithmetic: str = "float32") -> Matrix:
+def matrix(stored: Stored, arithmetic: str = "float32") -> Matrix:
     """A stored weight as a Matrix."""
     if isinstance(stored, StoredArray):
-        return Matrix(stored.tensor(device))
+        return Matrix(stored.tensor())
     kind = stored.kind
     if kind.dtype is not None:
         little = np.ascontiguousarray(stored.raw).view(kind.dtype.storage.newbyteorder("<"))
-        array = StoredArray(kind.dtype, little.reshape(stored.shape))
-        return Matrix(array.tensor(device))
-    arrays, form = lay(stored, device)
+        return Matrix(StoredArray(kind.dtype, little.reshape(stored.shape)).tensor())
+    arrays, form = lay(stored)
     return Matrix(*arrays, form=form, arithmetic=arithmetic)
 
 
 def sizes(t: Tensor) -> tuple[int, ...]:
     """The shape of a tensor that lies in memory, where no size is symbolic."""
     return tuple(n for n in t.shape if isinstance(n, int))
-
-
-def vector(stored: Stored, device: str | None = None) -> Tensor:
-    """A stored weight of one axis as a float32 tensor."""
-    return Tensor(numbers(stored), device=device)
 
 
 def numbers(stored: Stored) -> np.ndarray:

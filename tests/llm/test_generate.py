@@ -174,7 +174,7 @@ def test_files_that_are_no_model(tmp_path):
     refused(r"blk.0.attn_k.weight has the shape \[16, 32\]; its sizes ask for \[32, 32\]",
             {"llama.attention.head_count_kv": 4})  # fmt: skip
     with pytest.raises(FormatError, match="not known"):
-        _ = Config("magic", 1, 8, 1, 1, 8, 8, 1e-5).family
+        _ = Config("magic", 1, 8, 1, 1, 8, 8, 1e-5, 0.35).family
 
 
 # --- the real model ------------------------------------------------------------------------------
