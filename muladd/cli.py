@@ -49,28 +49,19 @@ work on muladd:
 line. Exit codes: 0 done, 1 failed, 2 wrong usage.
 """
 
-# Commands that bring their own arguments: where they are; what they do, an example, for --help.
-OWN: dict[str, tuple[str, str, str, str]] = {
-    "bench": ("muladd.bench", "main", "measure, beside PyTorch where it is installed",
-              "muladd bench\n  muladd bench matmul --json"),
-    "bench llm": ("muladd.llm.bench", "main", "", ""),
-    "bench embeddings": ("muladd.bench.embeddings", "main", "", ""),
-    "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal",
-             "muladd chat model.gguf"),
-    "download": ("muladd.llm.hub", "main", "bring a model of a hub to this machine",
-                 "muladd download OWNER/NAME\n  muladd download OWNER/NAME '*Q4_K_M*'"),
-    "embed": ("muladd.llm.embed", "main", "vectors of texts, which say how alike they are",
-              "muladd embed folder 'A cat sat.' 'A dog ran.'"),
-    "finetune": ("muladd.llm.finetune_command", "main", "train a language model on your texts",
-                 "muladd finetune model.gguf data.jsonl --lora 8"),
-    "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it",
-              "muladd merge model.gguf adapter merged.gguf"),
-    "perplexity": ("muladd.llm.perplexity", "main", "how well a language model foresees a text",
-                   "muladd perplexity model.gguf book.txt\n"
-                   "  muladd perplexity model.gguf book.txt --kinds F16 Q8_0 Q4_K"),
-    "serve": ("muladd.llm.serve.command", "main", "serve a language model over OpenAI's API",
-              "muladd serve model.gguf\n  muladd serve model.gguf --slots 32"),
-}  # fmt: skip
+# Commands that bring their own arguments: where they are, and what they do, for --help.
+OWN: dict[str, tuple[str, str, str]] = {
+    "bench": ("muladd.bench", "main", "measure, beside PyTorch where it is installed"),
+    "bench llm": ("muladd.llm.bench", "main", ""),
+    "bench embeddings": ("muladd.bench.embeddings", "main", ""),
+    "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal"),
+    "download": ("muladd.llm.hub", "main", "bring a model of a hub to this machine"),
+    "embed": ("muladd.llm.embed", "main", "vectors of texts, which say how alike they are"),
+    "finetune": ("muladd.llm.finetune_command", "main", "train a language model on your texts"),
+    "merge": ("muladd.llm.finetune_command", "merge", "write a model with an adapter in it"),
+    "perplexity": ("muladd.llm.perplexity", "main", "how well a language model foresees a text"),
+    "serve": ("muladd.llm.serve.command", "main", "serve a language model over OpenAI's API"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,9 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=positive, default=None, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="where its random numbers start")
 
-    for name, (_, _, summary, example) in OWN.items():
-        if summary:
-            _add(commands, name, _own, summary, example)
+    for name, (_, _, summary) in OWN.items():
+        if summary:  # `main` has taken these away before
+            commands.add_parser(name, help=summary)
 
     _add(commands, "ops", _ops, "print the table of operations",
          "muladd ops\n  muladd ops --json")  # fmt: skip
@@ -165,9 +156,7 @@ def _add(commands, name, run, summary, examples):  # type: ignore[no-untyped-def
         epilog=f"examples:\n  {examples}", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     command.set_defaults(run=run)
-    if name not in OWN:
-        command.add_argument("--json", action="store_true",
-                             help="one JSON object on the last line")  # fmt: skip
+    command.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return command
 
 
@@ -275,7 +264,7 @@ class _FuzzBar:
 def _own(given: argparse.Namespace) -> int:
     from importlib import import_module
 
-    module, function, _, _ = OWN[given.name]
+    module, function, _ = OWN[given.name]
     return getattr(import_module(module), function)(given.rest)
 
 

@@ -1,9 +1,23 @@
-"""What the options of commands take: a type for argparse each, with an error that says it."""
+"""Commands' parsers, and what their options take: a type each, with an error that says it."""
 from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from pathlib import Path
+
+
+def command(
+    name: str, description: str, epilog: str | None = None,
+    told: str = "one JSON object on the last line",
+) -> argparse.ArgumentParser:  # fmt: skip
+    """The parser of `muladd NAME`, which has --json, as all commands have."""
+    parser = argparse.ArgumentParser(
+        prog=f"muladd {name}", description=textwrap.fill(description, 80), epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help=told)
+    return parser
 
 
 def positive(text: str) -> int:

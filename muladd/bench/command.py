@@ -22,6 +22,7 @@ from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
 from muladd.compile.roofline import Peaks, peaks
+from muladd.options import command
 
 EXAMPLES = """\
 examples:
@@ -54,13 +55,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd bench", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure cases beside installed peers, in one process, alternating.",
-    )  # fmt: skip
+    parser = command("bench", "Measure cases beside installed peers, in one process, alternating.",
+                     EXAMPLES)  # fmt: skip
     parser.add_argument("names", nargs="*", help="groups, or words in the names of cases")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--quick", action="store_true",
                         help="the quicker cases and peers (none that compiles), few samples")
     parser.add_argument("--repeat", type=int, default=9, help="samples a case (default 9)")

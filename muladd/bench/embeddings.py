@@ -12,7 +12,7 @@ import numpy as np
 
 from muladd import config, data
 from muladd.llm.embeddings import EmbeddingModel, load
-from muladd.options import positive
+from muladd.options import command, positive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,9 +83,9 @@ def _sentence_transformers(folder: str, threads: int) -> Embed | None:
 
 
 def _bench_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd bench embeddings",
-        description="Tokens per second of sentence embeddings, beside sentence-transformers where "
+    parser = command(
+        "bench embeddings",
+        "Tokens per second of sentence embeddings, beside sentence-transformers where "
         "it is installed.",
     )  # fmt: skip
     parser.add_argument("model", help="a folder as sentence-transformers saves it")
@@ -93,5 +93,4 @@ def _bench_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeat", type=positive, default=3, help="runs, whose median counts")
     parser.add_argument("--threads", type=positive, default=0,
                         help="threads of both (default: as the settings say)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser

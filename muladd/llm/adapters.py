@@ -23,6 +23,7 @@ from muladd.formats import safetensors
 from muladd.formats.checkpoint import read_json
 from muladd.formats.stored import write_atomically
 from muladd.llm.model import Config, Decoder
+from muladd.llm.weights import numbers
 from muladd.llm.weights import sizes as sizes_of
 from muladd.tensor import Tensor
 
@@ -210,8 +211,7 @@ class Adapter:
             if named is None:
                 raise FormatError(f"adapter: {here / WEIGHTS}: {key!r:.80} is not the A or B of a "
                                   "layer's projection")  # fmt: skip
-            values = np.asarray(array.numpy(), np.float32)
-            halves.setdefault((int(named[1]), named[2]), {})[named[3]] = values
+            halves.setdefault((int(named[1]), named[2]), {})[named[3]] = numbers(array)
         sizes = _adaptable(decoder)
         for (i, part), both in halves.items():
             adapter._take(i, part, both, told, sizes, here)

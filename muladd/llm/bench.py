@@ -12,7 +12,8 @@ import numpy as np
 from muladd import config
 from muladd.errors import ArgumentError
 from muladd.llm.generate import LanguageModel, load
-from muladd.options import positive
+from muladd.llm.options import share
+from muladd.options import command, positive
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     with config.threads(given.threads):
         start = time.perf_counter()
-        model = load(given.file, context=given.context, arithmetic=given.arithmetic)
+        model = load(given.model, context=given.context, arithmetic=given.arithmetic)
         loaded = time.perf_counter() - start
-        found = {"file": given.file, "prompt": given.prompt, "decode": given.decode,
+        found = {"file": given.model, "prompt": given.prompt, "decode": given.decode,
                  "threads": given.threads, "load_s": loaded,
                  **measure(model, given.prompt, given.decode, given.repeat)}  # fmt: skip
     out = sys.stderr if given.json else sys.stdout
@@ -63,21 +64,14 @@ def measure(model: LanguageModel, prompt: int, decode: int, repeat: int = 3) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd bench llm", description="Tokens per second of a language model.",
-        epilog="examples:\n  muladd bench llm model.gguf --prompt 256 --decode 96 --threads 2",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command(
+        "bench llm", "Tokens per second of a language model.",
+        "examples:\n  muladd bench llm model.gguf --prompt 256 --decode 96 --threads 2",
     )  # fmt: skip
-    parser.add_argument("file", help="a GGUF file, or a folder with config.json")
+    share(parser, "model", "--context", "--arithmetic", "--threads")
     for name, value, what in (("prompt", 256, "tokens of the prompt"),
                               ("decode", 96, "tokens of the answer"),
                               ("repeat", 3, "runs, of which the best counts")):  # fmt: skip
         parser.add_argument(f"--{name}", type=positive, default=value,
                             help=f"{what} (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--threads", type=positive, default=0,
-                        help="threads (default: as the settings say)")  # fmt: skip
-    parser.add_argument("--context", type=positive, default=None, help="room, in tokens")
-    parser.add_argument("--arithmetic", choices=("int8", "float32"), default="int8",
-                        help="of products with quantised weights (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser

@@ -12,9 +12,11 @@ from typing import Any, TextIO
 from muladd.errors import FormatError, MuladdError
 from muladd.formats.checkpoint import read_json
 from muladd.llm.constrain import json_constraint
-from muladd.llm.generate import CACHES, LanguageModel, load
+from muladd.llm.generate import LanguageModel, load
+from muladd.llm.options import share
 from muladd.llm.sampling import Sampling
 from muladd.llm.speculate import ahead
+from muladd.options import command
 
 HELP = """\
   /clear      forget the conversation
@@ -135,25 +137,17 @@ _SAMPLING = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd chat", description="Talk to a language model in the terminal.",
-        epilog="examples:\n  muladd chat model.gguf\n  muladd chat model.gguf --temperature 0.8\n"
+    parser = command(
+        "chat", "Talk to a language model in the terminal.",
+        "examples:\n  muladd chat model.gguf\n  muladd chat model.gguf --temperature 0.8\n"
         "  echo 'What is gravity?' | muladd chat model.gguf --json\n"
         "  muladd chat model.gguf --schema person.json --draft ngram",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
-    parser.add_argument("--adapter", default=None, help="a folder that muladd finetune wrote")
+    share(parser, "model", "--adapter", "--context", "--arithmetic")
+    share(parser, "--cache", help="dtype of keys and values (default: float16 beside products in "
+          "int8, else float32)")  # fmt: skip
     parser.add_argument("--system", default=None, help="what the model is told at the beginning")
-    parser.add_argument("--context", type=int, default=None,
-                        help="tokens of a conversation (default: at most 4096)")  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
-    parser.add_argument("--cache", default=None, choices=CACHES,
-                        help="dtype of keys and values (default: float16 beside products in int8, "
-                        "else float32)")  # fmt: skip
-    parser.add_argument("--arithmetic", default="int8", choices=("int8", "float32"),
-                        help="that of quantised products: the quick one or the precise one "
-                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "
                         "answers stay the same")  # fmt: skip
@@ -161,7 +155,6 @@ def _parser() -> argparse.ArgumentParser:
                         help="answers are JSON that this JSON schema finds valid")  # fmt: skip
     for name, kind, what in _SAMPLING:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=None, help=what)
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError
 from muladd.llm.embeddings import EmbeddingModel, load
+from muladd.options import command
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,14 +47,12 @@ def _cosines(model: EmbeddingModel, query: str, vectors: np.ndarray) -> np.ndarr
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd embed", description="Vectors of texts, whose cosine says how alike they are.",
-        epilog="examples:\n  muladd embed folder 'A cat sat.' 'A dog ran.'   one JSON list a text\n"
+    parser = command(
+        "embed", "Vectors of texts, whose cosine says how alike they are.",
+        "examples:\n  muladd embed folder 'A cat sat.' 'A dog ran.'   one JSON list a text\n"
         "  muladd embed folder --query 'pets' < lines.txt    lines in order of likeness",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("model", help="a folder as sentence-transformers saves it")
     parser.add_argument("text", nargs="*", help="texts (default: the lines of standard input)")
     parser.add_argument("--query", default=None, help="say how alike each text is to this one")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
     return parser

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from muladd.errors import FormatError
 from muladd.formats import checkpoint
 from muladd.formats.stored import StoredArray
 from muladd.llm.sources import Facts
+from muladd.llm.weights import numbers
 from muladd.tensor import Tensor
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,19 +80,12 @@ class Encoder:
         if len(found.shape) != len(shape) or any(n and n != m for n, m in zip(shape, found.shape)):
             raise FormatError(f"{self._where}: {full} has the shape {list(found.shape)}; its sizes "
                               f"ask for {list(shape)}")  # fmt: skip
-        return Tensor(np.asarray(found.numpy(), np.float32))
+        return Tensor(numbers(found))
 
     def _pair(
         self, name: str, weight: tuple[int, ...], bias: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         return self._weight(f"{name}.weight", weight), self._weight(f"{name}.bias", bias)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights in memory."""
-        c = self.config
-        layer = 4 * c.width * c.width + 2 * c.width * c.hidden
-        return 4 * (c.layers * layer + (c.vocabulary + c.positions) * c.width)
 
     def __call__(self, ids: Tensor, positions: Tensor, texts: Tensor) -> Tensor:
         """What the layers make of tokens: int32 (rows, length) each to (rows * length, width).
@@ -133,12 +124,6 @@ def from_folder(folder: str | os.PathLike[str]) -> Encoder:
     return Encoder(_config(found.config, where), found, where)
 
 
-def is_encoder(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an encoder of a kind that is known here."""
-    path = Path(folder) / checkpoint.CONFIG
-    return path.is_file() and checkpoint.read_json(path).get("model_type") == "bert"
-
-
 def _config(values: Mapping[str, Any], where: str) -> Config:
     kind = values.get("model_type")
     if kind != "bert":
@@ -165,4 +150,4 @@ def _config(values: Mapping[str, Any], where: str) -> Config:
     return config
 
 
-__all__ = ["Config", "Encoder", "from_folder", "is_encoder"]
+__all__ = ["Config", "Encoder", "from_folder"]

@@ -13,7 +13,8 @@ from muladd.llm import merge as merging
 from muladd.llm.adapters import LoRA
 from muladd.llm.dataset import LONG
 from muladd.llm.finetune import STATE, Progress, Settings, run
-from muladd.options import positive
+from muladd.llm.options import share
+from muladd.options import command, positive
 
 DATA = """\
 DATA.jsonl has an object a line, of one of these kinds:
@@ -98,11 +99,8 @@ def merge(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     usual = Settings()
-    parser = argparse.ArgumentParser(
-        prog="muladd finetune", description="Train a language model on texts of yours.",
-        epilog=DATA, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    parser = command("finetune", "Train a language model on texts of yours.", DATA)
+    share(parser, "model")
     parser.add_argument("data", help="texts: a file of JSON lines")
     parser.add_argument("--output", default=None,
                         help="the folder to write to (default: adapter, with --full trained)")
@@ -129,7 +127,6 @@ def _parser() -> argparse.ArgumentParser:
                         help="with --full: what a GGUF file's matrices are quantised to")
     parser.add_argument("--resume", action="store_true",
                         help="go on where an interrupted training of the same settings was saved")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser
 
 
@@ -150,18 +147,16 @@ _OPTIONS = (
 
 
 def _merge_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd merge", description="Write a model with an adapter merged into its weights.",
-        epilog="examples:\n  muladd merge model.gguf adapter merged.gguf\n"
+    parser = command(
+        "merge", "Write a model with an adapter merged into its weights.",
+        "examples:\n  muladd merge model.gguf adapter merged.gguf\n"
         "  muladd merge model.gguf adapter merged.gguf --kind Q8_0\n"
         "  muladd merge folder adapter merged",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    share(parser, "model")
     parser.add_argument("adapter", help="the adapter's folder")
     parser.add_argument("output", help="the file (or, for a folder, the folder) to write")
     parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
                         help="quantise all matrices of a GGUF file to this (default: each keeps "
                         "its own; Q8_0 or F16 lose less of the adapter)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser

@@ -19,6 +19,7 @@ from muladd.llm.sampling import Sampling, log_total
 from muladd.llm.speculate import Ahead, Draft, ahead
 from muladd.llm.template import Message
 from muladd.llm.tokenizer import Tokenizer
+from muladd.llm.weights import ARITHMETICS
 from muladd.llm.writing import Options, Piece, Writer
 
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
@@ -233,8 +234,9 @@ def load(
     """
     if cache is not None and cache not in CACHES:
         raise ArgumentError(f"load: cache is {cache!r:.40}; expected one of {', '.join(CACHES)}")
-    if arithmetic not in ("int8", "float32"):
-        raise ArgumentError(f"load: arithmetic is {arithmetic!r:.40}; expected int8 or float32")
+    if arithmetic not in ARITHMETICS:
+        raise ArgumentError(f"load: arithmetic is {arithmetic!r:.40}; expected "
+                            f"{' or '.join(ARITHMETICS)}")  # fmt: skip
     config, tensors, tokenizer, _ = opened(path)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:

@@ -28,6 +28,7 @@ from muladd.llm.fetch import (
     safe_for_tokens,
 )
 from muladd.llm.progress import Bar
+from muladd.options import command
 
 PREFIX = "hub:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -238,21 +239,19 @@ def _each(out: Any) -> Callable[[str, int, int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd download",
-        description="Bring a model of a hub to this machine. A download that broke off goes on "
+    parser = command(
+        "download",
+        "Bring a model of a hub to this machine. A download that broke off goes on "
         "where it did; every file is checked by its hash.",
-        epilog="examples:\n  muladd download HuggingFaceTB/SmolLM2-135M-Instruct\n"
+        "examples:\n  muladd download HuggingFaceTB/SmolLM2-135M-Instruct\n"
         "  muladd download OWNER/NAME model.Q4_K_M.gguf\n"
         "  muladd download OWNER/NAME '*Q4_K_M*' --to models\n"
         "  muladd chat hub:OWNER/NAME/model.gguf     (downloads it the first time)\n\n"
         "HF_TOKEN is the access token for what is not public, HF_ENDPOINT another hub.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("what", metavar="OWNER/NAME", help="the model; @REVISION may follow")
     parser.add_argument("files", nargs="*", metavar="FILE",
                         help="files, or patterns of them (default: the model's)")  # fmt: skip
     parser.add_argument("--to", default=None, metavar="FOLDER",
                         help="where to (default: the cache folder)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser

@@ -23,6 +23,7 @@ from muladd.llm import hugging_face, sources
 from muladd.llm.adapters import Adapter, Pair
 from muladd.llm.model import Config, Decoder
 from muladd.llm.opening import opened
+from muladd.llm.weights import numbers
 from muladd.tensor import Tensor, no_grad
 
 # what becomes of a weight's values, by its name in GGUF files
@@ -118,7 +119,7 @@ def _gguf(file: gguf.GGUF, config: Config, to: Path, changes: Changes, kind: str
             continue
         if wanted.dtype is None and wanted.name not in QUANTIZERS:
             wanted = _fitting(KINDS["Q8_0"], stored.shape)
-        make = partial(_values, parts, changes, stored.dequantize)
+        make = partial(_values, parts, changes, partial(numbers, stored))
         tensors[name] = _Changed(stored.shape, wanted, make)
     metadata = gguf.Metadata(file.metadata)
     metadata.types = dict(file.metadata.types)
@@ -138,7 +139,7 @@ def _values(
     parts: Mapping[str, int], changes: Changes, read: Callable[[], np.ndarray]
 ) -> np.ndarray:
     """A tensor's values, of whose rows each part is changed as its own name says."""
-    values = np.array(read(), np.float32)
+    values = np.array(read())
     start = 0
     for name, rows in parts.items():
         span = slice(start, start + rows) if len(parts) > 1 else slice(None)
@@ -176,7 +177,7 @@ def _array(full: str, stored: StoredArray, config: Config, changes: Changes) -> 
     parts = sources.inside(name, stored.shape[1 if turned else 0], config)
     if not parts.keys() & changes.keys():
         return stored
-    given = np.asarray(stored.numpy(), np.float32)
+    given = numbers(stored)
     if expert is not None:
         values = changes[name](given)[expert]
     else:

@@ -121,12 +121,6 @@ class Decoder:
                 self.matrices[name] = matrix(stored, arithmetic)
         self.turns = [self._turns(False), self._turns(True)]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights in memory."""
-        output = 0 if self.output is self.embedding else self.output.nbytes
-        return self.embedding.nbytes + output + sum(m.nbytes for m in self.matrices.values())
-
     # --- what a file must have -------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, tuple[int, ...]]:

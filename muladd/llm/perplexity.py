@@ -16,13 +16,14 @@ from muladd import config
 from muladd.errors import ArgumentError, FormatError
 from muladd.formats import gguf
 from muladd.formats.quant import KINDS
-from muladd.llm.generate import CACHES, LanguageModel, load
+from muladd.llm.generate import LanguageModel, load
 from muladd.llm.model import Decoder
 from muladd.llm.opening import Opened, opened
+from muladd.llm.options import share
 from muladd.llm.progress import Bar
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.weights import Stored, numbers
-from muladd.options import positive
+from muladd.options import command, positive
 
 WINDOW = 512  # tokens that are seen at a time, where a model has as many
 FILE = "file"
@@ -223,20 +224,18 @@ def _ids(tokenizer: Tokenizer | None, text: str, given: argparse.Namespace) -> l
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd perplexity",
-        description="How well a language model foresees a text: exp of the mean negative "
+    parser = command(
+        "perplexity",
+        "How well a language model foresees a text: exp of the mean negative "
         "log-probability of its tokens. Less is better. With --kinds: what is lost when its "
         "weights are rounded.",
-        epilog="examples:\n  muladd perplexity model.gguf book.txt\n"
+        "examples:\n  muladd perplexity model.gguf book.txt\n"
         "  muladd perplexity model.gguf book.txt --context 1024 --stride 256 --json\n"
         "  muladd perplexity model.gguf book.txt --kinds F16 Q8_0 Q4_K Q4_0",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("model", help="a GGUF file, or a folder with config.json")
+    share(parser, "model")
     parser.add_argument("text", help="a file of UTF-8, or - for standard input")
-    parser.add_argument("--context", type=positive, default=None,
-                        help="tokens seen at a time (default: 512)")  # fmt: skip
+    share(parser, "--context", help="tokens seen at a time (default: 512)")
     parser.add_argument("--stride", type=positive, default=None,
                         help="tokens from window to window (default: half a context)")  # fmt: skip
     parser.add_argument("--tokens", type=positive, default=None,
@@ -246,12 +245,6 @@ def _parser() -> argparse.ArgumentParser:
                         + ", ".join(KINDS_HERE))  # fmt: skip
     parser.add_argument("--embedding", choices=KINDS_HERE[1:], default=None, metavar="KIND",
                         help="the kind of embedding and output, if another")  # fmt: skip
-    parser.add_argument("--cache", default="float32", choices=CACHES,
-                        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--arithmetic", default="float32", choices=("float32", "int8"),
-                        help="that of quantised products (default: %(default)s; chat and serve "
-                        "take int8)")  # fmt: skip
-    parser.add_argument("--threads", type=positive, default=0,
-                        help="threads (default: as the settings say)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    share(parser, "--cache", "--arithmetic", default="float32")
+    share(parser, "--threads")
     return parser

@@ -110,10 +110,3 @@ def log_total(logits: np.ndarray) -> np.ndarray:
     """The logarithm of the sum of exp along the last axis, float64."""
     top = logits.max(-1, keepdims=True)
     return np.log(np.exp(logits - top).sum(-1, dtype=np.float64)) + top[..., 0]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural logarithms of probabilities along the last axis, float64."""
-    x = logits.astype(np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -16,7 +16,6 @@ from muladd.llm.generate import LanguageModel
 from muladd.llm.opening import opened
 from muladd.llm.perplexity import bits, measure, requantized
 from muladd.llm.progress import Bar
-from muladd.llm.sampling import log_softmax
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +24,10 @@ def model(tmp_path_factory):
 
 
 IDS = np.random.default_rng(5).integers(0, 96, 150).tolist()
+
+
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits.astype(np.float64))
 
 
 def wanted(model, seen, tokens):

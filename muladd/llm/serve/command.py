@@ -17,9 +17,10 @@ from muladd.errors import ArgumentError
 from muladd.llm.embeddings import EmbeddingModel
 from muladd.llm.embeddings import load as load_embeddings
 from muladd.llm.extras import wanted
-from muladd.llm.generate import CACHES, load
+from muladd.llm.generate import load
+from muladd.llm.options import share
 from muladd.llm.serve.engine import SIZES, Engine
-from muladd.options import positive, seconds
+from muladd.options import command, positive, seconds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,10 +118,9 @@ def _key(given: argparse.Namespace) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="muladd serve",
-        description="Serve a language model to clients of OpenAI's API, many at a time.",
-        epilog="""\
+    parser = command(
+        "serve", "Serve a language model to clients of OpenAI's API, many at a time.",
+        """\
 examples:
   muladd serve model.gguf
   muladd serve model.gguf --host 0.0.0.0 --api-key-file key.txt --slots 32
@@ -132,12 +132,12 @@ in Python:
 
 a page to talk to the model is at /, numbers for Prometheus at /metrics, its state at /health.
 SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may finish.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "when it is ready, one JSON object with its url",
     )  # fmt: skip
     add = parser.add_argument
-    add("model", help="a GGUF file, or a folder with config.json")
-    add("--adapter", default=None, metavar="DIR", help="a folder that muladd finetune wrote")
-    add("--embeddings", default=None, metavar="DIR", help="the folder of a sentence-embedding "
+    share(parser, "model", "--adapter", "--context", "--arithmetic", "--threads")
+    share(parser, "--cache", default="float16")
+    add("--embeddings", default=None, metavar="FOLDER", help="the folder of a sentence-embedding "
         "model, which /v1/embeddings gives too")  # fmt: skip
     add("--embeddings-name", default=None, help="its name for clients (default: the folder's)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s: this machine "
@@ -147,8 +147,6 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--api-key", default=None, help="what clients must send (others on this machine can see "
         "it here; better use a file)")  # fmt: skip
     add("--api-key-file", default=None, metavar="FILE", help="a file with the API key")
-    add("--context", type=positive, default=None,
-        help="tokens of a conversation (default: at most 4096)")  # fmt: skip
     add("--slots", type=_slots, default=16, help=f"requests answered at a time, 1 to {SIZES[-1]} "
         "(default: %(default)s)")  # fmt: skip
     add("--queue", type=positive, default=256, help="requests that may wait; more are told to "
@@ -156,19 +154,12 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--tokens", type=positive, default=16384, help="room for keys and values, in tokens of all "
         "conversations together, and of those whose beginnings are remembered "
         "(default: %(default)s)")  # fmt: skip
-    add("--cache", default="float16", choices=CACHES,
-        help="dtype of keys and values (default: %(default)s)")  # fmt: skip
-    add("--arithmetic", default="int8", choices=("int8", "float32"), help="of products with "
-        "quantised weights: float32 is slower and more precise (default: %(default)s)")  # fmt: skip
     add("--timeout", type=seconds, default=600.0, help="seconds a request may take, waiting "
         "included (default: %(default)s)")  # fmt: skip
     add("--max-body", type=positive, default=8 << 20, help="bytes of a request "
         "(default: %(default)s)")  # fmt: skip
     add("--grace", type=seconds, default=30.0, help="seconds that requests on their way have to "
         "finish when the server is stopped (default: %(default)s)")  # fmt: skip
-    add("--threads", type=positive, default=0, help="threads (default: as the settings say)")
-    add("--json", action="store_true",
-        help="when it is ready, one JSON object with its url")  # fmt: skip
     return parser
 
 
