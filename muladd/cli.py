@@ -1,4 +1,6 @@
-"""The command line: `muladd COMMAND`. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""The command line: `muladd COMMAND`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 and 143 ended by Ctrl-C and SIGTERM.
 
 Each command is a function that takes the parsed arguments and returns an exit code; what it needs
 is imported inside it, so that `muladd --help` is quick and a missing extra hurts only who uses it.
@@ -7,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from muladd.errors import MuladdError
+from muladd.config import ConfigError
+from muladd.errors import ArgumentError, MuladdError
 from muladd.options import new_file, positive, seconds
+from muladd.signals import Terminated, terminable
 
 EXAMPLES = """\
 start here:
@@ -46,7 +51,8 @@ work on muladd:
   muladd bench                      speed beside PyTorch in the same process
 
 'muladd COMMAND --help' explains a command. Add --json for one machine-readable object on the last
-line. Exit codes: 0 done, 1 failed, 2 wrong usage.
+line. Exit codes: 0 done, 1 failed, 2 wrong usage (options, settings, names), 130 and 143 ended by
+Ctrl-C and SIGTERM.
 """
 
 # Commands that bring their own arguments: where they are, and what they do, for --help.
@@ -78,13 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(command, parsed: argparse.Namespace) -> int:  # type: ignore[no-untyped-def]
     """A mistake in use is one line for people; anything else is a bug and shows itself."""
     try:
-        return command(parsed)
+        with terminable():
+            return command(parsed)
     except MuladdError as error:
         print(f"muladd: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ArgumentError | ConfigError) else 1
     except KeyboardInterrupt:
         print("muladd: interrupted", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
+    except Terminated:
+        print("muladd: ended by SIGTERM", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:  # `muladd ops | head`
         sys.stderr.close()
         return 0
@@ -273,9 +283,9 @@ def _tune(given: argparse.Namespace) -> int:
     from muladd.compile import tuned
 
     if not (given.model or given.taken or given.export):
-        raise MuladdError("tune: nothing to do; name a model, or --import or --export a file")
+        raise ArgumentError("tune: nothing to do; name a model, or --import or --export a file")
     if config.get("NOCACHE"):
-        raise MuladdError("tune: with NOCACHE=1 what is found would be lost; unset it")
+        raise ArgumentError("tune: with NOCACHE=1 what is found would be lost; unset it")
     display = tune.Display(sys.stderr if given.json else sys.stdout)
     told: dict[str, Any] = {}
     if given.taken:

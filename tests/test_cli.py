@@ -1,4 +1,4 @@
-"""The command line: every command helps, speaks JSON, and ends with 0, 1 or 2."""
+"""The command line: every command helps, speaks JSON, and ends with a code that means something."""
 from __future__ import annotations
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import muladd
-from muladd import cli, doctor
-from muladd.errors import FormatError
+from muladd import cli, config, doctor
+from muladd.errors import ArgumentError, FormatError
 from muladd.ir import ops, toposort
 
 COMMANDS = ["demo", "chat", "ops", "fuzz", "bench", "tune", "doctor", "version"]
@@ -134,14 +134,19 @@ def test_code_lines_leave_out_words_and_air():
     assert doctor.code_lines(source) == 3
 
 
-def test_a_mistake_is_one_line_and_1(capsys, monkeypatch):
+@pytest.mark.parametrize("error, expected", [
+    (FormatError("x: a file is damaged"), 1), (ArgumentError("x: n is 0; expected 1"), 2),
+    (config.ConfigError("x: THREADS='a'"), 2), (OSError("the disk is full"), 1),
+    (KeyboardInterrupt(), 130),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_a_code(error, expected, capsys, monkeypatch):
     def fails(_):
-        raise FormatError("x: a file is damaged")
+        raise error
 
     monkeypatch.setattr(cli, "_version", fails)
     code, _, err = run(capsys, "version")
-    assert code == 1
-    assert err == "muladd: FormatError: x: a file is damaged\n"
+    assert code == expected
+    assert err.startswith("muladd: ") and str(error) in err and err.count("\n") == 1
 
 
 def test_it_runs_as_a_module_and_survives_a_closed_pipe():

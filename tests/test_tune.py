@@ -176,11 +176,11 @@ def test_the_whole_is_counted_from_its_parts():
     ([], "nothing to do"), (["nonsense"], "no model 'nonsense'"),
 ])  # fmt: skip
 def test_mistakes_of_the_command_are_a_line(given, message, capsys):
-    assert cli.main(["tune", *given]) == 1
+    assert cli.main(["tune", *given]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_without_a_cache_there_is_no_tuning(capsys):
     with config.context(NOCACHE=1):
-        assert cli.main(["tune", "demo"]) == 1
+        assert cli.main(["tune", "demo"]) == 2
     assert "NOCACHE" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from muladd.errors import ArgumentError, FormatError
+from muladd.errors import ArgumentError, FormatError, MuladdError
 from muladd.formats import safetensors
 from muladd.formats.stored import map_file
 from muladd.llm import dataset, merge
-from muladd.llm.adapters import Adapter, LoRA
+from muladd.llm.adapters import WEIGHTS, Adapter, LoRA
 from muladd.llm.dataset import Rows
 from muladd.llm.model import Decoder
 from muladd.llm.opening import opened
 from muladd.llm.training import Step, Training, optimizer
 from muladd.llm.weights import sizes
+from muladd.signals import held
 from muladd.tensor import Tensor, no_grad
 
 STATE = "training_state.safetensors"
@@ -104,18 +106,35 @@ Report = Callable[[Progress], None]
 
 def run(
     model: str | os.PathLike[str], data: str | os.PathLike[str], output: str | os.PathLike[str],
-    settings: Settings | None = None, *, resume: bool = False, report: Report = lambda _: None,
+    settings: Settings | None = None, *, resume: bool = False, overwrite: bool = False,
+    report: Report = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and save; gives the figures. `model` as for `llm.load`; `output` is a folder.
 
     An adapter is saved as the `peft` package does; all weights as a model like the one given
-    (`model.gguf`, or a folder's files). Each `save_every` steps, and when interrupted, everything
-    that goes on is saved too: with `resume`, training goes on from there, to the same result as
-    without the interruption. Raises what `llm.load` and `dataset.read` do, ArgumentError for
-    settings out of range, FormatError for a state of another training.
+    (`model.gguf`, or a folder's files). Each `save_every` steps, and at KeyboardInterrupt or
+    SystemExit, everything that goes on is saved too: with `resume`, training goes on from there, to
+    the same result as without the interruption. Raises what `llm.load` and `dataset.read` do,
+    ArgumentError for settings out of range, and for an output that is there already (unless it is
+    to `overwrite` it), FormatError for a state of another training.
     """
     settings = settings or Settings()
+    _check_output(Path(model), Path(output), settings, resume, overwrite)
     return _Run(Path(model), Path(data), Path(output), settings, report).run(resume)
+
+
+def _check_output(
+    model: Path, output: Path, settings: Settings, resume: bool, overwrite: bool
+) -> None:
+    """Before the work, not after it."""
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"finetune: {output} is a file; expected a folder to write to")
+    to = output / WEIGHTS if settings.lora else merge.target(model, output)
+    begun = (output / STATE).exists()
+    if begun and not (resume or overwrite):
+        raise ArgumentError(f"finetune: {output} holds a training that was interrupted; --resume "
+                            "goes on with it, --overwrite begins anew")  # fmt: skip
+    merge.check_free(to, overwrite or begun, "finetune")
 
 
 class _Run:
@@ -135,10 +154,6 @@ class _Run:
             raise ArgumentError(f"finetune: kind is {s.kind!r:.40}, which is for all weights of a "
                                 "GGUF file; adapters are merged with a kind")  # fmt: skip
         merge.check_kind(s.kind)
-        if s.lora is None:
-            merge.target(model, output)  # before the work, not after it
-        if output.exists() and not output.is_dir():
-            raise ArgumentError(f"finetune: {output} is a file; expected a folder to write to")
         examples = dataset.read(data, source.tokenizer, s.length, s.long)
         self.train, self.check = _split(examples, s)
         decoder = Decoder(source.config, source.tensors, s.length)
@@ -160,27 +175,27 @@ class _Run:
         except OSError as error:
             raise FormatError(f"finetune: cannot write to {self.output}: {error.strerror}") \
                 from None  # fmt: skip
-        done = self._resumed() if resume else 0
+        self.begun = self.done = self._resumed() if resume else 0
         started, losses, rates = time.perf_counter(), [], []
         before = after = self._validated()
         try:
-            for number in range(done, self.steps):
+            for number in range(self.done, self.steps):
                 begun = time.perf_counter()
                 loss, norm, tokens = self._one(number)
-                done, now = number + 1, time.perf_counter()
+                done, now = self.done, time.perf_counter()
                 losses.append(loss)
                 rates.append(tokens / (now - begun))
                 if done % self.per_epoch == 0 or done == self.steps:
                     after = self._validated()
                 self.report(Progress(done, self.steps, loss, norm, rates[-1], now - started, after))
                 if done % self.settings.save_every == 0 and done < self.steps:
-                    self._save_state(done)
-        except KeyboardInterrupt:
-            if done:
-                self._save_state(done)
+                    self._save_state()
+            seconds = time.perf_counter() - started
+            written = self._save()
+        except (KeyboardInterrupt, SystemExit):
+            if self.done > self.begun:
+                self._save_state()
             raise
-        seconds = time.perf_counter() - started
-        written = self._save()
         (self.output / STATE).unlink(missing_ok=True)
         return {
             "steps": self.steps, "losses": losses, "validation_before": before,
@@ -202,11 +217,14 @@ class _Run:
         Tensor.manual_seed(s.seed * 1_000_003 + number)  # so that dropout can be resumed
         total, norm = 0.0, 0.0
         for k, batch in enumerate(_batches(chosen, s.batch)):
-            loss, norm = self.step(batch, share, k == 0, k == s.accumulate - 1)
+            compiles = number == self.begun and not k  # which takes long, and may be stopped
+            with nullcontext() if compiles else held():  # weights change together with `done`
+                loss, norm = self.step(batch, share, k == 0, k == s.accumulate - 1)
+                self.done = number + (k == s.accumulate - 1)
             total += loss
         if not (math.isfinite(total) and math.isfinite(norm)):
-            raise ArgumentError(f"finetune: after step {number} the loss is {total} and its "
-                                f"gradient's norm {norm}; give a lower rate")  # fmt: skip
+            raise MuladdError(f"finetune: after step {number} the loss is {total} and its "
+                              f"gradient's norm {norm}; give a lower rate")  # fmt: skip
         return total, norm, int((chosen.texts >= 0).sum())
 
     def _validated(self) -> float | None:
@@ -232,8 +250,8 @@ class _Run:
         found = {f"weights.{name}": t for name, t in self.training.parameters.items()}
         return found | {f"optimizer.{n}": t for n, t in self.optimizer.state_dict().items()}
 
-    def _save_state(self, done: int) -> None:
-        told = {**self.identity, "step": str(done)}
+    def _save_state(self) -> None:
+        told = {**self.identity, "step": str(self.done)}
         safetensors.save(self._state(), self.output / STATE, told)
 
     def _resumed(self) -> int:

@@ -67,8 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     out = sys.stderr if given.json else sys.stdout
     print(f"reading {given.model} and {given.data}; the first step compiles", file=out, flush=True)
     try:
-        found = run(given.model, given.data, output, settings, resume=given.resume, report=Bar(out))
-    except KeyboardInterrupt:
+        found = run(given.model, given.data, output, settings, resume=given.resume,
+                    overwrite=given.overwrite, report=Bar(out))  # fmt: skip
+    except (KeyboardInterrupt, SystemExit):
         if (Path(output) / STATE).exists():
             print(f"\nwhat was learnt is in {output}; --resume goes on from there", file=out)
         raise
@@ -90,7 +91,7 @@ def merge(arguments: Sequence[str]) -> int:
     given = _merge_parser().parse_args(arguments)
     out = sys.stderr if given.json else sys.stdout
     print(f"merging {given.adapter} into {given.model}", file=out, flush=True)
-    written = merging.merge(given.model, given.adapter, given.output, given.kind)
+    written = merging.merge(given.model, given.adapter, given.output, given.kind, given.overwrite)
     print(f"written to {written}", file=out)
     if given.json:
         print(json.dumps({"output": str(written)}))
@@ -125,8 +126,11 @@ def _parser() -> argparse.ArgumentParser:
                         help="keep what layers compute: a quarter faster, with more memory")
     parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
                         help="with --full: what a GGUF file's matrices are quantised to")
-    parser.add_argument("--resume", action="store_true",
-                        help="go on where an interrupted training of the same settings was saved")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true",
+                       help="go on where an interrupted training of the same settings was saved")
+    again.add_argument("--overwrite", action="store_true",
+                       help="begin anew, even if the output is there already")
     return parser
 
 
@@ -159,4 +163,6 @@ def _merge_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
                         help="quantise all matrices of a GGUF file to this (default: each keeps "
                         "its own; Q8_0 or F16 lose less of the adapter)")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="write even if the output is there already")
     return parser

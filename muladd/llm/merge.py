@@ -36,14 +36,17 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "
 
 def merge(
     model: str | os.PathLike[str], adapter: str | os.PathLike[str],
-    output: str | os.PathLike[str], kind: str | None = None,
+    output: str | os.PathLike[str], kind: str | None = None, overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write the model with an adapter's matrices added to its own; gives what was written.
 
     `output` is a file's name for a GGUF file (in a folder: model.gguf), or a folder. `kind` is what
     matrices of a GGUF file are quantised to, all of them; without it each keeps its own. Raises
-    what `llm.load` and `Adapter.load` do, ArgumentError for a kind that is not written.
+    what `llm.load` and `Adapter.load` do, ArgumentError for a kind that is not written, and for an
+    output that is there already, unless it is to `overwrite` it.
     """
+    check_kind(kind)
+    check_free(target(model, output), overwrite, "merge")
     source = opened(model)
     decoder = Decoder(source.config, source.tensors, 2)
     found = Adapter.load(adapter, decoder)
@@ -80,6 +83,12 @@ def target(model: str | os.PathLike[str], output: str | os.PathLike[str]) -> Pat
     if to.exists() and Path(model).exists() and to.samefile(model):
         raise ArgumentError(f"merge: {to} is the model itself; give another name")
     return to
+
+
+def check_free(to: Path, overwrite: bool, who: str) -> None:
+    """Raises ArgumentError for a file, or a folder with files, that nobody said may be lost."""
+    if not overwrite and (any(to.iterdir()) if to.is_dir() else to.exists()):
+        raise ArgumentError(f"{who}: {to} is there already; give another output, or --overwrite")
 
 
 def check_kind(kind: str | None) -> None:

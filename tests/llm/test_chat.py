@@ -83,7 +83,7 @@ def test_answers_by_a_schema_and_with_guesses(tmp_path, capsys, monkeypatch):
         said = json.loads(capsys.readouterr().out.splitlines()[-1])["messages"]
         assert json.loads(said[1]["content"]) in ("yes", "no")
     schema.write_text('{"enum": 3}')
-    assert cli.main(["chat", path, "--schema", str(schema)]) == 1
+    assert cli.main(["chat", path, "--schema", str(schema)]) == 2
     assert "enum is 3; expected a list" in capsys.readouterr().err
 
 
@@ -93,6 +93,6 @@ def test_the_benchmark_ends_with_json(tmp_path, capsys):
     assert cli.main(given) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["prompt_tok_s"] > 0 and found["decode_tok_s"] > 0
-    assert cli.main([*given, "--context", "16"]) == 1
+    assert cli.main([*given, "--context", "16"]) == 2
     assert "more than the context of 16" in capsys.readouterr().err
     assert cli.main(["bench", "llm", str(tmp_path / "none.gguf")]) == 1

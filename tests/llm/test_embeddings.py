@@ -166,7 +166,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert cli.main(["embed", str(tmp_path), "abc", "--query", "fgh"]) == 0
     assert capsys.readouterr().out.endswith("  abc\n")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert cli.main(["embed", str(tmp_path)]) == 1
+    assert cli.main(["embed", str(tmp_path)]) == 2
     assert "no texts" in capsys.readouterr().err
     given = ["bench", "embeddings", str(tmp_path), "--count", "3", "--repeat", "1", "--json"]
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)

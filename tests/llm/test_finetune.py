@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -353,7 +354,7 @@ def test_resuming_gives_what_no_interruption_gives(full, talker, tmp_path):
     name = "model.gguf" if full else WEIGHTS
     assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        finetune.run(talker, data, tmp_path / "part", settings, report=stop)
+        finetune.run(talker, data, tmp_path / "part", settings, report=stop, overwrite=True)
     with pytest.raises(FormatError, match="other settings"):
         finetune.run(talker, data, tmp_path / "part", SMALL, resume=True)
     with pytest.raises(FormatError, match="other data"):
@@ -368,7 +369,7 @@ def test_batches_of_a_step_count_as_one(talker, tmp_path):
         settings = Settings(lora=LoRA(4), length=16, batch=batch, accumulate=accumulate, steps=4,
                             rate=1e-2, validation=0, pack=False,
                             recompute=batch == 1)  # fmt: skip
-        losses.append(finetune.run(talker, data, tmp_path / "a", settings)["losses"])
+        losses.append(finetune.run(talker, data, tmp_path / f"{batch}", settings)["losses"])
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
@@ -402,23 +403,45 @@ def test_the_commands(talker, tmp_path, capsys, monkeypatch):
     merged = str(tmp_path / "m.gguf")
     assert cli.main(["merge", str(talker), str(out), merged, "--kind", "Q8_0", "--json"]) == 0
     assert gguf.load(merged).tensors["blk.0.attn_q.weight"].kind.name == "Q8_0"
-    assert cli.main(["merge", str(talker), str(out), str(talker)]) == 1
-    assert cli.main([*given, "--targets", "none"]) == 1
-    assert cli.main(["finetune", str(talker), str(tmp_path / "no.jsonl")]) == 1
+    assert cli.main(["merge", str(talker), str(out), str(talker)]) == 2
+    assert cli.main([*given, "--overwrite", "--targets", "none"]) == 2
+    assert cli.main(["finetune", str(talker), str(tmp_path / "no.jsonl"), "--length", "9"]) == 1
     assert "is the model itself" in capsys.readouterr().err
+    # what is there already stays, unless told otherwise
+    again = ["merge", str(talker), str(out), merged]
+    for command in (again, given, [*given, "--resume"]):
+        assert cli.main(command) == 2
+        assert "is there already; give another output, or --over" in capsys.readouterr().err
+    assert cli.main([*again, "--overwrite"]) == 0
 
-    def interrupted(self, number):
-        if number == 1:
-            raise KeyboardInterrupt
-        return plain(self, number)
 
-    plain = finetune._Run._one
-    monkeypatch.setattr(finetune._Run, "_one", interrupted)
-    assert cli.main(given) == 1
-    assert "--resume goes on" in capsys.readouterr().out
-    monkeypatch.undo()
-    assert cli.main([*given, "--resume"]) == 0
-    assert "step 2/2" in capsys.readouterr().out and not (out / STATE).exists()
+def test_ctrl_c_and_sigterm_save_the_last_whole_step(talker, tmp_path, capsys, monkeypatch):
+    data = sentences(tmp_path / "d.jsonl")
+    given = ["finetune", str(talker), str(data), "--lora", "2", "--length", "32", "--steps", "3",
+             "--accumulate", "1", "--output"]  # fmt: skip
+    whole = tmp_path / "whole"
+    assert cli.main([*given, str(whole)]) == 0
+    plain = finetune.Step.__call__
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        calls = []
+
+        def interrupted(self, *batch, number=number, calls=calls):
+            calls.append(0)
+            found = plain(self, *batch)
+            if len(calls) == 2:  # weights have changed by now
+                signal.raise_signal(number)
+            return found
+
+        monkeypatch.setattr(finetune.Step, "__call__", interrupted)
+        part = [*given, str(tmp_path / str(code))]
+        assert cli.main(part) == code
+        assert "--resume goes on" in capsys.readouterr().out
+        monkeypatch.undo()
+        assert cli.main(part) == 2 and "was interrupted; --resume" in capsys.readouterr().err
+        assert cli.main([*part, "--resume"]) == 0
+        found = tmp_path / str(code) / WEIGHTS
+        assert found.read_bytes() == (whole / WEIGHTS).read_bytes()
+        assert "step 3/3" in capsys.readouterr().out and not (found.parent / STATE).exists()
 
 
 # --- the real model ------------------------------------------------------------------------------

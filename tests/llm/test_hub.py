@@ -311,7 +311,7 @@ def test_a_model_of_the_hub_is_loaded_by_name(there, tmp_path, capsys):
     told = capsys.readouterr()
     assert json.loads(told.out) == {"path": str(tmp_path / "to" / "speaks.gguf")}
     assert "speaks.gguf" in told.err and "100%" in told.err
-    assert cli.main(["download", "o/m", "none.gguf"]) == 1
+    assert cli.main(["download", "o/m", "none.gguf"]) == 2
     assert "has no file 'none.gguf'; it has m.gguf" in capsys.readouterr().err
     with pytest.raises(ArgumentError, match="names no model"):
         llm.load("hub:what")

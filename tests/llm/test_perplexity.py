@@ -97,9 +97,9 @@ def test_the_command(tmp_path, capsys):
     assert "10 tokens" in told.err
     (tmp_path / "wrong").write_bytes(b"ab\xff")
     (tmp_path / "short").write_bytes(b"a")
-    for name, words in (("wrong", "byte 2 is no UTF-8"), ("none", "No such file"),
-                        ("short", "two or more")):  # fmt: skip
-        assert cli.main(["perplexity", str(path), str(tmp_path / name)]) == 1
+    for name, words, code in (("wrong", "byte 2 is no UTF-8", 1), ("none", "No such file", 1),
+                              ("short", "two or more", 2)):  # fmt: skip
+        assert cli.main(["perplexity", str(path), str(tmp_path / name)]) == code
         assert words in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from muladd import config
-from muladd.errors import ArgumentError
+from muladd.errors import ArgumentError, MuladdError
 from muladd.llm.embeddings import EmbeddingModel
 from muladd.llm.embeddings import load as load_embeddings
 from muladd.llm.extras import wanted
@@ -99,7 +99,7 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ArgumentError(f"serve: cannot listen at {host}:{port}: {error}; choose another with "
+        raise MuladdError(f"serve: cannot listen at {host}:{port}: {error}; choose another with "
                             "--host and --port") from None  # fmt: skip
     return listener
 

@@ -97,9 +97,9 @@ def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
 
     with serving(model, "--slots", "1") as server:
         assert run("--port", server.address.split(":")[1]) == 1
-    assert run("--api-key", "") == 1
-    assert run("--api-key-file", str(tmp_path / "none")) == 1
-    assert run("--name", "two", "--embeddings", str(tmp_path / "two")) == 1
+    assert run("--api-key", "") == 2
+    assert run("--api-key-file", str(tmp_path / "none")) == 2
+    assert run("--name", "two", "--embeddings", str(tmp_path / "two")) == 2
     assert "both models would be called 'two'" in capsys.readouterr().err
     assert cli.main(["serve", str(tmp_path / "none.gguf")]) == 1
     for wrong in (["--slots", "0"], ["--slots", "65"], ["--timeout", "-1"], ["--cache", "int3"],
