@@ -3,8 +3,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+
+from muladd.errors import FormatError
 
 
 def command(
@@ -12,12 +16,28 @@ def command(
     told: str = "one JSON object on the last line",
 ) -> argparse.ArgumentParser:  # fmt: skip
     """The parser of `muladd NAME`, which has --json, as all commands have."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"muladd {name}", description=textwrap.fill(description, 80), epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help=told)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options may stand anywhere, also between several words of one argument."""
+
+    parse_args = argparse.ArgumentParser.parse_intermixed_args  # type: ignore[assignment]
+
+
+def lines() -> Iterator[str]:
+    """The lines of standard input, as they come. Raises FormatError for what is no text."""
+    try:
+        for line in sys.stdin:
+            yield line.removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"standard input: byte {error.object[error.start]:#04x} is no UTF-8; "
+                          "convert the text first") from None  # fmt: skip
 
 
 def positive(text: str) -> int:

@@ -5,7 +5,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ from muladd.llm.generate import LanguageModel, load
 from muladd.llm.options import share
 from muladd.llm.sampling import Sampling
 from muladd.llm.speculate import ahead
-from muladd.options import command
+from muladd.options import command, lines, positive
 
 HELP = """\
   /clear      forget the conversation
@@ -26,7 +27,8 @@ HELP = """\
 
 
 class Chat:
-    """A conversation: lines from `ask` (which raises EOFError at the end), answers to `out`."""
+    """A conversation: lines from `ask` (which raises EOFError at the end), answers to `out`, what
+    goes wrong to standard error."""
 
     def __init__(
         self, model: LanguageModel, out: TextIO, ask: Callable[[str], str],
@@ -38,21 +40,22 @@ class Chat:
         first = [] if system is None else [{"role": "system", "content": system}]
         self._first = first
         self.messages: list[dict[str, str]] = list(first)
+        self.failed = 0  # lines without an answer
 
-    def run(self) -> int:
-        """Until /quit or the input's end; gives the exit code."""
+    def run(self) -> None:
+        """Until /quit or the input's end."""
         print(f"{self.model}\n/help tells what else there is.", file=self.out)
         while True:
             try:
                 text = self._line().strip()
             except EOFError:
                 print(file=self.out)
-                return 0
+                return
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit leaves)", file=self.out)
                 continue
             if text == "/quit":
-                return 0
+                return
             if text == "/clear":
                 self.messages = list(self._first)
             elif text.startswith("/"):
@@ -87,7 +90,8 @@ class Chat:
             note = "; stopped"
         except MuladdError as error:
             self.messages.pop()
-            print(f"muladd: {error}; /clear forgets the conversation", file=self.out)
+            self.failed += 1
+            print(f"muladd: {error}; /clear forgets the conversation", file=sys.stderr)
             return ""
         answer = "".join(said)
         self.messages.append({"role": "assistant", "content": answer})
@@ -98,25 +102,26 @@ class Chat:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command; gives the exit code."""
+    """The command; gives the exit code: 1 where a line of a file or pipe had no answer."""
     given = _parser().parse_args(arguments)
-    model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter,
-                 arithmetic=given.arithmetic)  # fmt: skip
     names = [name for name, _, _ in _SAMPLING]
     options = {n: v for n in names if (v := getattr(given, n)) is not None}
     Sampling(**options)  # wrong ones fail now
+    schema = None if given.schema is None else _schema(given.schema)
+    model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter,
+                 arithmetic=given.arithmetic)  # fmt: skip
     if given.max_tokens is not None:
         options["max_tokens"] = given.max_tokens
     if given.draft is not None:
         options["draft"] = "ngram" if given.draft == "ngram" else load(given.draft)
         ahead(model, options["draft"], None)  # another vocabulary fails now
-    if given.schema is not None:
-        options["constraint"] = json_constraint(model.tokens(), _schema(given.schema))
+    if schema is not None:
+        options["constraint"] = json_constraint(model.tokens(), schema)
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
-    code = talk.run()
+    talk.run()
     if given.json:
         print(json.dumps({"messages": talk.messages}))
-    return code
+    return int(talk.failed > 0 and not sys.stdin.isatty())
 
 
 def _schema(path: str) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     share(parser, "--cache", help="dtype of keys and values (default: float16 beside products in "
           "int8, else float32)")  # fmt: skip
     parser.add_argument("--system", default=None, help="what the model is told at the beginning")
-    parser.add_argument("--max-tokens", type=int, default=None, help="tokens of an answer")
+    parser.add_argument("--max-tokens", type=positive, default=None, help="tokens of an answer")
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "
                         "answers stay the same")  # fmt: skip
@@ -162,7 +167,7 @@ def asker() -> Callable[[str], str]:
     """What reads a line: `input` in a terminal, with the arrow keys' history where the system has
     it; otherwise the lines of standard input, without prompts."""
     if not sys.stdin.isatty():
-        return _next_line
+        return partial(_next, lines())
     try:
         import readline  # noqa: F401  (its import is what makes input() remember)
     except ImportError:
@@ -170,8 +175,7 @@ def asker() -> Callable[[str], str]:
     return input
 
 
-def _next_line(_: str) -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
+def _next(given: Iterator[str], _: str) -> str:
+    for line in given:
+        return line
+    raise EOFError

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,13 @@ import numpy as np
 
 from muladd.errors import ArgumentError
 from muladd.llm.embeddings import EmbeddingModel, load
-from muladd.options import command
+from muladd.options import command, lines
 
 
 def main(arguments: Sequence[str]) -> int:
     """`muladd embed`; gives the exit code."""
     given = _parser().parse_args(arguments)
-    texts = given.text or [line.rstrip("\n") for line in sys.stdin]
+    texts = given.text or list(lines())
     if not texts:
         raise ArgumentError("embed: no texts; give some, or lines on standard input")
     model = load(given.model)

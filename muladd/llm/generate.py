@@ -183,7 +183,11 @@ class LanguageModel:
     def chat(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
         """The answer to a conversation, as `generate` gives it. Raises also what the tokenizer's
         `chat` does."""
-        return self.generate(self.tokens().chat(messages), **options)
+        prompt = self.tokens().chat(messages)
+        if not messages:
+            raise ArgumentError("chat: there are no messages; give one at least, such as "
+                                "{'role': 'user', 'content': 'Hi'}")  # fmt: skip
+        return self.generate(prompt, **options)
 
     def complete(self, prompt: str | Sequence[int], **options: Any) -> str:
         """All text that `generate` gives."""

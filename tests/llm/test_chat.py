@@ -8,6 +8,7 @@ import pytest
 from support.talker import write_talker
 
 from muladd import cli
+from muladd.errors import ArgumentError
 from muladd.llm import Tokenizer
 from muladd.llm.chat import Chat
 from muladd.llm.generate import LanguageModel
@@ -33,7 +34,7 @@ def talk(model, lines, **options):
 
     out = io.StringIO()
     chat = Chat(model, out, ask, **options)
-    assert chat.run() == 0
+    chat.run()
     return chat, out.getvalue()
 
 
@@ -60,9 +61,10 @@ def test_ctrl_c_stops_the_answer_only(model, monkeypatch):
     assert out.count("stopped]") == 2 and len(chat.messages) == 4
 
 
-def test_a_conversation_that_grows_too_long_says_so(model):
-    chat, out = talk(model, ["a" * 200, "hi"], max_tokens=2)
-    assert "there is room for 128" in out and "/clear" in out
+def test_a_conversation_that_grows_too_long_says_so(model, capsys):
+    chat, _ = talk(model, ["a" * 200, "hi"], max_tokens=2)
+    told = capsys.readouterr().err
+    assert "there is room for 128" in told and "/clear" in told and chat.failed == 1
     assert [m["content"] for m in chat.messages][0] == "hi"
 
 
@@ -72,6 +74,24 @@ def test_the_command_gives_the_conversation_as_json(tmp_path, capsys, monkeypatc
     assert cli.main(["chat", str(path), "--json", "--max-tokens", "2", "--top-k", "1"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])["messages"]
     assert [m["role"] for m in said] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("given, code, words", [
+    (b"hi\n", 0, ""), (b"hi\n" + b"a" * 300 + b"\n", 1, "there is room for 256"),
+    (b"\xff\n", 1, "byte 0xff is no UTF-8"), (b"", 0, ""),
+])  # fmt: skip
+def test_a_line_of_a_pipe_without_an_answer_is_a_failure(
+    given, code, words, tmp_path, capsys, monkeypatch
+):
+    path = write_talker(tmp_path / "talker.gguf")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+    assert cli.main(["chat", str(path), "--max-tokens", "2"]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_nobody_has_said_anything(model):
+    with pytest.raises(ArgumentError, match="no messages; give one at least"):
+        model.chat([])
 
 
 def test_answers_by_a_schema_and_with_guesses(tmp_path, capsys, monkeypatch):

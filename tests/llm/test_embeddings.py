@@ -163,8 +163,12 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert cli.main(["embed", str(tmp_path), "abc", "fgh", "--query", "fgh", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["order"] == [1, 0] and found["cosines"][1] == pytest.approx(1)
-    assert cli.main(["embed", str(tmp_path), "abc", "--query", "fgh"]) == 0
-    assert capsys.readouterr().out.endswith("  abc\n")
+    for given in (["abc", "--query", "fgh"], ["--query", "fgh", "abc"]):
+        assert cli.main(["embed", str(tmp_path), *given]) == 0
+        assert capsys.readouterr().out.endswith("  abc\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), "utf-8"))
+    assert cli.main(["embed", str(tmp_path)]) == 1
+    assert "standard input: byte 0xff is no UTF-8" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert cli.main(["embed", str(tmp_path)]) == 2
     assert "no texts" in capsys.readouterr().err
