@@ -26,7 +26,6 @@ TRIES = 5  # that bring nothing new, one after the other
 SECONDS = 30.0  # without a byte, after which a connection counts as broken
 _BLOCK = 1 << 20
 _WAIT = 60.0  # the longest that a server's Retry-After is followed
-_BROKEN = (OSError, http.client.HTTPException)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -91,18 +90,21 @@ class Client:
             raise DownloadError(f"download: {what}: the answer has more than {most} bytes")
         return found
 
-    def _tried(self, run: Callable[[], Any], what: str) -> Any:
-        """What `run` gives, tried again where the network or the server had a bad moment."""
-        for left in range(self.tries - 1, -1, -1):
+    def _tried(
+        self, run: Callable[[], Any], what: str, there: Callable[[], int] = lambda: 0
+    ) -> Any:
+        """What `run` gives, tried again where the network or the server had a bad moment. A try
+        after which there is more there begins the count anew."""
+        left = self.tries
+        while True:
+            before = there()
             try:
                 return run()
             except DownloadError:
                 raise
-            except urllib.error.HTTPError as error:
-                wait = self._pause(error, left, what)
-            except (*_BROKEN, ValueError) as error:
-                wait = self._pause(error, left, what)
-            self.sleep(wait)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                left = (self.tries if there() > before else left) - 1
+                self.sleep(self._pause(error, left, what))
 
     def _pause(self, error: Exception, left: int, what: str) -> float:
         """Seconds until the next try. Raises DownloadError where there is no use in one."""
@@ -150,22 +152,17 @@ class Client:
 
     def _complete(self, wanted: Wanted, part: Path, name: str, report: Report | None) -> None:
         """Let the part grow until it is whole."""
-        left = self.tries - 1
-        while True:
-            before = part.stat().st_size
-            if wanted.size is not None and before == wanted.size and before:
-                return
-            try:
-                if self._more(wanted, part, name, report):
-                    return
-                error: Exception = http.client.HTTPException("the connection broke")
-            except _BROKEN as broken:
-                if isinstance(broken, DownloadError):
-                    raise
-                error = broken
-            left = self.tries - 1 if part.stat().st_size > before else left
-            self.sleep(self._pause(error, left, name))
-            left -= 1
+
+
+        def there() -> int:
+            return part.stat().st_size
+
+        def run() -> None:
+            whole = wanted.size and there() == wanted.size
+            if not whole and not self._more(wanted, part, name, report):
+                raise http.client.HTTPException("the connection broke")
+
+        self._tried(run, name, there)
 
     def _more(self, wanted: Wanted, part: Path, name: str, report: Report | None) -> bool:
         """One connection; whether the file is whole now."""

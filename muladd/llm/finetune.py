@@ -22,7 +22,7 @@ from muladd.llm import dataset, merge
 from muladd.llm.adapters import WEIGHTS, Adapter, LoRA
 from muladd.llm.dataset import Rows
 from muladd.llm.model import Decoder
-from muladd.llm.opening import opened
+from muladd.llm.opening import Opened, opened
 from muladd.llm.training import Step, Training, optimizer
 from muladd.llm.weights import sizes
 from muladd.signals import held
@@ -119,8 +119,10 @@ def run(
     to `overwrite` it), FormatError for a state of another training.
     """
     settings = settings or Settings()
-    _check_output(Path(model), Path(output), settings, resume, overwrite)
-    return _Run(Path(model), Path(data), Path(output), settings, report).run(resume)
+    source = opened(model)
+    _check_output(source.path, Path(output), settings, resume, overwrite)
+    training = _Run(source, os.fspath(model), Path(data), Path(output), settings, report)
+    return training.run(resume)
 
 
 def _check_output(
@@ -139,18 +141,18 @@ def _check_output(
 
 class _Run:
     def __init__(
-        self, model: Path, data: Path, output: Path, settings: Settings, report: Report
-    ) -> None:
+        self, source: Opened, model: str, data: Path, output: Path, settings: Settings,
+        report: Report,
+    ) -> None:  # fmt: skip
+        self.source, self.model, self.output = source, model, output
         self.settings, self.report = settings, report
-        self.model, self.output = model, output
         s = settings
-        source = opened(model)
         if source.tokenizer is None:
             raise ArgumentError(f"finetune: {model} came without a tokenizer; texts need one")
         if not 2 <= s.length <= source.config.context:
             raise ArgumentError(f"finetune: length is {s.length}; this model was trained for 2 to "
                                 f"{source.config.context} tokens")  # fmt: skip
-        if s.kind is not None and (s.lora is not None or model.is_dir()):
+        if s.kind is not None and (s.lora is not None or source.path.is_dir()):
             raise ArgumentError(f"finetune: kind is {s.kind!r:.40}, which is for all weights of a "
                                 "GGUF file; adapters are merged with a kind")  # fmt: skip
         merge.check_kind(s.kind)
@@ -240,11 +242,11 @@ class _Run:
 
     def _save(self) -> Path:
         if self.training.adapter is not None:
-            self.training.adapter.save(self.output, str(self.model))
+            self.training.adapter.save(self.output, self.model)
             return self.output
         weights = self.training.parameters
         changes = {name: partial(_replaced, tensor) for name, tensor in weights.items()}
-        return merge.write(self.model, self.output, changes, self.settings.kind)
+        return merge.write(self.source, self.output, changes, self.settings.kind)
 
     def _state(self) -> dict[str, Tensor]:
         found = {f"weights.{name}": t for name, t in self.training.parameters.items()}
@@ -294,7 +296,6 @@ def _batches(found: Rows, size: int) -> Iterator[tuple[Tensor, ...]]:
     for i in range(0, len(found), size):
         arrays = (found.ids, found.targets, found.positions, found.texts)
         yield tuple(Tensor(a[i : i + size]) for a in arrays)
-
 
 
 __all__ = ["LoRA", "Progress", "Settings", "run"]

@@ -241,7 +241,7 @@ def load(
     if arithmetic not in ARITHMETICS:
         raise ArgumentError(f"load: arithmetic is {arithmetic!r:.40}; expected "
                             f"{' or '.join(ARITHMETICS)}")  # fmt: skip
-    config, tensors, tokenizer, _ = opened(path)
+    _, config, tensors, tokenizer, _ = opened(path)
     room = min(config.context, ROOM) if context is None else context
     if not isinstance(room, int) or not 1 <= room <= config.context:
         raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "

@@ -11,10 +11,12 @@ import json
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import quote
 
 from muladd import config
@@ -115,18 +117,13 @@ def download(
     for name in names:
         size, hash_ = listing.files[name]
         path = to / name
-
-        def told(done: int, total: int, name: str = name) -> None:
-            if report is not None:
-                report(name, done, total)
-
-        if folder is not None and path.exists() and path.stat().st_size != size:
+        if folder is not None and path.exists() and size not in (None, path.stat().st_size):
             raise DownloadError(f"download: {path} is there, and is another file; move it away, or "
                                 "choose another folder")  # fmt: skip
         wanted = Wanted(base + quote(name), size, hash_)
         if folder is None and not path.exists():
             _linked(wanted, path, [commit / name for commit in home.iterdir()])
-        client.fetch(wanted, path, told)
+        client.fetch(wanted, path, None if report is None else partial(report, name))
     one = len(names) == 1 or all(n.endswith(".gguf") for n in names)
     return to / sorted(names)[0] if one else to
 
@@ -143,12 +140,13 @@ def _linked(wanted: Wanted, path: Path, others: Sequence[Path]) -> None:
             return
 
 
-def located(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def located(path: str | os.PathLike[str]) -> Path:
     """A path as it is; of "hub:OWNER/NAME/FILE" the file, which is downloaded if it is not there.
     Raises as `download`."""
-    if not isinstance(path, str) or not path.startswith(PREFIX):
-        return path
-    return download(path, report=_shown(Bar(sys.stderr)) if sys.stderr.isatty() else None)
+    given = os.fspath(path)
+    if not given.startswith(PREFIX):
+        return Path(given)
+    return download(given, report=_each(sys.stderr) if sys.stderr.isatty() else None)
 
 
 def _client() -> Client:
@@ -217,13 +215,6 @@ def _facts(line: dict[str, Any]) -> tuple[int | None, str | None]:
 # --- the command ---------------------------------------------------------------------------------
 
 
-def _shown(bar: Bar) -> Callable[[str, int, int], None]:
-    def show(name: str, done: int, total: int) -> None:
-        bar(done, total, f"{name:.40} {done / 1e6:,.1f}/{total / 1e6:,.1f} MB")
-
-    return show
-
-
 def main(arguments: Sequence[str]) -> int:
     """The command; gives the exit code."""
     given = _parser().parse_args(arguments)
@@ -232,10 +223,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _each(out: Any) -> Callable[[str, int, int], None]:
+def _each(out: TextIO) -> Callable[[str, int, int], None]:
     """A bar for each file."""
-    bars: dict[str, Callable[[str, int, int], None]] = {}
-    return lambda name, done, total: bars.setdefault(name, _shown(Bar(out)))(name, done, total)
+    bars: defaultdict[str, Bar] = defaultdict(partial(Bar, out))
+
+    def show(name: str, done: int, total: int) -> None:
+        bars[name](done, total, f"{name:.40} {done / 1e6:,.1f}/{total / 1e6:,.1f} MB")
+
+    return show
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from muladd.formats import checkpoint
 from muladd.formats.stored import StoredArray
 from muladd.ir import dtype as dt
 from muladd.llm.model import Config
-from muladd.llm.sources import Facts, Source, consistent, known, single, windowed
+from muladd.llm.sources import Facts, consistent, known, single, windowed
 from muladd.llm.weights import Stored, numbers, stacked
 
 # model_type -> architecture
@@ -53,8 +53,10 @@ _EXPERT_NAMES = {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up", "gate_proj"
 _PLACE = re.compile(r"(?:(?:model|transformer)\.)?(?:layers|h)\.(\d+)\.(.+)")
 
 
-def from_folder(folder: str | os.PathLike[str]) -> Source:
-    """(config, weights) of a folder. Raises FormatError for what is not known or not whole."""
+def from_folder(
+    folder: str | os.PathLike[str],
+) -> tuple[Config, dict[str, Stored], checkpoint.Checkpoint]:
+    """(config, weights, the folder). Raises FormatError for what is not known or not whole."""
     found = checkpoint.load(folder)
     where = os.fspath(folder)
     kind = found.config.get("model_type")
@@ -66,7 +68,7 @@ def from_folder(folder: str | os.PathLike[str]) -> Source:
     tensors = single(_renamed(found, name, where), config, where)
     if divisors is not None:
         tensors["rope_freqs.weight"] = StoredArray(dt.float32, divisors.astype(np.float32))
-    return config, tensors
+    return config, tensors, found
 
 
 def _config(name: str, values: Mapping[str, Any], where: str) -> tuple[Config, np.ndarray | None]:

@@ -22,7 +22,7 @@ from muladd.ir import dtype as dt
 from muladd.llm import hugging_face, sources
 from muladd.llm.adapters import Adapter, Pair
 from muladd.llm.model import Config, Decoder
-from muladd.llm.opening import opened
+from muladd.llm.opening import Opened, opened
 from muladd.llm.weights import numbers
 from muladd.tensor import Tensor, no_grad
 
@@ -46,8 +46,8 @@ def merge(
     output that is there already, unless it is to `overwrite` it.
     """
     check_kind(kind)
-    check_free(target(model, output), overwrite, "merge")
     source = opened(model)
+    check_free(target(source.path, output), overwrite, "merge")
     decoder = Decoder(source.config, source.tensors, 2)
     found = Adapter.load(adapter, decoder)
 
@@ -56,31 +56,27 @@ def merge(
             return (Tensor(values) + pair.delta()).numpy()
 
     changes = {f"{name}.weight": partial(added, pair=pair) for name, pair in found.pairs.items()}
-    return write(model, output, changes, kind)
+    return write(source, output, changes, kind)
 
 
 def write(
-    model: str | os.PathLike[str], output: str | os.PathLike[str], changes: Changes,
-    kind: str | None = None,
-) -> Path:  # fmt: skip
-    """Write a model with changed weights; as `merge`."""
-    check_kind(kind)
-    to = target(model, output)
-    if Path(model).is_dir():
-        return _folder(Path(model), to, changes, kind)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    source = opened(model)
-    assert source.file is not None
-    return _gguf(source.file, source.config, to, changes, kind)
+    source: Opened, output: str | os.PathLike[str], changes: Changes, kind: str | None = None
+) -> Path:
+    """Write a model with changed weights, as `merge`, of a kind that was checked."""
+    to = target(source.path, output)
+    if isinstance(source.file, gguf.GGUF):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        return _gguf(source.file, source.config, to, changes, kind)
+    return _folder(source.file, source.config, to, changes, kind)
 
 
-def target(model: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+def target(model: Path, output: str | os.PathLike[str]) -> Path:
     """The file, or for a folder's model the folder, that is written. Raises ArgumentError where
     that is the model itself."""
     to = Path(output)
-    if not Path(model).is_dir() and (to.is_dir() or not to.suffix):
+    if not model.is_dir() and (to.is_dir() or not to.suffix):
         to = to / "model.gguf"
-    if to.exists() and Path(model).exists() and to.samefile(model):
+    if to.exists() and to.samefile(model):
         raise ArgumentError(f"merge: {to} is the model itself; give another name")
     return to
 
@@ -161,15 +157,15 @@ def _values(
 # --- folders -------------------------------------------------------------------------------------
 
 
-def _folder(model: Path, to: Path, changes: Changes, kind: str | None) -> Path:
+def _folder(
+    found: checkpoint.Checkpoint, config: Config, to: Path, changes: Changes, kind: str | None
+) -> Path:
     if kind is not None:
-        raise ArgumentError(f"merge: {model} is a folder, whose weights keep their dtype; a kind "
-                            "is for GGUF files")  # fmt: skip
-    found = checkpoint.load(model)
-    config = opened(model).config
+        raise ArgumentError(f"merge: {found.folder} is a folder, whose weights keep their dtype; a "
+                            "kind is for GGUF files")  # fmt: skip
     arrays = {full: _array(full, stored, config, changes) for full, stored in found.items()}
     to.mkdir(parents=True, exist_ok=True)
-    for beside in sorted(model.iterdir()):
+    for beside in sorted(found.folder.iterdir()):
         if beside.is_file() and ".safetensors" not in beside.name:
             shutil.copyfile(beside, to / beside.name)
     safetensors.save(arrays, to / checkpoint.WEIGHTS, {"format": "pt"})

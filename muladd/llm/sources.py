@@ -11,7 +11,6 @@ from muladd.formats import gguf
 from muladd.llm.model import FAMILIES, Config
 from muladd.llm.weights import Stored, parts
 
-Source = tuple[Config, dict[str, Stored]]
 _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6}  # of so many layers, the last sees everything
 
 

@@ -130,7 +130,7 @@ def test_gradients_of_all_weights_equal_those_of_transformers(name, tmp_path):
     import torch
 
     theirs = write(name, tmp_path)
-    config, tensors = hugging_face.from_folder(tmp_path)
+    config, tensors, _ = hugging_face.from_folder(tmp_path)
     training = Training(Decoder(config, tensors, 64))
     ids, targets, positions, texts = some_rows()
     loss = training.loss(*map(Tensor, (ids, targets, positions, texts)))
@@ -226,7 +226,7 @@ def test_an_adapter_of_a_gguf_file_is_one_of_the_same_folder(tmp_path):
     """llama's GGUF files have the rows of queries and keys in another order."""
     pytest.importorskip("transformers")
     write("llama", tmp_path / "folder")
-    config, tensors = hugging_face.from_folder(tmp_path / "folder")
+    config, tensors, _ = hugging_face.from_folder(tmp_path / "folder")
     arrays = {n: np.asarray(t.numpy()) for n, t in tensors.items()}
     for n, array in arrays.items():
         if n.endswith(("attn_q.weight", "attn_k.weight")):
@@ -475,8 +475,6 @@ def test_the_real_model_learns_a_novel_and_llama_cpp_says_what_it_learnt(smollm,
         != answer["tokens"]  # fmt: skip
 
 
-
-
 def test_a_model_is_not_written_over_by_its_folders_name(tmp_path):
     path = tmp_path / "model.gguf"
     write_talker(path)
@@ -484,5 +482,5 @@ def test_a_model_is_not_written_over_by_its_folders_name(tmp_path):
     with pytest.raises(ArgumentError, match="is the model itself"):
         merge.target(path, tmp_path)
     with pytest.raises(ArgumentError, match="is the model itself"):
-        merge.write(path, tmp_path, {})
+        merge.write(opened(path), tmp_path, {})
     assert path.read_bytes() == before

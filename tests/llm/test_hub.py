@@ -266,6 +266,8 @@ def test_which_files(there, tmp_path):
     with pytest.raises(DownloadError, match="is there, and is another file"):
         hub.download("o/m", folder=tmp_path)
     assert (tmp_path / "config.json").read_bytes() == b"mine"
+    there.lies = {"size": None}  # then what is there counts as it
+    assert hub.download("o/m", ["config.json"], folder=tmp_path) == tmp_path / "config.json"
 
 
 @pytest.mark.parametrize("text", ["", "o", "o/", "/m", "o/m@", "../m", "o/..", "o/m@a..b", "o m/x",
@@ -315,6 +317,13 @@ def test_a_model_of_the_hub_is_loaded_by_name(there, tmp_path, capsys):
     assert "has no file 'none.gguf'; it has m.gguf" in capsys.readouterr().err
     with pytest.raises(ArgumentError, match="names no model"):
         llm.load("hub:what")
+    (tmp_path / "d.jsonl").write_text('{"text": "hello"}\n' * 4)
+    assert cli.main(["finetune", "hub:o/m/speaks.gguf", str(tmp_path / "d.jsonl"), "--lora", "1",
+                     "--steps", "1", "--length", "8", "--output", str(tmp_path / "a")]) == 0
+    assert "--adapter" in capsys.readouterr().out
+    assert cli.main(["merge", "hub:o/m/speaks.gguf", str(tmp_path / "a"),
+                     str(tmp_path / "merged.gguf")]) == 0
+    assert (tmp_path / "merged.gguf").exists()
 
 
 def test_a_place_without_room(there, tmp_path, monkeypatch):

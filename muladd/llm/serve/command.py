@@ -100,7 +100,7 @@ def _listener(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise MuladdError(f"serve: cannot listen at {host}:{port}: {error}; choose another with "
-                            "--host and --port") from None  # fmt: skip
+                          "--host and --port") from None  # fmt: skip
     return listener
 
 
