@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from muladd.config import ConfigError
 from muladd.errors import ArgumentError, MuladdError
 from muladd.options import new_file, positive, seconds
+from muladd.progress import Bar
 from muladd.signals import Terminated, terminable
 
 EXAMPLES = """\
@@ -225,6 +226,7 @@ def _print_wrapped(cells: Sequence[str], widths: Sequence[int]) -> None:
 
 def _fuzz(given: argparse.Namespace) -> int:
     import random
+    from itertools import count
 
     from muladd.compile import fuzzing
 
@@ -232,10 +234,16 @@ def _fuzz(given: argparse.Namespace) -> int:
     devices = [name.upper() for name in given.devices or fuzzing.available()]
     out = sys.stderr if given.json else sys.stdout
     print(f"seed {seed}, {given.minutes:g} minutes, {' '.join(devices)}", file=out, flush=True)
-    bar = _FuzzBar(given.minutes * 60, out)
+    bar, begun, programs = Bar(out), time.monotonic(), count(1)
+    limit = given.minutes * 60
+
+    def told(device: str, profile: str, report: Any) -> None:
+        bar(min(time.monotonic() - begun, limit), limit, f"{next(programs)} programs, now {device} "
+            f"{profile}, {len(report.failures)} failures")  # fmt: skip
+
     one = {} if given.program is None else {"first": given.program, "most_graphs": 1}
-    found = fuzzing.run(given.minutes, seed, devices, bar.advance, given.profiles, **one)
-    bar.finish()
+    found = fuzzing.run(given.minutes, seed, devices, told, given.profiles, **one)
+    bar(limit, limit, f"{found.graphs} programs")
     print(found, file=out)
     for command in found.again():
         print(f"again: {command}", file=out)
@@ -243,32 +251,6 @@ def _fuzz(given: argparse.Namespace) -> int:
         print(json.dumps({"seed": seed, "programs": found.graphs, "failures": found.failures,
                           "again": found.again()}))  # fmt: skip
     return 1 if found.failures else 0
-
-
-class _FuzzBar:
-    """How far a run of the fuzzer is: one line that is overwritten, on a terminal only."""
-
-    def __init__(self, seconds: float, out: TextIO) -> None:
-        self.seconds, self.out = max(seconds, 1e-9), out
-        self.start = self.shown = time.monotonic()
-        self.programs = 0
-
-    def advance(self, device: str, profile: str, report: Any) -> None:
-        self.programs += 1
-        now = time.monotonic()
-        if not self.out.isatty() or now - self.shown < 0.1:
-            return
-        self.shown = now
-        part = min((now - self.start) / self.seconds, 1.0)
-        line = (
-            f"{'█' * int(part * 30):░<30} {now - self.start:.0f}/{self.seconds:.0f} s  "
-            f"{self.programs} programs, now {device} {profile}, {len(report.failures)} failures "
-        )
-        print("\r" + line.ljust(99), end="", file=self.out, flush=True)
-
-    def finish(self) -> None:
-        if self.out.isatty():
-            print("\r" + " " * 99 + "\r", end="", file=self.out, flush=True)
 
 
 def _own(given: argparse.Namespace) -> int:

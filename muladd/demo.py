@@ -4,7 +4,6 @@ It reads as a newcomer's own training script would: data, network, step, loop, t
 """
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 from muladd import compile as compiler
 from muladd import data, jit, nn
 from muladd.formats import safetensors
+from muladd.progress import Bar
 from muladd.tensor import Tensor, no_grad
 
 EPOCHS, BATCH, PEAK_RATE = 10, 100, 1e-2  # 4,200 digits are 42 whole batches
@@ -89,7 +89,7 @@ def run(
             for images, labels in batches(digits, BATCH, random):
                 loss, correct = step(images, labels)
                 bar.advance(loss, correct, BATCH)
-        trained = bar.finish()
+        trained = bar.seconds
         accuracy = test_accuracy(model, digits)
     safetensors.save(model.state_dict(), output, {"format": "muladd", "network": "DigitNet"})
     seconds = time.perf_counter() - started
@@ -109,43 +109,25 @@ def run(
 
 
 class Progress:
-    """One line that grows on a terminal; elsewhere a line per tenth of the way."""
+    """Steps as they are done, with running averages of their loss and accuracy."""
 
     def __init__(self, steps: int, out: TextIO) -> None:
-        self.steps, self.out = steps, out
-        self.live = out.isatty() and os.environ.get("TERM") != "dumb"
-        self.done, self.images, self.started = 0, 0, time.perf_counter()
+        self.steps, self.bar = steps, Bar(out)
+        self.done, self.started = 0, time.perf_counter()
         self.loss = self.accuracy = float("nan")
-        self.shown = 0.0
 
     def advance(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """One step more. Loss and accuracy are shown as running averages."""
+        """One step more."""
         self.done += 1
-        self.images += images
         step_loss, step_accuracy = loss.item(), correct.item() / images
         kept = 0.95 if self.done > 1 else 0.0
         self.loss = kept * self.loss + (1 - kept) * step_loss if kept else step_loss
         self.accuracy = kept * self.accuracy + (1 - kept) * step_accuracy if kept else step_accuracy
-        now = time.perf_counter()
-        tenth = self.done * 10 // self.steps > (self.done - 1) * 10 // self.steps
-        if self.live and now - self.shown > 0.1:
-            self.shown = now
-            print("\r" + self.line(), end="", file=self.out, flush=True)
-        elif not self.live and tenth:
-            print(self.line(), file=self.out, flush=True)
+        speed = self.done * images / max(time.perf_counter() - self.started, 1e-9)
+        self.bar(self.done, self.steps, f"step {self.done}/{self.steps}  loss {self.loss:.3f}  "
+                 f"accuracy {self.accuracy:.1%}  {speed:,.0f} images/s")  # fmt: skip
 
-    def line(self) -> str:
-        part = self.done / self.steps
-        full = int(part * 30)
-        bar = ("█" * full).ljust(30, "░") if self.live else f"{part:4.0%}"
-        speed = self.images / max(time.perf_counter() - self.started, 1e-9)
-        return (
-            f"{bar} step {self.done}/{self.steps}  loss {self.loss:.3f}  "
-            f"accuracy {self.accuracy:.1%}  {speed:,.0f} images/s "
-        )
-
-    def finish(self) -> float:
-        """Seconds since the start."""
-        if self.live:
-            print("\r" + self.line(), file=self.out, flush=True)
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
         return time.perf_counter() - self.started

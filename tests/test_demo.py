@@ -45,7 +45,6 @@ def test_progress_is_a_line_per_tenth_where_nobody_watches():
     bar = demo.Progress(40, out)
     for _ in range(40):
         bar.advance(Tensor(0.5), Tensor(8), 10)
-    bar.finish()
     lines = out.getvalue().splitlines()
     assert len(lines) == 10
     assert "loss 0.500" in lines[-1] and "accuracy 80.0%" in lines[-1] and "40/40" in lines[-1]

@@ -3,18 +3,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from muladd.llm import merge as merging
 from muladd.llm.adapters import LoRA
 from muladd.llm.dataset import LONG
-from muladd.llm.finetune import STATE, Progress, Settings, run
+from muladd.llm.finetune import STATE, Progress, Report, Settings, run
 from muladd.llm.options import share
 from muladd.options import command, positive
+from muladd.progress import Bar
 
 DATA = """\
 DATA.jsonl has an object a line, of one of these kinds:
@@ -32,26 +31,13 @@ examples:
 """
 
 
-class Bar:
-    """How far training is: one line that is overwritten on a terminal, else a line per tenth."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out, self.live = out, out.isatty() and os.environ.get("TERM") != "dumb"
-        self.last = 0.0  # when the step before was done
-
-    def __call__(self, now: Progress) -> None:
-        took, self.last = now.seconds - self.last, now.seconds
-        part = now.step / now.steps
-        tenth = now.step * 10 // now.steps > (now.step - 1) * 10 // now.steps
-        if not self.live and not tenth and now.step > 1:
-            return
-        bar = f"{'█' * int(part * 30):░<30}" if self.live else f"{part:4.0%}"
+def _shown(bar: Bar) -> Report:
+    def show(now: Progress) -> None:
         told = "" if now.validation is None else f"  validation {now.validation:.3f}"
-        left = took * (now.steps - now.step)
-        line = (f"{bar} step {now.step}/{now.steps}  loss {now.loss:.3f}{told}  "
-                f"{now.rate:,.0f} tokens/s  {left:,.0f} s left")
-        end = "\n" if not self.live or now.step == now.steps else ""
-        print(("\r" if self.live else "") + line, end=end, file=self.out, flush=True)
+        bar(now.step, now.steps, f"step {now.step}/{now.steps}  loss {now.loss:.3f}{told}  "
+            f"{now.rate:,.0f} tokens/s")  # fmt: skip
+
+    return show
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"reading {given.model} and {given.data}; the first step compiles", file=out, flush=True)
     try:
         found = run(given.model, given.data, output, settings, resume=given.resume,
-                    overwrite=given.overwrite, report=Bar(out))  # fmt: skip
+                    overwrite=given.overwrite, report=_shown(Bar(out)))  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if (Path(output) / STATE).exists():
             print(f"\nwhat was learnt is in {output}; --resume goes on from there", file=out)

@@ -29,8 +29,8 @@ from muladd.llm.fetch import (
     is_right,
     safe_for_tokens,
 )
-from muladd.llm.progress import Bar
 from muladd.options import command
+from muladd.progress import Bar
 
 PREFIX = "hub:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

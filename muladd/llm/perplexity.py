@@ -20,10 +20,10 @@ from muladd.llm.generate import LanguageModel, load
 from muladd.llm.model import Decoder
 from muladd.llm.opening import Opened, opened
 from muladd.llm.options import share
-from muladd.llm.progress import Bar
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.weights import Stored, numbers
 from muladd.options import command, positive
+from muladd.progress import Bar
 
 WINDOW = 512  # tokens that are seen at a time, where a model has as many
 FILE = "file"

@@ -15,7 +15,6 @@ from muladd.formats import gguf
 from muladd.llm.generate import LanguageModel
 from muladd.llm.opening import opened
 from muladd.llm.perplexity import bits, measure, requantized
-from muladd.llm.progress import Bar
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +100,6 @@ def test_the_command(tmp_path, capsys):
                               ("short", "two or more", 2)):  # fmt: skip
         assert cli.main(["perplexity", str(path), str(tmp_path / name)]) == code
         assert words in capsys.readouterr().err
-
-
-def test_a_bar_says_how_far_it_is(capsys):
-    import io
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    now = [0.0]
-    for out, lines in ((io.StringIO(), 10), (Terminal(), 1)):
-        now[0] = 0.0
-        bar = Bar(out, lambda: now[0])
-        for i in range(101):
-            now[0] = i * 0.5
-            bar(i, 100, f"{i} things")
-        text = out.getvalue()
-        assert text.count("\n") == lines and "100 things" in text and "s left" in text
 
 
 @pytest.mark.slow
