@@ -24,7 +24,6 @@ from muladd.llm.serve.metrics import Metrics
 from muladd.llm.serve.service import Service
 
 _GONE = 499  # the status under which clients that went are counted
-_SLOWEST = 60  # seconds in which a body has to come
 _READ_ON = 16  # how many times the largest body is read to its end, so that its sender hears why
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -32,14 +31,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 class App:
     """The ASGI application. Clients must send `key` as a bearer token, if there is one; bodies have
-    at most `most` bytes."""
+    at most `most` bytes, and come within `slowest` seconds."""
 
     def __init__(
         self, service: Service, *, key: str | None = None, most: int = 8 << 20,
+        slowest: float = 20.0,
         log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.service, self.key, self.most, self.log, self.clock = service, key, most, log, clock
+        self.slowest = slowest
         self.metrics = Metrics(service.engine)
         self.since = int(time.time())
         page = resources.files("muladd.llm.serve").joinpath("page.html").read_text("utf-8")
@@ -113,9 +114,10 @@ class App:
         async def handler(request: Request) -> Response:
             began = self.clock()
             try:
-                body = api.parsed(await asyncio.wait_for(self._read(request), _SLOWEST))
+                body = api.parsed(await asyncio.wait_for(self._read(request), self.slowest))
             except TimeoutError:
-                raise ApiError(f"the body did not come in {_SLOWEST} seconds", status=408) from None
+                raise ApiError(f"the body did not come in {self.slowest:g} seconds; send it again",
+                               status=408, code="request_timeout") from None  # fmt: skip
             streams, bodies = await run(body)
             return Answer(self, bodies, streams, request.url.path, began)
 

@@ -55,7 +55,7 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
                     cache=given.cache)  # fmt: skip
     service = Service(engine, name, given.timeout, embedders)
-    app = App(service, key=key, most=given.max_body)
+    app = App(service, key=key, most=given.max_body, slowest=given.body_timeout)
     print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,
           flush=True)  # fmt: skip
     engine.start(lambda done, of: print(f"muladd: {done} of {of} programs are there after "
@@ -158,6 +158,8 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
         "included (default: %(default)s)")  # fmt: skip
     add("--max-body", type=positive, default=8 << 20, help="bytes of a request "
         "(default: %(default)s)")  # fmt: skip
+    add("--body-timeout", type=seconds, default=20.0, help="seconds in which a request has to "
+        "arrive (default: %(default)s)")  # fmt: skip
     add("--grace", type=seconds, default=30.0, help="seconds that requests on their way have to "
         "finish when the server is stopped (default: %(default)s)")  # fmt: skip
     return parser

@@ -20,6 +20,10 @@ from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.writing import Options, Piece
 
 
+_LETTERS = 16  # characters that few texts have so many of in a token
+_AT_ONCE = 4  # prompts that are made ids at a time: the engine needs the cores, too
+
+
 class Service:
     """Answers requests with one model, which is called `name`; none takes longer than `timeout`
     seconds. `embedders` are models of sentence embeddings by their names."""
@@ -36,6 +40,7 @@ class Service:
         self.context = engine.model.context
         self.embedders = dict(embedders or {})
         self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._reading = partial(anyio.to_thread.run_sync, limiter=anyio.CapacityLimiter(_AT_ONCE))
         self._longest = max(len(tokenizer.piece(i)) for i in range(len(tokenizer)))
 
     # --- requests to jobs ------------------------------------------------------------------------
@@ -53,12 +58,12 @@ class Service:
     def ids(self, text: str | list[int], param: str, room: int = 1) -> list[int]:
         """A prompt as ids that leave room for an answer. Raises ApiError."""
         if isinstance(text, str):
-            if len(text) > self.context * self._longest:  # sure without looking
-                raise self._too_long(f"more than {self.context}", param)
             try:
-                found = self.tokenizer.encode(text)
+                found = self._encoded(text, param)
             except ArgumentError as error:
                 raise ApiError(str(error), param=param) from None
+        elif len(text) > self.context:
+            raise self._too_long(str(len(text)), param)
         else:
             found, count = text, self.engine.model.decoder.embedding.shape[0]
             if wrong := [i for i in found if not 0 <= i < count]:
@@ -69,6 +74,17 @@ class Service:
         if len(found) + room > self.context:
             raise self._too_long(str(len(found)), param)
         return found
+
+    def _encoded(self, text: str, param: str) -> list[int]:
+        """A text's ids. One that is far too long is known by its length, or by its beginning."""
+        size = _LETTERS * self.context
+        more = len(text) > self.context * self._longest
+        while not more and size < len(text):
+            more = len(self.tokenizer.encode(text[:size])) > 2 * self.context
+            size *= 4
+        if more:
+            raise self._too_long(f"more than {self.context}", param)
+        return self.tokenizer.encode(text)
 
     def _too_long(self, count: str, param: str) -> ApiError:
         return ApiError(
@@ -117,7 +133,7 @@ class Service:
     async def chat(self, asked: api.ChatAsked) -> AsyncIterator[Any]:
         """The bodies of a stream, or one body; what is asked is checked before the first."""
         self.check_model(asked.model)
-        ids, options = await anyio.to_thread.run_sync(self.chat_prompt, asked)
+        ids, options = await self._reading(self.chat_prompt, asked)
         jobs = self.jobs(asked, [ids], options)
         answer = answers.ChatAnswer(
             self.name, self.tokenizer, jobs, 1, asked.stream, asked.options.logprobs is not None,
@@ -128,7 +144,7 @@ class Service:
     async def completion(self, asked: api.CompletionAsked) -> AsyncIterator[Any]:
         """The same for texts without a template."""
         self.check_model(asked.model)
-        prompts = [await anyio.to_thread.run_sync(self.ids, p, "prompt") for p in asked.prompts]
+        prompts = [await self._reading(self.ids, p, "prompt") for p in asked.prompts]
         jobs = self.jobs(asked, prompts, asked.options)
         answer = answers.CompletionAnswer(
             self.name, self.tokenizer, jobs, len(prompts), asked.stream,
@@ -153,7 +169,7 @@ class Service:
             read = partial(self._embedded, self.embedders[asked.model], asked)
             return await anyio.to_thread.run_sync(read, limiter=self._one_at_a_time)
         self.check_model(asked.model)
-        texts = [await anyio.to_thread.run_sync(self.ids, t, "input", 0) for t in asked.inputs]
+        texts = [await self._reading(self.ids, t, "input", 0) for t in asked.inputs]
         found: list[Any] = [None] * len(texts)
         async with Events(self.engine, [self._job(ids, None) for ids in texts]) as events:
             async for i, vector in events:

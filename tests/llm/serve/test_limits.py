@@ -9,6 +9,12 @@ import pytest
 from support.server import serving
 from support.small_llama import write_speaking
 
+from muladd import llm
+from muladd.llm.serve.api import ApiError
+from muladd.llm.serve.engine import Engine
+from muladd.llm.serve.service import Service
+from muladd.llm.tokenizer import Tokenizer
+
 openai = pytest.importorskip("openai")
 
 
@@ -87,6 +93,31 @@ def test_a_client_may_leave_in_the_middle_of_what_it_says(model):
             with socket.create_connection((host, int(port)), 10) as line:
                 line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\n" + said)
         assert server.ask("/health")[0] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(model):
+    with serving(model, "--slots", "1", "--body-timeout", "0.5") as server:
+        host, port = server.address.split(":")
+        with socket.create_connection((host, int(port)), 10) as line:
+            line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+            assert server.ask("/health")[0] == 200
+            said = line.recv(4096)
+        assert said.startswith(b"HTTP/1.1 408 ") and b"did not come in 0.5 seconds" in said
+
+
+def test_a_prompt_that_is_far_too_long_is_not_read_to_its_end(model, monkeypatch):
+    found = llm.load(model, context=64)
+    service = Service(Engine(found, slots=1), "nonsense")
+    service._longest = 1 << 20  # else the length alone would tell
+    seen = []
+    plain = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda *given: seen.append(given[1]) or plain(*given))
+    for given in ("x" * 10_000_000, [1] * 1_000_000):
+        with pytest.raises(ApiError, match="maximum context length is 64 tokens") as told:
+            service.ids(given, "prompt")
+        assert told.value.code == "context_length_exceeded"
+    assert max(map(len, seen)) < 2000
+    assert len(service.ids("x" * 60, "prompt")) == 60
 
 
 def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
