@@ -19,7 +19,6 @@ from muladd.llm.serve.engine import Busy, Engine, Event, Job, Late
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.writing import Options, Piece
 
-
 _LETTERS = 16  # characters that few texts have so many of in a token
 _AT_ONCE = 4  # prompts that are made ids at a time: the engine needs the cores, too
 

@@ -99,7 +99,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(model):
     with serving(model, "--slots", "1", "--body-timeout", "0.5") as server:
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port)), 10) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n\r\n{")
+            line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\n"
+                         b"Content-Length: 500\r\n\r\n{")  # fmt: skip
             assert server.ask("/health")[0] == 200
             said = line.recv(4096)
         assert said.startswith(b"HTTP/1.1 408 ") and b"did not come in 0.5 seconds" in said
