@@ -13,7 +13,7 @@ afterwards: so nothing passes over all the room there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,7 @@ class Pool:
             step = self.look if hidden else self.step
             logits, *new_ones = step(*map(Tensor, inputs))
             self._write(texts, [len(new) for new in ids], rows, new_ones)
-            found = logits.numpy()
+            found = _array(logits)
         for text, new in zip(texts, ids):
             text.length += len(new)
         if every or hidden:
@@ -128,28 +128,19 @@ class Pool:
         if self._memory[0] is None:
             self._put(*(Tensor(x.astype(np.int32)) for x in (page, at % PAGE, row)), new_ones)
             return
-        host: Any = devices.get("CPU")
+        arrays = list(map(_array, new_ones))
+        if arrays[0].ndim == 3:
+            count = 2 * self.decoder.config.layers
+            arrays = [np.stack(arrays[i : i + count]) for i in range(0, len(arrays), count)]
         runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
-        arrays = [host.view(t.storage().buffer, t.dtype.storage, t.shape) for t in new_ones]
-        for memory, values in self._parts(arrays):
+        for i, memory in enumerate(self._memory):
+            assert memory is not None
+            values = arrays[i // 2][i % 2 :: 2]
             if runs is None:
                 memory[:, page, :, at % PAGE] = values[:, :, row].transpose(2, 0, 1, 3)
                 continue
             for p, first, r, n in runs:
                 memory[:, p, :, first : first + n] = values[:, :, r : r + n]
-
-    def _parts(self, arrays: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray]]:
-        """(memory, what goes there) of keys, of values, and of their scales: all layers at once
-        where arrays hold all, else layer by layer."""
-        memories: list[Any] = self._memory
-        if arrays[0].ndim == 4:
-            for i, memory in enumerate(memories):
-                yield memory, arrays[i // 2][i % 2 :: 2]
-            return
-        count = 2 * self.decoder.config.layers
-        for layer in range(count // 2):
-            for i, memory in enumerate(memories):
-                yield memory[layer][None], arrays[i // 2 * count + 2 * layer + i % 2][None]
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
@@ -283,6 +274,14 @@ class _Seen:
 def _apart(x: Any) -> Any:
     """What `_through` gives for many tokens, or several stacked for few, one by one."""
     return [x[i] for i in range(x.shape[0])] if x.ndim == 4 else [x]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """What a tensor holds: on the CPU its own memory, not a copy."""
+    if x.device != "CPU":
+        return x.numpy()
+    host: Any = devices.get("CPU")
+    return host.view(x.storage().buffer, x.dtype.storage, x.shape)  # type: ignore[no-any-return]
 
 
 def _coded(x: Tensor) -> tuple[Tensor, Tensor]:

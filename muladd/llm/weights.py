@@ -135,11 +135,10 @@ def quantized(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     to the nearest, ties to even. total is what a group's bytes stand for, added up.
     """
     cut = x.reshape(*x.shape[:-1], -1, GROUP)
-    most = cut.abs().amax(-1, keepdim=True)
+    scale = cut.abs().amax(-1, keepdim=True).maximum(_LEAST) * (1 / 127)
     # a sum with 1.5 * 2**23 rounds to a whole number, which its last bits are
-    moved = cut * (127.0 / most.maximum(_LEAST)) + 12582912.0
+    moved = cut * (1.0 / scale) + 12582912.0
     found = moved.bitcast("int32").cast("int8").reshape(*x.shape[:-1], groups, -1)
-    scale = most * (1 / 127)
     if groups != cut.shape[-2]:
         scale = scale.expand(*cut.shape[:-1], groups // cut.shape[-2])
     scale = scale.reshape(*x.shape[:-1], groups)

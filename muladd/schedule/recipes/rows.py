@@ -22,13 +22,24 @@ in between stay in the cache:
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from muladd.device.machine import Machine
 from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import STRIDED, accesses, cost_of_lanes, extent, size, work
+from muladd.schedule.analysis import (
+    STRIDED,
+    accesses,
+    cost_of_lanes,
+    extent,
+    product,
+    size,
+    work,
+)
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.primitives.nontemporal import WHOLE
+from muladd.schedule.recipes.operands import tile as tile_of
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
@@ -200,10 +211,26 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     axis = min(candidates, key=lambda a: (cost_of_lanes(kernel, stage, a), -extent(a)))
     if cost_of_lanes(kernel, stage, axis) >= STRIDED * max(len(accesses(kernel, stage)), 1):
         return plan
+    row = _row(kernel, stage, axis)
+    if row is not None:
+        t = tile_of(machine, stage, extent(row), extent(axis))
+        plan = step(plan, f"split {row.arg.name} {t.rows}")
+        return _lanes(plan, stage, axis, t.vectors, t.lanes, [f"{row.arg.name}.1"])
     lanes = _width(machine, extent(axis))
     most = machine.chains // 2 if axis in stage.reduced else _SIDE_BY_SIDE
     turns = max(1, min(most, extent(axis) // lanes))
     return _lanes(plan, stage, axis, turns, lanes)
+
+
+def _row(kernel: Kernel, stage: Stage, column: Node) -> Node | None:
+    """Of a product with vectors along a column, the longest axis of the stage's own that only the
+    other operand moves along: vectors that were loaded serve several of it."""
+    p = product(kernel, stage)
+    if p is None or column in stage.reduced:
+        return None
+    others = p.rows if column in p.columns else p.columns if column in p.rows else ()
+    own = [a for a in others if a not in kernel.shared and extent(a) > 1]
+    return max(own, key=extent, default=None)
 
 
 def _exact_lanes(plan: Plan, machine: Machine, stage: Stage) -> Plan:
@@ -212,16 +239,19 @@ def _exact_lanes(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     return _lanes(plan, stage, stage.reduced[-1], stage.lanes // lanes, lanes)
 
 
-def _lanes(plan: Plan, stage: Stage, axis: Node, turns: int, lanes: int) -> Plan:
+def _lanes(
+    plan: Plan, stage: Stage, axis: Node, turns: int, lanes: int, rows: Sequence[str] = ()
+) -> Plan:
+    """An axis as `turns` vectors side by side; rows are loops that are written out beside them."""
     name = axis.arg.name
     plan = step(plan, f"split {name} {turns} {lanes}")
     nest = [x.arg.name for x in plan.nests[stage.name]]
-    unroll, vector = f"{name}.1", f"{name}.2"
-    rest = [x for x in nest if x not in (unroll, vector)]
+    tile, vector = [*rows, f"{name}.1"], f"{name}.2"
+    rest = [x for x in nest if x not in (*tile, vector)]
     reduced = {x.loop.arg.name for a in stage.reduced for x in plan.leaves[a]}
     rest.sort(key=lambda x: x in reduced)
-    plan = step(plan, f"nest {stage.name} {' '.join([*rest, unroll, vector])}")
-    plan = step(plan, f"unroll {unroll}")
+    plan = step(plan, f"nest {stage.name} {' '.join([*rest, *tile, vector])}")
+    plan = step(plan, f"unroll {stage.name} {' '.join(tile)}")
     return step(plan, f"vector {vector}")
 
 
