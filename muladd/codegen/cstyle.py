@@ -11,6 +11,7 @@ import struct
 from math import isfinite
 
 from muladd.codegen import Rendered, c_prelude
+from muladd.codegen.powers import power_of_two
 from muladd.errors import DeviceError
 from muladd.ir import Dim, DType, Node, Var, dtype, ops, sym, toposort
 from muladd.loop.statements import Array, Barrier, For, Grid, If, Lowered, Statement, Store, Threads
@@ -234,6 +235,9 @@ def operation(n: Node, a: list[str]) -> str:
     if op in _NATURAL and sym.trusted(n) and n.srcs[1].op is ops.CONST and n.srcs[1].arg > 0 \
             and sym.bounds(n.srcs[0])[0] >= 0:  # fmt: skip
         table = _NATURAL
+    power = power_of_two(n)
+    if power is not None:
+        return f"{a[0]} >> {power}" if op is ops.DIV else f"{a[0]} & {(1 << power) - 1}"
     # C computes products narrower than int as int, which must not overflow
     unsigned = "ulong" if d.bits == 64 else "uint"
     signed = "u" if d.kind == "u" else "s"

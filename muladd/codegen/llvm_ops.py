@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from muladd.codegen.powers import power_of_two
 from muladd.errors import DeviceError
 from muladd.ir import DType, Node, dtype, ops, sym
 
@@ -134,6 +135,12 @@ def operation(
         return e.put(
             f"{'udiv' if op is ops.DIV else 'urem'} {a[0].type()} {a[0].name}, {a[1].name}"
         )
+    power = power_of_two(n)
+    if power is not None:  # rounding down is what a shift does
+        word, by = ("and", (1 << power) - 1) if op is ops.MOD else \
+            ("ashr" if source.kind == "i" else "lshr", power)  # fmt: skip
+        other = vector_literal(by, source, lanes) if lanes else literal(by, source)
+        return e.put(f"{word} {a[0].type()} {a[0].name}, {other}")
     return _integer(e, op, source, a, lanes)
 
 
