@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from muladd.compile.values import whole_numbers
 from muladd.ir import Dim, Node, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
 
@@ -43,6 +44,8 @@ def _gather_one(stage: Stage, v: Node) -> Stage | None:
         if index is None:
             continue
         at = _as_index(index)
+        if _lies_inside(index, v.arg.extent):
+            at = sym.mod(at, v.arg.extent)  # which is at; so whoever reads it sees it, too
         inside = sym.inside(at, v.arg.extent)
         rest = [t for k, t in enumerate(terms) if k != i]
         value = reaxis(_guarded(body, v, inside), {v: at}, {})
@@ -146,6 +149,11 @@ def _other_side(left: Node, right: Node, v: Node) -> Node | None:
 
 def _holds(d: dtype.DType, v: Node) -> bool:
     return sym.bounds(v.arg.extent)[1] - 1 <= int(d.max)
+
+
+def _lies_inside(index: Node, extent: Dim) -> bool:
+    known = whole_numbers(index)
+    return isinstance(extent, int) and known is not None and 0 <= known[0] and known[1] < extent
 
 
 def _as_index(index: Node) -> Dim:
