@@ -48,19 +48,24 @@ class Pool:
     width, PAGE) and one of values (pages, key heads, PAGE, head width), each as a product reads it.
     Who holds which page is up to the caller.
 
+    `huge` takes memory in huge pages: for a pool that will be full. (Else a huge page for each
+    layer's first position might be all there is of them.)
+
     With int8 each position of each head is codes from -127 to 127 and a scale of its own: after
     all arrays come as many of scales, float32 (pages, key heads, 1, PAGE).
     """
 
-    def __init__(self, decoder: Decoder, pages: int, dtype: str = "float32") -> None:
+    def __init__(
+        self, decoder: Decoder, pages: int, dtype: str = "float32", huge: bool = False
+    ) -> None:
         c = decoder.config
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
         shape = (pages, c.key_heads)
-        made = [_zeros(c.layers, (*shape, *sizes), self.dtype)
+        made = [_zeros(c.layers, (*shape, *sizes), self.dtype, huge)
                 for sizes in ((c.head_width, PAGE), (PAGE, c.head_width))]  # fmt: skip
         if self.coded:
-            made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32) for _ in range(2)]
+            made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32, huge) for _ in range(2)]
         self.arrays = [array for pair in (made[:2], made[2:]) if pair
                        for both in zip(pair[0][0], pair[1][0]) for array in both]  # fmt: skip
         # of all layers: keys, values, their scales, each (layers, pages, key heads, PAGE, n)
@@ -304,7 +309,7 @@ def _runs(page: np.ndarray, at: np.ndarray, row: np.ndarray) -> list[tuple[int, 
 
 
 def _zeros(
-    count: int, shape: tuple[int, ...], kind: dt.DType
+    count: int, shape: tuple[int, ...], kind: dt.DType, huge: bool
 ) -> tuple[list[Tensor], np.ndarray | None]:
     """Tensors of zeros. On the CPU also their memory, which is one block, so that all are written
     to at once; the system gives it page by page: what is not used costs nothing."""
@@ -312,8 +317,7 @@ def _zeros(
     if empty.device != "CPU":
         return [Tensor(np.zeros(shape, np.float32), dtype=kind) for _ in range(count)], None
     host: Any = devices.get("CPU")
-    # (in small pages: a huge one for each layer's first position would be all there is)
-    raw = memory_of(count * math.prod(shape) * kind.itemsize, huge=False)
+    raw = memory_of(count * math.prod(shape) * kind.itemsize, huge)
     memory = raw.view(kind.storage).reshape(count, *shape)
     stored = [Storage(shape, kind, "CPU", host.wrap(layer)) for layer in memory]
     return [Tensor(make(ops.INPUT, (), s)) for s in stored], memory  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ class Engine:
         context = -(-model.context // PAGE)
         count = slots * context if tokens is None else max(context, -(-tokens // PAGE))
         self.sizes = [n for n in SIZES if n < slots] + [min(n for n in SIZES if n >= slots)]
-        self.pool = Pool(model.decoder, count, cache)
+        self.pool = Pool(model.decoder, count, cache, huge=True)
         self.sharing = Sharing(count)
         self.totals = Totals()
         self._waiting: deque[Job] = deque()
