@@ -50,8 +50,9 @@ def load(folder: PathLike) -> Checkpoint:
     return Checkpoint(here, config, _sharded(here))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FormatError where there is none."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The object (or what is of another kind) in a JSON file. Raises FormatError where there is
+    none."""
     data = map_file(path, "checkpoint")
     if len(data) > MOST_JSON:
         raise FormatError(f"checkpoint: {path}: has {len(data)} bytes; expected at most "
@@ -60,8 +61,10 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(bytes(data).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"checkpoint: {path}: is not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise FormatError(f"checkpoint: {path}: holds a {type(found).__name__}; expected an object")
+    if not isinstance(found, kind):
+        expected = "an object" if kind is dict else f"a {kind.__name__}"
+        raise FormatError(f"checkpoint: {path}: holds a {type(found).__name__}; expected "
+                          f"{expected}")  # fmt: skip
     return found
 
 

@@ -16,7 +16,7 @@ from muladd.llm.constrain import json_constraint
 from muladd.llm.generate import LanguageModel, load
 from muladd.llm.options import share
 from muladd.llm.sampling import Sampling
-from muladd.llm.speculate import ahead
+from muladd.llm.speculate import drafting
 from muladd.options import command, lines, positive
 
 HELP = """\
@@ -113,8 +113,8 @@ def main(arguments: Sequence[str]) -> int:
     if given.max_tokens is not None:
         options["max_tokens"] = given.max_tokens
     if given.draft is not None:
-        options["draft"] = "ngram" if given.draft == "ngram" else load(given.draft)
-        ahead(model, options["draft"], None)  # another vocabulary fails now
+        draft = given.draft if given.draft == "ngram" else load(given.draft)
+        options["draft"] = drafting(model, draft)
     if schema is not None:
         options["constraint"] = json_constraint(model.tokens(), schema)
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)

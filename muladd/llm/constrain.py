@@ -227,7 +227,7 @@ class _Kept:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         silent = tokenizer.control | tokenizer.stops
-        pieces = [None if i in silent else tokenizer.piece(i) for i in range(len(tokenizer))]
+        pieces = [None if i in silent else p for i, p in enumerate(tokenizer.pieces)]
         self.tree = TokenTree(pieces)
         self.alphabet = _alphabet(pieces)
         self.constraints: OrderedDict[str, Constraint] = OrderedDict()

@@ -16,6 +16,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError, FormatError, MuladdError
 from muladd.formats.stored import map_file
+from muladd.llm.template import check_messages
 from muladd.llm.tokenizer import Tokenizer
 
 IGNORED = -100  # a target that does not count
@@ -102,14 +103,9 @@ def _conversation(messages: Any, tokenizer: Tokenizer) -> Iterator[tuple[list[in
     The text before an answer is what the model reads when it is to give this answer, so tokens do
     not reach over its ends.
     """
-    if not isinstance(messages, list) or not messages:
-        raise FormatError(f"messages is {type(messages).__name__}; expected a list of "
-                          "{'role': ..., 'content': ...}")  # fmt: skip
+    check_messages(messages)
     said, first = "", True
     for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise FormatError(f"message {i} is {message!r:.60}; expected "
-                              "{'role': ..., 'content': ...}")  # fmt: skip
         if message["role"] != "assistant":
             continue
         before = tokenizer.chat(messages[:i])

@@ -5,7 +5,6 @@
 """
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from muladd.errors import ArgumentError, FormatError
-from muladd.formats.checkpoint import MOST_JSON, read_json
-from muladd.formats.stored import map_file
+from muladd.formats.checkpoint import read_json
 from muladd.llm import encoder
 from muladd.llm.encoder import Encoder
 from muladd.llm.tokenizer import Tokenizer
@@ -215,7 +213,9 @@ def _modules(here: Path) -> tuple[str, bool]:
     if not path.exists():
         return "mean", False
     pooling, normalized = "mean", False
-    for module in _list(path):
+    for module in read_json(path, list):
+        if not isinstance(module, dict):
+            raise FormatError(f"embeddings: {path}: expected a list of modules")
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind == "Pooling":
             pooling = _pooling(here, module)
@@ -225,17 +225,6 @@ def _modules(here: Path) -> tuple[str, bool]:
             raise FormatError(f"embeddings: {path}: has the module {kind!r:.40}; expected "
                               "Transformer, Pooling and Normalize")  # fmt: skip
     return pooling, normalized
-
-
-def _list(path: Path) -> list[Mapping[str, Any]]:
-    data = map_file(path, "embeddings")
-    try:
-        found = json.loads(bytes(data[:MOST_JSON]).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"embeddings: {path}: is not JSON ({error})") from None
-    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
-        raise FormatError(f"embeddings: {path}: expected a list of modules")
-    return found
 
 
 def _pooling(here: Path, module: Mapping[str, Any]) -> str:

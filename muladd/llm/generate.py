@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -37,12 +38,15 @@ class LanguageModel:
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer | None = None, cache: str = "float32"
     ) -> None:
-        self.decoder, self.tokenizer = decoder, tokenizer
+        self.decoder, self.tokenizer, self.cache = decoder, tokenizer, cache
         self.context = decoder.room
-        pages = -(-decoder.room // PAGE)
-        self._pool = Pool(decoder, pages, cache)
-        self._text = Text(list(range(pages)))
+        self._text = Text(list(range(-(-decoder.room // PAGE))))
         self._held: list[int] = []  # the ids whose keys and values are there
+
+    @cached_property
+    def _pool(self) -> Pool:
+        """Made when it is first needed: a server has one of its own."""
+        return Pool(self.decoder, len(self._text.pages), self.cache)
 
     @property
     def config(self) -> Config:
@@ -64,7 +68,7 @@ class LanguageModel:
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of the token after the ids: float32 (vocabulary,)."""
-        return self._next(self._checked(ids))
+        return self.after(self._checked(ids))
 
     def log_likelihoods(self, ids: Sequence[int]) -> np.ndarray:
         """The natural logarithm of each id's probability after those before it: float64
@@ -81,15 +85,17 @@ class LanguageModel:
 
     def logits_along(self, ids: Sequence[int], more: Sequence[int], rows: int) -> np.ndarray:
         """Logits after the ids, and after each of `more` (which are less than `rows`, the size a
-        program is compiled for): float32 (1 + len(more), vocabulary)."""
-        whole = self._checked([*ids, *more])
-        first = len(whole) - len(more) - 1
+        program is compiled for), all of which are known to be ids: float32 (1 + len(more),
+        vocabulary)."""
+        whole = [*ids, *more]
+        first = len(ids) - 1
         if _common(self._held, whole) < first:
-            self._next(whole[:first])
+            self.after(whole[:first])
         del self._held[first:]
         return self._run(whole[first:], rows, True)[: len(more) + 1]
 
-    def _next(self, ids: list[int]) -> np.ndarray:
+    def after(self, ids: list[int]) -> np.ndarray:
+        """As `next_logits`, of what is known to be ids."""
         del self._held[min(_common(self._held, ids), len(ids) - 1) :]
         logits = None
         while (at := len(self._held)) < len(ids):
@@ -196,7 +202,7 @@ class LanguageModel:
     def _generated(self, writer: Writer, ahead: Ahead | None) -> Iterator[Piece]:
         finish = None
         while finish is None:
-            logits = self._next(writer.ids) if ahead is None else ahead.logits(writer)
+            logits = self.after(writer.ids) if ahead is None else ahead.logits(writer)
             piece = writer.put(logits)
             finish = piece.finish
             yield piece

@@ -8,6 +8,7 @@ model, which chooses with the random numbers that the large one is going to use.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -70,7 +71,7 @@ class Smaller:
         """See Draft."""
         fork, found = writer.fork(), []
         for _ in range(min(count, self.model.context - len(writer.ids))):
-            piece = fork.put(self.model.next_logits(fork.ids))
+            piece = fork.put(self.model.after(fork.ids))
             found.append(piece.token)
             if piece.finish is not None:
                 break
@@ -101,7 +102,7 @@ class Ahead:
             return self._logits[row]
         guesses = self._guessed(writer)
         if not guesses:
-            return self.model.next_logits(ids)
+            return self.model.after(ids)
         self._logits = self.model.logits_along(ids, guesses, self.guesses + 1)
         self._text, self._first = [*ids, *guesses], len(ids)
         return self._logits[0]
@@ -122,36 +123,36 @@ class Ahead:
 
 
 def ahead(model: LanguageModel, draft: Any, guesses: int | None) -> Ahead | None:
-    """What an option `draft` asks for: None, "ngram", a model, or a Draft."""
+    """What options ask for: `draft` is None, or as in `drafting`."""
     if guesses is not None and (not isinstance(guesses, int) or not 1 <= guesses <= 63):
         raise ArgumentError(f"generate: draft_tokens is {guesses!r:.40}; expected 1 to 63")
-    if draft is None:
-        return None
+    return None if draft is None else Ahead(model, drafting(model, draft), guesses or GUESSES)
+
+
+def drafting(model: LanguageModel, given: Any) -> Draft:
+    """What guesses for a model: "ngram", a smaller model, or a Draft. Raises ArgumentError."""
     from muladd.llm.generate import LanguageModel
 
-    if draft == "ngram":
-        draft = Lookup()
-    elif isinstance(draft, LanguageModel):
-        _check_vocabulary(model, draft)
-        draft = Smaller(draft)
-    elif not callable(getattr(draft, "guess", None)):
-        raise ArgumentError(f"generate: draft is {draft!r:.40}; expected 'ngram' or a model")
-    return Ahead(model, draft, guesses or GUESSES)
+    if given == "ngram":
+        return Lookup()
+    if isinstance(given, LanguageModel):
+        _check_vocabulary(model, given)
+        return Smaller(given)
+    if not callable(getattr(given, "guess", None)):
+        raise ArgumentError(f"generate: draft is {given!r:.40}; expected 'ngram' or a model")
+    return given
 
 
 def _check_vocabulary(model: LanguageModel, draft: LanguageModel) -> None:
     if draft is model:
         raise ArgumentError("generate: draft is the model itself; expected a smaller one")
-    if model.tokenizer is None or draft.tokenizer is None:
-        sizes = [m.decoder.embedding.shape[0] for m in (model, draft)]
-    else:
-        sizes = [len(m.tokenizer) for m in (model, draft) if m.tokenizer is not None]
-        pieces = [m.tokenizer.piece for m in (model, draft) if m.tokenizer is not None]
-        if sizes[0] == sizes[1] and any(pieces[0](i) != pieces[1](i) for i in range(sizes[0])):
-            raise ArgumentError("generate: draft has another vocabulary; expected the model's")
-    if sizes[0] != sizes[1]:
-        raise ArgumentError(f"generate: draft has {sizes[1]} tokens and the model {sizes[0]}; "
-                            "expected the same vocabulary")  # fmt: skip
+    tokenizers = [m.tokenizer for m in (model, draft) if m.tokenizer is not None]
+    known: list[Sequence[Any]] = [t.pieces for t in tokenizers]
+    if len(known) < 2:
+        known = [range(m.decoder.embedding.shape[0]) for m in (model, draft)]
+    if known[0] != known[1]:
+        raise ArgumentError(f"generate: draft has another vocabulary, of {len(known[1])} tokens; "
+                            f"expected the model's, of {len(known[0])}")  # fmt: skip
 
 
-__all__ = ["Ahead", "Draft", "Lookup", "Smaller", "ahead"]
+__all__ = ["Ahead", "Draft", "Lookup", "Smaller", "ahead", "drafting"]

@@ -38,7 +38,7 @@ class Template:
         """The text of a conversation. `more` are names that some templates know, such as
         enable_thinking. Raises ArgumentError for messages that are none, or that the template
         refuses (in its own words)."""
-        _check_messages(messages)
+        check_messages(messages)
         jinja2, sandbox = wanted("jinja2"), wanted("muladd.llm.sandbox")
         given = {"messages": list(messages), "tools": list(tools) if tools else None,
                  "add_generation_prompt": add_generation_prompt, **more}  # fmt: skip
@@ -55,7 +55,8 @@ class Template:
             ) from None
 
 
-def _check_messages(messages: Any) -> None:
+def check_messages(messages: Any) -> None:
+    """Raises ArgumentError for what is no conversation."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise ArgumentError(f"chat: messages are {type(messages).__name__}; expected a list of "
                             "{'role': ..., 'content': ...}")  # fmt: skip

@@ -122,9 +122,10 @@ class Tokenizer:
         found = self._engine.token_to_id(name)
         return self._vocabulary.moved.get(found, found) if found is not None else None
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that an id stands for inside a text (a control token's name)."""
-        return self._vocabulary.pieces[token]
+    @property
+    def pieces(self) -> list[bytes]:
+        """By id, the bytes that it stands for inside a text (a control token's name)."""
+        return self._vocabulary.pieces
 
     @property
     def control(self) -> frozenset[int]:
@@ -137,7 +138,7 @@ class Tokenizer:
         return self._vocabulary.space_prefix
 
     def __len__(self) -> int:
-        return len(self._vocabulary.pieces)
+        return len(self.pieces)
 
     def __repr__(self) -> str:
         return f"Tokenizer({len(self)} tokens, bos={self.bos}, eos={self.eos})"
@@ -173,7 +174,7 @@ class Tokenizer:
     def _names(self) -> dict[str, str]:
         marks = self._vocabulary.marks.items()
         return {"bos_token": "", "eos_token": "",
-                **{f"{mark}_token": self.piece(i).decode("utf-8", "replace") for mark, i in marks}}
+                **{f"{mark}_token": self.pieces[i].decode("utf-8", "replace") for mark, i in marks}}
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -200,5 +201,3 @@ class Tokenizer:
                     "surrogate pair, which has no encoding; decode the text's source as UTF-16 or "
                     "replace it"
                 ) from None
-
-

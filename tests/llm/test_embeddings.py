@@ -135,7 +135,7 @@ def test_files_that_are_no_model(tmp_path):
     refused("has the shape", config(intermediate_size=47))
     refused("do not belong together|has the shape", config(vocab_size=10))
     refused("is not JSON", modules("["))
-    refused("expected a list of modules", modules("{}"))
+    refused("holds a dict; expected a list", modules("{}"))
     refused("the module 'Dense'", modules('[{"type": "x.Dense", "path": "a"}]'))
     refused("path is '../x'", modules('[{"type": "x.Pooling", "path": "../x"}]'))
     refused("pools by max", lambda h: (h / "pool/config.json").write_text(

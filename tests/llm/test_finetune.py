@@ -84,9 +84,9 @@ WRONG = [
     ('{"text": ""}', "line 2: text is empty"),
     ('{"text": "\\ud800"}', "line 2: .*surrogate"),
     ('{"prompt": "a", "completion": ""}', "line 2: completion is empty"),
-    ('{"messages": {}}', "line 2: messages is dict"),
+    ('{"messages": {}}', "line 2: chat: messages are dict"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "line 2: messages has no answer"),
-    ('{"messages": [{"role": "assistant"}, 5]}', "line 2: message 1 is 5"),
+    ('{"messages": [{"role": "assistant"}, 5]}', "line 2: chat: message 1 is 5"),
     ('{"prompt": "a", "completion": "' + "b" * 99 + '"}', "line 2: has 101 tokens, and a row has"),
 ]
 

@@ -39,6 +39,13 @@ def test_a_prompt_in_any_order_of_reading_gives_the_same_logits(tmp_path):
     assert model._pool.step.traces == 3  # a chunk with all its rows, a chunk, a token
 
 
+def test_keys_and_values_have_no_room_before_something_is_read(tmp_path):
+    model = LanguageModel(small_decoder(tmp_path))  # as a server's, which has a pool of its own
+    assert "_pool" not in vars(model)
+    model.next_logits([1])
+    assert model._pool.pages == 4
+
+
 def test_no_compilation_while_chatting(tmp_path):
     decoder = small_decoder(tmp_path)
     model = LanguageModel(decoder)

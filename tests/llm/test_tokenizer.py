@@ -384,7 +384,7 @@ def test_marks_in_a_text_count_or_not(tokenizer):
     plain = tokenizer.encode("a<|im_end|>", marks=False)
     assert end not in plain and tokenizer.decode(plain) == "a<|im_end|>"
     assert tokenizer.decode([end]) == "" and tokenizer.decode([end], marks=True) == "<|im_end|>"
-    assert tokenizer.piece(end) == b"<|im_end|>" and end in tokenizer.control
+    assert tokenizer.pieces[end] == b"<|im_end|>" and end in tokenizer.control
     assert tokenizer.id("no such token") is None
 
 

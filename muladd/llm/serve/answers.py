@@ -76,7 +76,7 @@ class Answer(ABC):
 
     def name(self, token: int | None) -> str:
         """A token as text; U+FFFD for what is a part of a character."""
-        return "" if token is None else self.tokenizer.piece(token).decode("utf-8", "replace")
+        return "" if token is None else self.tokenizer.pieces[token].decode("utf-8", "replace")
 
 
 class ChatAnswer(Answer):
@@ -130,7 +130,7 @@ class ChatAnswer(Answer):
 
         def entry(token: int, chance: float | None) -> dict[str, Any]:
             return {"token": self.name(token), "logprob": chance,
-                    "bytes": list(self.tokenizer.piece(token))}  # fmt: skip
+                    "bytes": list(self.tokenizer.pieces[token])}  # fmt: skip
 
         return {"content": [
             {**entry(p.token, p.logprob), "top_logprobs": [entry(*pair) for pair in p.top]}

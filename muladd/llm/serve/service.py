@@ -40,7 +40,7 @@ class Service:
         self.embedders = dict(embedders or {})
         self._one_at_a_time = anyio.CapacityLimiter(1)
         self._reading = partial(anyio.to_thread.run_sync, limiter=anyio.CapacityLimiter(_AT_ONCE))
-        self._longest = max(len(tokenizer.piece(i)) for i in range(len(tokenizer)))
+        self._longest = max(map(len, tokenizer.pieces))
 
     # --- requests to jobs ------------------------------------------------------------------------
 
