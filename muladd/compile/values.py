@@ -33,14 +33,17 @@ def _below(n: Node) -> tuple[Node, ...]:
 
 
 def _range(n: Node, of: list[Range | None]) -> Range | None:
-    if n.op is ops.CONST:
-        return None if n.dtype.is_float else (int(n.arg), int(n.arg))
-    if n.op in (ops.RANGE, ops.IOTA):
-        return sym.bounds(n) if n.op is ops.RANGE else (0, max(sym.bounds(n.arg)[1] - 1, 0))
     if n.dtype.is_float:
         return None
     whole = (int(n.dtype.min), int(n.dtype.max))
-    found = whole if None in of else _calculated(n, of)  # type: ignore[arg-type]
+    if n.op is ops.CONST:
+        found = (int(n.arg), int(n.arg))
+    elif n.op is ops.RANGE:
+        found = sym.bounds(n)
+    elif n.op is ops.IOTA:
+        found = (0, max(sym.bounds(n.arg)[1] - 1, 0))
+    else:
+        found = whole if None in of else _calculated(n, of)  # type: ignore[arg-type]
     # what does not fit wraps
     return found if whole[0] <= found[0] and found[1] <= whole[1] else whole
 

@@ -89,8 +89,12 @@ class Plan:
         return sym.mod(axis.arg.extent, first.stride) != 0
 
     def padding(self, axis: Node) -> int:
-        """How many elements past an axis' greatest extent its last turn reaches."""
-        return -sym.bounds(axis.arg.extent)[1] % int(self.leaves[axis][0].stride)
+        """How many elements past an axis' greatest extent its last turn reaches. (Where an extent
+        is symbolic there is such a turn even if the greatest divides: nobody says it is not run.)
+        """
+        most, stride = sym.bounds(axis.arg.extent)[1], int(self.leaves[axis][0].stride)
+        beyond = -most % stride
+        return beyond if beyond or isinstance(axis.arg.extent, int) else stride
 
     def text(self) -> str:
         """The plan in words: one line for the shared loops, one for each stage."""
