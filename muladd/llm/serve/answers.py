@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from muladd.llm.serve import tools
+from muladd.llm.serve.api import Asked, ChatAsked, CompletionAsked
 from muladd.llm.serve.engine import Job
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.writing import Piece
@@ -33,21 +34,19 @@ class Choice:
 class Answer(ABC):
     """What is told of jobs' pieces: parts of a stream as they come, or one body at the end.
 
-    `prompts` texts have as many choices each. `wants` says whether log-probabilities are told.
+    `jobs` are the choices of the first prompt, then those of the next, ...
     """
 
     prefix: str
     kind: str  # of the object
 
-    def __init__(
-        self, model: str, tokenizer: Tokenizer, jobs: Sequence[Job], prompts: int, stream: bool,
-        wants: bool,
-    ) -> None:  # fmt: skip
-        self.tokenizer, self.prompts, self.stream, self.wants = tokenizer, prompts, stream, wants
+    def __init__(self, asked: Asked, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
+        self.asked, self.tokenizer = asked, tokenizer
+        self.wants = asked.options.logprobs is not None  # whether log-probabilities are told
         self.choices = [Choice(job) for job in jobs]
-        kind = f"{self.kind}.chunk" if stream and self.kind.startswith("chat") else self.kind
+        kind = f"{self.kind}.chunk" if asked.stream and self.kind.startswith("chat") else self.kind
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "object": kind,
-                      "created": int(time.time()), "model": model}  # fmt: skip
+                      "created": int(time.time()), "model": asked.model}  # fmt: skip
 
     @abstractmethod
     def put(self, i: int, piece: Piece) -> list[dict[str, Any]]:
@@ -67,7 +66,7 @@ class Answer(ABC):
 
     def usage(self) -> dict[str, Any]:
         """How many tokens were read and written. A prompt with several choices counts once."""
-        each = [c.job for c in self.choices[:: len(self.choices) // self.prompts]]
+        each = [c.job for c in self.choices[:: self.asked.count]]
         read, written = sum(len(j.ids) for j in each), sum(len(c.pieces) for c in self.choices)
         return {"usage": {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
@@ -80,14 +79,14 @@ class Answer(ABC):
 
 
 class ChatAnswer(Answer):
-    """The answer of /v1/chat/completions. With `reads_calls` calls of tools are taken out."""
+    """The answer of /v1/chat/completions. Calls of tools are taken out, if there are any."""
 
     prefix, kind = "chatcmpl", "chat.completion"
 
-    def __init__(self, *given: Any, reads_calls: bool, **more: Any) -> None:
-        super().__init__(*given, **more)
-        for choice in self.choices:
-            choice.reader = tools.Reader() if reads_calls else None
+    def __init__(self, asked: ChatAsked, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
+        super().__init__(asked, tokenizer, jobs)
+        for choice in self.choices if asked.offered else ():
+            choice.reader = tools.Reader()
 
     def put(self, i: int, piece: Piece) -> list[dict[str, Any]]:
         choice = self.choices[i]
@@ -102,7 +101,7 @@ class ChatAnswer(Answer):
                 choice.calls = [_call(i, *call) for i, call in enumerate(found)]
                 choice.finish = "tool_calls" if found else piece.finish
         choice.text += text
-        if not self.stream:
+        if not self.asked.stream:
             return []
         deltas: list[tuple[dict[str, Any], str | None]] = []
         if first or text or self.wants:
@@ -143,9 +142,9 @@ class CompletionAnswer(Answer):
 
     prefix, kind = "cmpl", "text_completion"
 
-    def __init__(self, *given: Any, echo: bool, **more: Any) -> None:
-        super().__init__(*given, **more)
-        for choice in self.choices if echo else ():
+    def __init__(self, asked: CompletionAsked, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
+        super().__init__(asked, tokenizer, jobs)
+        for choice in self.choices if asked.echo else ():
             choice.text = self.tokenizer.decode(choice.job.ids)
 
     def put(self, i: int, piece: Piece) -> list[dict[str, Any]]:
@@ -155,7 +154,7 @@ class CompletionAnswer(Answer):
         choice.text += piece.text
         choice.finish = piece.finish
         text = choice.text if first else piece.text
-        if not self.stream or not (text or self.wants or piece.finish):
+        if not self.asked.stream or not (text or self.wants or piece.finish):
             return []
         return [self.body([{"index": i, "text": text, "finish_reason": piece.finish,
                             "logprobs": self._logprobs([piece], at)}])]  # fmt: skip

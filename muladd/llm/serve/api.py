@@ -53,8 +53,12 @@ class Fields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
+    def place(self, name: str) -> str:
+        """A field by its whole name."""
+        return f"{self._where}.{name}" if self._where else name
+
     def wrong(self, name: str, value: Any, expected: str) -> ApiError:
-        param = f"{self._where}.{name}" if self._where else name
+        param = self.place(name)
         return ApiError(f"{param} is {_name(value)}; expected {expected}", param=param)
 
     def text(self, name: str, default: str | None = None, among: tuple[str, ...] = ()) -> str:
@@ -89,7 +93,7 @@ class Fields:
         """Raises ApiError for what nobody took and the API has not."""
         for name in self._left:
             if name not in _IGNORED:
-                param = f"{self._where}.{name}" if self._where else name
+                param = self.place(name)
                 raise ApiError(f"there is no field {param!r}", param=param, code="unknown_field")
 
 
@@ -110,6 +114,11 @@ class ChatAsked(Asked):
     tools: list[dict[str, Any]] = field(default_factory=list)
     tool_choice: str = "auto"  # none, auto, required, or the name of a tool
     schema: Any = None  # of response_format; True: any object
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that may be called."""
+        return [] if self.tool_choice == "none" else self.tools
 
 
 @dataclass

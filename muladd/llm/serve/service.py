@@ -93,15 +93,14 @@ class Service:
 
     def chat_prompt(self, asked: api.ChatAsked) -> tuple[list[int], Options]:
         """The ids of a conversation, and the options with what its answer is bound to."""
-        offered = [] if asked.tool_choice == "none" else asked.tools
-        messages, given = asked.messages, offered
+        messages, offered = asked.messages, asked.offered
         if not self.tokenizer.knows_tools:
-            messages, given = tools.told(messages, offered), []
+            messages, offered = tools.told(messages, offered), []
         try:
-            text = self.tokenizer.chat(messages, given or None)
+            text = self.tokenizer.chat(messages, offered or None)
         except MuladdError as error:
             raise ApiError(str(error), param="messages") from None
-        schema = tools.schema(offered) if asked.tool_choice == "required" else asked.schema
+        schema = tools.schema(asked.tools) if asked.tool_choice == "required" else asked.schema
         options = asked.options
         if schema is not None:
             try:
@@ -113,16 +112,12 @@ class Service:
 
     def jobs(self, asked: api.Asked, prompts: Sequence[list[int]], options: Options) -> list[Job]:
         """A job for each choice of each prompt; seeds of choices differ."""
-        found = []
-        for prompt in prompts:
-            for i in range(asked.count):
-                seed = options.sampling.seed
-                if seed is not None and i:
-                    sampling = replace(options.sampling, seed=(seed + i) % (1 << 63))
-                    found.append(self._job(prompt, replace(options, sampling=sampling)))
-                else:
-                    found.append(self._job(prompt, options))
-        return found
+        sampling = options.sampling
+        each = [options] * asked.count
+        if sampling.seed is not None:
+            seeds = [(sampling.seed + i) % (1 << 63) for i in range(asked.count)]
+            each = [replace(options, sampling=replace(sampling, seed=seed)) for seed in seeds]
+        return [self._job(prompt, choice) for prompt in prompts for choice in each]
 
     def _job(self, ids: list[int], options: Options | None) -> Job:
         return Job(ids, _nowhere, options, self.engine.clock() + self.timeout)
@@ -134,31 +129,23 @@ class Service:
         self.check_model(asked.model)
         ids, options = await self._reading(self.chat_prompt, asked)
         jobs = self.jobs(asked, [ids], options)
-        answer = answers.ChatAnswer(
-            self.name, self.tokenizer, jobs, 1, asked.stream, asked.options.logprobs is not None,
-            reads_calls=bool(asked.tools) and asked.tool_choice != "none",
-        )  # fmt: skip
-        return self._bodies(answer, asked)
+        return self._bodies(answers.ChatAnswer(asked, self.tokenizer, jobs))
 
     async def completion(self, asked: api.CompletionAsked) -> AsyncIterator[Any]:
         """The same for texts without a template."""
         self.check_model(asked.model)
         prompts = [await self._reading(self.ids, p, "prompt") for p in asked.prompts]
         jobs = self.jobs(asked, prompts, asked.options)
-        answer = answers.CompletionAnswer(
-            self.name, self.tokenizer, jobs, len(prompts), asked.stream,
-            asked.options.logprobs is not None, echo=asked.echo,
-        )  # fmt: skip
-        return self._bodies(answer, asked)
+        return self._bodies(answers.CompletionAnswer(asked, self.tokenizer, jobs))
 
-    async def _bodies(self, answer: answers.Answer, asked: api.Asked) -> AsyncIterator[Any]:
+    async def _bodies(self, answer: answers.Answer) -> AsyncIterator[Any]:
         async with Events(self.engine, [c.job for c in answer.choices]) as events:
             async for i, piece in events:
                 for body in answer.put(i, piece):
                     yield body
-        if not asked.stream:
+        if not answer.asked.stream:
             yield answer.whole()
-        elif asked.usage_in_stream:
+        elif answer.asked.usage_in_stream:
             yield {**answer.body([]), **answer.usage()}
 
     async def embedding(self, asked: api.EmbeddingAsked) -> Any:
