@@ -126,22 +126,16 @@ class JSONText:
         return make.sequence(make.maybe(make.literal("-")), whole, make.maybe(fraction),
                              make.maybe(power))  # fmt: skip
 
-    def integers(self, low: int | None, high: int | None, multiple: int = 1) -> Expression:
-        """Whole numbers from low to high; without a bound, of 15 digits beyond the other one."""
-        make, room = self.make, 10**_DIGITS - 1
-        low = min(-room, (high or 0) - room) if low is None else low
-        high = max(room, low + room) if high is None else high
-        found = []
-        if high >= 0 and high >= low:
-            found.append(self._digits(str(max(low, 0)), str(high)))
-        if low < 0 and high >= low:
-            size = self._digits(str(max(1, -high)), str(-low))
-            found.append(make.sequence(make.literal("-"), size))
-        numbers = make.either(*found)
+    def integers(
+        self, low: Decimal | None, high: Decimal | None, open_low: bool, open_high: bool,
+        multiple: int,
+    ) -> Expression:  # fmt: skip
+        """Whole numbers from low to high (not these themselves, where open)."""
+        numbers = self._units(low, high, open_low, open_high, 0)
         if multiple == 1:
             return numbers
-        sign = make.maybe(make.literal("-"))
-        return make.both(numbers, make.sequence(sign, make.multiple(multiple)))
+        sign = self.make.maybe(self.make.literal("-"))
+        return self.make.both(numbers, self.make.sequence(sign, self.make.multiple(multiple)))
 
     def _digits(self, low: str, high: str) -> Expression:
         """Whole numbers from low to high, neither with zeros in front."""
@@ -191,17 +185,23 @@ class JSONText:
         wanted = max((max(0, -int(b.normalize().as_tuple().exponent)) for b in bounds), default=0)
         whole = max((len(str(abs(int(b)))) for b in bounds), default=1)
         places = max(wanted, min(6, max(1, _DIGITS - whole)))
-        unit, room = 10**places, 10 ** (_DIGITS + places)
-        first = None if low is None else Fraction(low) * unit
-        last = None if high is None else Fraction(high) * unit
-        least = None if first is None else math.floor(first) + 1 if open_low else math.ceil(first)
-        most = None if last is None else math.ceil(last) - 1 if open_high else math.floor(last)
-        return self._units(least if least is not None else min(-room, (most or 0) - room),
-                           most if most is not None else max(room, (least or 0) + room),
-                           places)  # fmt: skip
+        return self._units(low, high, open_low, open_high, places)
 
-    def _units(self, first: int, last: int, places: int) -> Expression:
-        """Numbers from first to last, both in units of the last of so many places."""
+    def _units(
+        self, low: Decimal | None, high: Decimal | None, open_low: bool, open_high: bool,
+        places: int,
+    ) -> Expression:  # fmt: skip
+        """Numbers of at most so many places; without a bound, of 15 digits beyond the other one."""
+        unit, room = 10**places, 10 ** (_DIGITS + places) - 1
+        least = most = None  # in units of the last place
+        if low is not None:
+            exact = Fraction(low) * unit
+            least = math.floor(exact) + 1 if open_low else math.ceil(exact)
+        if high is not None:
+            exact = Fraction(high) * unit
+            most = math.ceil(exact) - 1 if open_high else math.floor(exact)
+        first = min(-room, (most or 0) - room) if least is None else least
+        last = max(room, (least or 0) + room) if most is None else most
         parts = []
         if last >= max(first, 0):
             parts.append(self._scaled(max(first, 0), last, places))
@@ -211,7 +211,9 @@ class JSONText:
         return self.make.either(*parts)
 
     def _scaled(self, low: int, high: int, places: int) -> Expression:
-        """As _units, from 0 on."""
+        """Numbers from low to high, from 0 on, in units of the last of so many places."""
+        if not places:
+            return self._digits(str(low), str(high))
         unit = 10**places
         (a, first), (b, last) = divmod(low, unit), divmod(high, unit)
 

@@ -42,16 +42,18 @@ _NOTES = {  # which ask for nothing
 _WHOLE = {"$ref", "type", "enum", "const", "anyOf", "oneOf", "allOf"}
 _KNOWN = _WHOLE.union(*_KEYWORDS.values())
 
+_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")  # of schemas
 _SCHEMA, _LIST, _NUMBER = (dict, bool), (list,), (int, float)
 _FORMS: dict[str, tuple[tuple[type, ...], str]] = {  # what keywords hold
     **dict.fromkeys(("additionalProperties", "unevaluatedProperties"), (_SCHEMA, "a schema")),
-    **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf", "enum"), (_LIST, "a list")),
+    **dict.fromkeys(_LISTS, (_LIST, "a list of schemas, not empty")),
     **dict.fromkeys(("pattern", "format", "$ref"), ((str,), "text")),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
                     (_NUMBER, "a number")),
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties",
                      "maxProperties"), (_NUMBER, "a whole number from 0 on")),
     "properties": ((dict,), "an object of schemas"), "required": (_LIST, "a list of names"),
+    "enum": (_LIST, "a list"),
     "items": ((dict, bool, list), "a schema"), "uniqueItems": ((bool,), "true or false"),
     "type": ((str, list), ", ".join(_TYPES)),
 }  # fmt: skip
@@ -127,32 +129,35 @@ class _Reader:
     def checked(self, schema: Any, where: str) -> None:
         if not isinstance(schema, dict):
             fail(where, f"is {type(schema).__name__}; expected a schema: an object, true or false")
-        for word in schema:
+        for word, value in schema.items():
             if word not in _KNOWN and word not in _NOTES and not str(word).startswith("x-"):
                 fail(where, f"{word!r:.40} is not supported; expected {', '.join(sorted(_KNOWN))}")
             if word in _FORMS:
                 kinds, expected = _FORMS[word]
-                value = schema[word]
-                if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
+                fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+                if not fits or word in _LISTS and not value:
                     fail(where, f"{word} is {value!r:.40}; expected {expected}")
-        for word in ("required", "type"):
-            for name in schema[word] if isinstance(schema.get(word), list) else ():
+        for word in ("required", "properties"):
+            for name in schema.get(word, ()):
                 if not isinstance(name, str):
                     fail(where, f"{word} has {name!r:.40}; expected {_FORMS[word][1]}")
+        for name in _types(schema):
+            if name not in _TYPES:
+                fail(where, f"type is {name!r:.40}; expected {_FORMS['type'][1]}")
 
     def _value(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         asked = {word: v for word, v in schema.items() if word in _KNOWN}
         if "$ref" in asked:
             return self.reference(asked.pop("$ref"), asked, where, depth)
         if "allOf" in asked:
-            for part in self.schemas(asked.pop("allOf"), f"{where}.allOf"):
+            for part in asked.pop("allOf"):
                 asked = self.merged(asked, part, where)
                 if asked is False:
                     return self.make.never
             return self.value(asked, where, depth)
         for word in ("anyOf", "oneOf"):
             if word in asked:
-                parts = self.schemas(asked.pop(word), f"{where}.{word}")
+                parts = asked.pop(word)
                 whole = [self.merged(asked, part, where) for part in parts]
                 if word == "oneOf":
                     self.check_apart(whole, f"{where}.oneOf")
@@ -161,29 +166,12 @@ class _Reader:
         if "enum" in asked or "const" in asked:
             return self.listed(asked, where, depth)
         return self.make.either(*(getattr(self, f"_{kind}")(asked, where, depth)
-                                  for kind in self.kinds(asked, where)))  # fmt: skip
-
-    def schemas(self, given: Any, where: str) -> list[Any]:
-        if not isinstance(given, list) or not given:
-            fail(where, f"is {given!r:.40}; expected a list of schemas, not empty")
-        return given
-
-    def kinds(self, schema: Mapping[str, Any], where: str) -> list[str]:
-        """The types that are written: where none is said, those that its keywords are about."""
-        given = schema.get("type")
-        if given is None:
-            about = [kind for kind, words in _KEYWORDS.items() if words & schema.keys()]
-            return about or ["object", "array", "string", "number", "boolean", "null"]
-        names = given if isinstance(given, list) else [given]
-        for name in names:
-            if not isinstance(name, str) or name not in _TYPES:
-                fail(where, f"type is {name!r:.40}; expected {', '.join(_TYPES)}")
-        return [n for n in dict.fromkeys(names) if n != "integer" or "number" not in names]
+                                  for kind in _kinds(asked)))  # fmt: skip
 
     # --- references ------------------------------------------------------------------------------
 
     def reference(
-        self, name: Any, asked: dict[str, Any], where: str, depth: int
+        self, name: str, asked: dict[str, Any], where: str, depth: int
     ) -> Expression:
         """What a reference means, and what is asked for beside it."""
         target = self.target(name, where)
@@ -204,9 +192,9 @@ class _Reader:
         return self.make.later((name, where, id(whole)),
                                lambda: self.value(whole, where, depth - 1))  # fmt: skip
 
-    def target(self, reference: Any, where: str) -> Any:
+    def target(self, reference: str, where: str) -> Any:
         """The schema that a reference means."""
-        if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        if not (reference == "#" or reference.startswith("#/")):
             fail(where, f"$ref is {reference!r:.60}; expected '#/...', a place in this schema")
         found = self.root
         for part in unquote(reference).split("/")[1:]:
@@ -227,15 +215,16 @@ class _Reader:
             self.value(*self.unread.pop(), 0)
 
     def resolved(self, schema: Any, where: str) -> Any:
-        """A schema without references and allOf at its outermost place."""
+        """A schema, checked, without references and allOf at its outermost place."""
         for _ in range(REFERENCES):
-            if not isinstance(schema, dict) or not schema.keys() & {"$ref", "allOf"}:
+            if isinstance(schema, bool):
                 return schema
             self.checked(schema, where)
-            rest = {k: v for k, v in schema.items() if k not in ("$ref", "allOf")}
+            if not schema.keys() & {"$ref", "allOf"}:
+                return schema
             parts = [self.target(schema["$ref"], where)] if "$ref" in schema else []
-            parts += self.schemas(schema["allOf"], where) if "allOf" in schema else []
-            schema = rest
+            parts += schema.get("allOf", [])
+            schema = {k: v for k, v in schema.items() if k not in ("$ref", "allOf")}
             for part in parts:
                 schema = self.merged(schema, part, where)
         fail(where, "$ref leads in a circle")
@@ -249,8 +238,6 @@ class _Reader:
             return False
         if a is True or b is True:
             return b if a is True else a
-        self.checked(a, where)
-        self.checked(b, where)
         found = {k: v for k, v in a.items() if k in _KNOWN}
         for word, value in b.items():
             if word not in _KNOWN:
@@ -260,18 +247,17 @@ class _Reader:
             elif word not in ("properties", "additionalProperties"):
                 found[word] = self._merged_word(word, found[word], value, where)
         if "properties" in found or "additionalProperties" in found:
-            self._merge_properties(found, a, b, where)
+            self._merge_properties(found, a, b)
         return found
 
     def _merged_word(self, word: str, a: Any, b: Any, where: str) -> Any:
-        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))
-        if numbers and word.lower().startswith(("min", "exclusivemin")):
+        if word.startswith(("min", "exclusiveMin")):
             return max(a, b)
-        if numbers and word.lower().startswith(("max", "exclusivemax")):
+        if word.startswith(("max", "exclusiveMax")):
             return min(a, b)
-        if word == "required" and isinstance(a, list) and isinstance(b, list):
+        if word == "required":
             return [*a, *(name for name in b if name not in a)]
-        if word == "enum" and isinstance(a, list) and isinstance(b, list):
+        if word == "enum":
             return [x for x in a if _key(x) in set(map(_key, b))]
         if word == "type":
             first, second = ([x] if isinstance(x, str) else x for x in (a, b))
@@ -284,10 +270,10 @@ class _Reader:
         fail(where, f"{word} is asked for twice, as {a!r:.40} and as {b!r:.40}; write one")
 
     def _merge_properties(
-        self, found: dict[str, Any], a: Mapping[str, Any], b: Mapping[str, Any], where: str
+        self, found: dict[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]
     ) -> None:
         """A property of one schema is an additional one of the other, which may forbid it."""
-        sides = [(_members(s, where), s.get("additionalProperties")) for s in (a, b)]
+        sides = [(s.get("properties", {}), s.get("additionalProperties")) for s in (a, b)]
         together: dict[str, Any] = {}
         for name in [*sides[0][0], *(n for n in sides[1][0] if n not in sides[0][0])]:
             parts = [own.get(name, other) for own, other in sides]
@@ -318,26 +304,26 @@ class _Reader:
         a, b = self.resolved(a, where), self.resolved(b, where)
         if a is False or b is False:
             return True
-        if not (isinstance(a, dict) and isinstance(b, dict)) or not depth:
+        if a is True or b is True or not depth:
             return False
         first, second = _values(a), _values(b)
         if first is not None and second is not None:
             return not set(map(_key, first)) & set(map(_key, second))
         sides = [({_kind(v) for v in values} if values is not None
-                  else set(self.kinds(s, where)) if "type" in s else set(_TYPES))
+                  else set(_kinds(s)) if "type" in s else set(_TYPES))
                  for s, values in ((a, first), (b, second))]  # fmt: skip
         if not set(map(_broad, sides[0])) & set(map(_broad, sides[1])):
             return True
         if a.get("type") != "object" or b.get("type") != "object":
             return False
         for one, two in ((a, b), (b, a)):
-            others = _members(two, where)
+            others = two.get("properties", {})
             for name in one.get("required", ()):
                 if name not in others:
                     if two.get("additionalProperties") is False:
                         return True
                 elif name in two.get("required", ()) and self.apart(
-                    _members(one, where).get(name, True), others[name], where, depth - 1
+                    one.get("properties", {}).get(name, True), others[name], where, depth - 1
                 ):
                     return True
         return False
@@ -346,9 +332,7 @@ class _Reader:
 
     def listed(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         """The values of enum and const that satisfy the rest of the schema."""
-        values = _values(schema)
-        if values is None:
-            fail(where, f"enum is {schema.get('enum')!r:.40}; expected a list of values")
+        values = _values(schema) or []
         rest = {k: v for k, v in schema.items() if k not in ("enum", "const")}
         if rest:
             allowed = self.value(rest, where, depth)
@@ -408,8 +392,6 @@ class _Reader:
             source = schema.get(word)
             if source is None:
                 continue
-            if not isinstance(source, str):
-                fail(where, f"{word} is {source!r:.40}; expected text")
             if word == "format" and source not in FORMATS:
                 fail(where, f"format {source!r:.40} is not supported; expected one of "
                      f"{', '.join(FORMATS)}")  # fmt: skip
@@ -420,10 +402,7 @@ class _Reader:
         return self.text.quoted(found)
 
     def _integer(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
-        low, high, above, below = self.bounds(schema, where)
-        least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
-        most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
-        return self.text.integers(least, most, self.multiple(schema, where))
+        return self.text.integers(*self.bounds(schema, where), self.multiple(schema, where))
 
     def _number(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         if "multipleOf" in schema:
@@ -448,9 +427,8 @@ class _Reader:
             opened.append(is_open)
         return found[0], found[1], opened[0], opened[1]
 
-    def bound(self, value: Any, word: str, where: str) -> Decimal:
-        if isinstance(value, bool) or not isinstance(value, int | float) \
-                or isinstance(value, float) and not math.isfinite(value):  # fmt: skip
+    def bound(self, value: float, word: str, where: str) -> Decimal:
+        if isinstance(value, float) and not math.isfinite(value):
             fail(where, f"{word} is {value!r:.40}; expected a number")
         if isinstance(value, int) and value.bit_length() > 3 * _BOUND_DIGITS:
             fail(where, f"{word} has more than {_BOUND_DIGITS} digits")
@@ -462,8 +440,7 @@ class _Reader:
 
     def multiple(self, schema: Mapping[str, Any], where: str) -> int:
         given = schema.get("multipleOf", 1)
-        if isinstance(given, bool) or not isinstance(given, int | float) or given != given // 1 \
-                or not 1 <= given <= _MULTIPLES:  # fmt: skip
+        if given != given // 1 or not 1 <= given <= _MULTIPLES:
             fail(where, f"multipleOf is {given!r:.40}; expected a whole number from 1 to "
                  f"{_MULTIPLES}")  # fmt: skip
         return int(given)
@@ -473,31 +450,24 @@ class _Reader:
         found: list[int | None] = []
         for word in (f"min{what}", f"max{what}"):
             given = schema.get(word)
-            if given is not None and (isinstance(given, bool) or not isinstance(given, int | float)
-                                      or not 0 <= given <= _LARGEST or given != given // 1):
+            if given is not None and (not 0 <= given <= _LARGEST or given != given // 1):
                 fail(where, f"{word} is {given!r:.40}; expected a whole number from 0 on")
             found.append(None if given is None else int(given))
         return found[0] or 0, found[1]
 
     def _array(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         least, most = self.counts(schema, "Items", where)
-        unique = schema.get("uniqueItems", False)
-        if unique is not False and (most is None or most > 1):
+        if schema.get("uniqueItems") and (most is None or most > 1):
             fail(where, "uniqueItems is not supported where there may be two items")
         items = schema.get("items", True)
         if isinstance(items, list):
             fail(where, "items is a list; write prefixItems")
-        given = schema.get("prefixItems")
-        known = [] if given is None else self.schemas(given, f"{where}.prefixItems")
         first = [self.value(item, f"{where}.prefixItems[{i}]", depth)
-                 for i, item in enumerate(known)]  # fmt: skip
+                 for i, item in enumerate(schema.get("prefixItems", ()))]  # fmt: skip
         return self.text.array(first, self.value(items, f"{where}.items", depth), least, most)
 
     def _object(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
-        given = _members(schema, where)
-        required = schema.get("required", [])
-        if not isinstance(required, list) or not all(isinstance(n, str) for n in required):
-            fail(where, f"required is {required!r:.40}; expected a list of names")
+        given, required = schema.get("properties", {}), schema.get("required", [])
         others = schema.get("additionalProperties", schema.get("unevaluatedProperties"))
         unnamed = [name for name in required if name not in given]
         absent = True if others is None else others
@@ -539,11 +509,19 @@ def fail(where: str, what: str) -> NoReturn:
     raise ArgumentError(f"json_schema: {where:.200}: {what}")
 
 
-def _members(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
-    given = schema.get("properties", {})
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        fail(where, f"properties is {given!r:.40}; expected an object of schemas")
-    return given
+def _types(schema: Mapping[str, Any]) -> list[Any]:
+    """The types that it names."""
+    given = schema.get("type", [])
+    return given if isinstance(given, list) else [given]
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    """The types that are written: where none is said, those that its keywords are about."""
+    if "type" not in schema:
+        about = [kind for kind, words in _KEYWORDS.items() if words & schema.keys()]
+        return about or ["object", "array", "string", "number", "boolean", "null"]
+    names = _types(schema)
+    return [n for n in dict.fromkeys(names) if n != "integer" or "number" not in names]
 
 
 def _values(schema: Mapping[str, Any]) -> list[Any] | None:
@@ -551,9 +529,8 @@ def _values(schema: Mapping[str, Any]) -> list[Any] | None:
     listed = schema.get("enum")
     if "const" in schema:
         const = schema["const"]
-        keep = not isinstance(listed, list) or _key(const) in map(_key, listed)
-        return [const] if keep else []
-    return listed if isinstance(listed, list) else None
+        return [const] if listed is None or _key(const) in map(_key, listed) else []
+    return listed
 
 
 def _kind(value: Any) -> str:

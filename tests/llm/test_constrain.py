@@ -253,7 +253,7 @@ REFUSED = [
     ({"enum": 3}, "enum is 3; expected a list"),
     ({"type": "object", "additionalProperties": None}, "additionalProperties is None; expected a"),
     ({"type": "object", "required": [3]}, "required has 3; expected a list of names"),
-    ({"type": [{}]}, r"type has \{\}; expected object"),
+    ({"type": [{}]}, r"type is \{\}; expected object"),
     ({"type": "string", "maxLength": True}, "maxLength is True; expected a whole number"),
     ({"type": "array", "minItems": 2, "maxItems": 1}, "no value satisfies it"),
     ({"properties": {"a": {"$ref": "#/$defs/b", "nt": 1}}, "$defs": {"b": {}}}, "'nt' is not"),
