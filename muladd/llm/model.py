@@ -211,7 +211,11 @@ class Decoder:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (n, vocabulary) of what `hidden` gives."""
-        return self._capped(self.output(self.last(x)), self.config.logit_cap)
+        return self.head(self.last(x))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of what `last` gives."""
+        return self._capped(self.output(x), self.config.logit_cap)
 
     def last(self, x: Tensor) -> Tensor:
         """What `hidden` gives, normalised (n, width): logits are products of this."""

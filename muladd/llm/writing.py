@@ -126,9 +126,10 @@ def beginning(text: str, stops: tuple[str, ...]) -> int:
     return 0
 
 
-def likelihood(
-    logits: np.ndarray, token: int, count: int
-) -> tuple[float, tuple[tuple[int, float], ...]]:
+Likelihood = tuple[float, tuple[tuple[int, float], ...]]
+
+
+def likelihood(logits: np.ndarray, token: int, count: int) -> Likelihood:
     """(log-probability of a token, the `count` likeliest as (id, log-probability))."""
     total = float(log_total(logits))
     top: tuple[tuple[int, float], ...] = ()

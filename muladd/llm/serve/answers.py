@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import secrets
 import time
@@ -29,6 +30,7 @@ class Choice:
     finish: str | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
     reader: tools.Reader | None = None
+    written: int = 0  # tokens of the answer
 
 
 class Answer(ABC):
@@ -67,7 +69,7 @@ class Answer(ABC):
     def usage(self) -> dict[str, Any]:
         """How many tokens were read and written. A prompt with several choices counts once."""
         each = [c.job for c in self.choices[:: self.asked.count]]
-        read, written = sum(len(j.ids) for j in each), sum(len(c.pieces) for c in self.choices)
+        read, written = sum(len(j.ids) for j in each), sum(c.written for c in self.choices)
         return {"usage": {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
             "prompt_tokens_details": {"cached_tokens": sum(j.cached for j in each)},
@@ -92,6 +94,7 @@ class ChatAnswer(Answer):
         choice = self.choices[i]
         first, text = not choice.pieces, piece.text
         choice.pieces.append(piece)
+        choice.written += 1
         choice.finish = piece.finish
         if choice.reader is not None:
             text = choice.reader.put(text)
@@ -141,42 +144,60 @@ class CompletionAnswer(Answer):
     """The answer of /v1/completions. With `echo` it begins with the prompt."""
 
     prefix, kind = "cmpl", "text_completion"
-
-    def __init__(self, asked: CompletionAsked, tokenizer: Tokenizer, jobs: Sequence[Job]) -> None:
-        super().__init__(asked, tokenizer, jobs)
-        for choice in self.choices if asked.echo else ():
-            choice.text = self.tokenizer.decode(choice.job.ids)
+    asked: CompletionAsked
 
     def put(self, i: int, piece: Piece) -> list[dict[str, Any]]:
         choice = self.choices[i]
-        first, at = not choice.pieces, len(choice.text)
-        choice.pieces.append(piece)
-        choice.text += piece.text
+        new = [*(self._prompt(choice.job) if self.asked.echo and not choice.pieces else ()), piece]
+        at, text = len(choice.text), "".join(p.text for p in new)
+        choice.pieces += new
+        choice.written += piece.token is not None
+        choice.text += text
         choice.finish = piece.finish
-        text = choice.text if first else piece.text
         if not self.asked.stream or not (text or self.wants or piece.finish):
             return []
         return [self.body([{"index": i, "text": text, "finish_reason": piece.finish,
-                            "logprobs": self._logprobs([piece], at)}])]  # fmt: skip
+                            "logprobs": self._logprobs(new, at)}])]  # fmt: skip
 
     def choice(self, i: int) -> dict[str, Any]:
         c = self.choices[i]
-        before = len(c.text) - sum(len(p.text) for p in c.pieces)
-        return {"index": i, "text": c.text, "logprobs": self._logprobs(c.pieces, before),
+        return {"index": i, "text": c.text, "logprobs": self._logprobs(c.pieces, 0),
                 "finish_reason": c.finish}  # fmt: skip
+
+    def name(self, token: int | None) -> str:
+        """A token as text, or as bytes where it is a part of a character."""
+        found = b"" if token is None else self.tokenizer.pieces[token]
+        try:
+            return found.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+
+    def _prompt(self, job: Job) -> list[Piece]:
+        """The prompt's tokens; nothing foresees the first."""
+        stream = self.tokenizer.stream()
+        texts = [stream.put(token) for token in job.ids]
+        texts[-1] += stream.end()
+        unknown: list[Any] = [(None, ())]
+        scores = unknown + (job.scores or unknown * len(job.ids))
+        return [Piece(text, token, *score) for text, token, score in zip(texts, job.ids, scores)]
 
     def _logprobs(self, pieces: Sequence[Piece], offset: int) -> dict[str, Any] | None:
         """offset: characters before these pieces."""
         if not self.wants:
             return None
-        offsets = []
-        for piece in pieces:
-            offsets.append(offset)
-            offset += len(piece.text)
-        return {"tokens": [self.name(p.token) for p in pieces],
-                "token_logprobs": [p.logprob for p in pieces],
-                "top_logprobs": [{self.name(t): c for t, c in p.top} for p in pieces],
-                "text_offset": offsets}  # fmt: skip
+        told = [p for p in pieces if p.token is not None]
+        offsets = itertools.accumulate((len(p.text) for p in told), initial=offset)
+        return {"tokens": [self.name(p.token) for p in told],
+                "token_logprobs": [p.logprob for p in told],
+                "top_logprobs": [self._top(p) for p in told],
+                "text_offset": [at for at, _ in zip(offsets, told)]}  # fmt: skip
+
+    def _top(self, piece: Piece) -> dict[str, float] | None:
+        """The likeliest tokens, and the one that stands there."""
+        if piece.logprob is None:
+            return None
+        return {self.name(token): chance for token, chance in
+                (*piece.top, (piece.token, piece.logprob))}  # fmt: skip
 
 
 def _call(index: int, name: str, arguments: str) -> dict[str, Any]:

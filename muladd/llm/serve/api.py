@@ -159,7 +159,7 @@ def chat(body: Any) -> ChatAsked:
         raise ApiError("top_logprobs needs logprobs to be true", param="top_logprobs")
     most = fields.whole("max_completion_tokens", 1, 1 << 31, None)
     asked = ChatAsked(
-        **_common(fields, logprobs, most, None), messages=found, tools=tools, tool_choice=choice,
+        **_common(fields, logprobs, most, None, 1), messages=found, tools=tools, tool_choice=choice,
         schema=schema,
     )  # fmt: skip
     fields.end()
@@ -174,7 +174,7 @@ def completion(body: Any) -> CompletionAsked:
     best = fields.whole("best_of", 1, MOST_CHOICES, None)
     if fields.take("suffix", "") != "":
         raise ApiError("suffix is not supported; expected none", param="suffix")
-    asked = CompletionAsked(**_common(fields, logprobs, None, 16), prompts=prompts,
+    asked = CompletionAsked(**_common(fields, logprobs, None, 16, 0), prompts=prompts,
                             echo=fields.flag("echo"))  # fmt: skip
     if best not in (None, asked.count):
         raise ApiError("best_of is not supported; give n", param="best_of")
@@ -196,15 +196,16 @@ def embedding(body: Any) -> EmbeddingAsked:
 
 
 def _common(
-    fields: Fields, logprobs: int | None, most: int | None, default: int | None
+    fields: Fields, logprobs: int | None, most: int | None, default: int | None, least: int
 ) -> dict[str, Any]:
+    """`most`, or else max_tokens (`least` or more), is how many tokens may be written."""
     count = fields.whole("n", 1, MOST_CHOICES, 1)
     stream = fields.flag("stream")
     more = Fields(fields.take("stream_options", {}), "stream_options")
     usage = more.flag("include_usage")
     more.flag("include_obfuscation")
     more.end()
-    older = fields.whole("max_tokens", 1, 1 << 31, default)
+    older = fields.whole("max_tokens", least, 1 << 31, default)
     return {"model": fields.text("model"), "count": count, "stream": stream,
             "usage_in_stream": usage, "options": _options(fields, logprobs, most or older)}
 

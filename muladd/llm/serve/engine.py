@@ -24,7 +24,10 @@ from muladd.errors import ArgumentError, MuladdError
 from muladd.llm.generate import LanguageModel
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
 from muladd.llm.serve.sharing import Sharing
-from muladd.llm.writing import Options, Piece, Writer
+from muladd.llm.writing import Likelihood, Options, Piece, Writer, likelihood
+from muladd.tensor import Tensor
+from muladd.tensor.handle import no_grad
+from muladd.tensor.jit import jit
 
 SIZES = (1, 4, 16, 64)  # how many conversations a step's programs are compiled for
 SHORT, TOGETHER = 16, 4  # tokens of prompts that are read together; how many of these
@@ -44,12 +47,14 @@ Event = Piece | np.ndarray | MuladdError
 @dataclass(eq=False)
 class Job:
     """A text to go on, or (without options) to embed. `emit` gets its pieces, or its vector
-    (float32, (width,)), or what went wrong; it is called in the engine's thread."""
+    (float32, (width,)), or what went wrong; it is called in the engine's thread. A list of `scores`
+    has, when the first piece comes, `likelihood` of each id but the first after those before it."""
 
     ids: list[int]
     emit: Callable[[Event], None]
     options: Options | None = None
     deadline: float = float("inf")
+    scores: list[Likelihood] | None = None
     # what the engine knows of it
     cancelled: bool = False
     cached: int = 0  # tokens of the prompt that were there already
@@ -64,6 +69,11 @@ class Job:
     @property
     def unread(self) -> int:
         return len(self.all_ids) - self.text.length
+
+    @property
+    def looks(self) -> bool:
+        """Whether what the last layer gives is wanted of every position."""
+        return self.options is None or self.scores is not None and self.writer is None
 
 
 @dataclass
@@ -98,6 +108,7 @@ class Engine:
         count = slots * context if tokens is None else max(context, -(-tokens // PAGE))
         self.sizes = [n for n in SIZES if n < slots] + [min(n for n in SIZES if n >= slots)]
         self.pool = Pool(model.decoder, count, cache, huge=True)
+        self._head = jit(model.decoder.head)
         self.sharing = Sharing(count)
         self.totals = Totals()
         self._waiting: deque[Job] = deque()
@@ -122,7 +133,9 @@ class Engine:
                 *((1, 1, size, False) for size in self.sizes)]  # fmt: skip
         for i, (length, rows, slots, hidden) in enumerate(runs):
             progress(i, len(runs))
-            self.pool.read([Text([0], length)], [[0]], rows, slots=slots, hidden=hidden)
+            found = self.pool.read([Text([0], length)], [[0]], rows, slots=slots, hidden=hidden)
+            for _ in range(2 * hidden):  # the second time it is traced
+                self._logits(found[0])
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs, all or none. Raises Busy."""
@@ -206,7 +219,7 @@ class Engine:
     def _is_short(self, job: Job) -> bool:
         """Whether little of a prompt is left to read."""
         known = job.text.length or self.sharing.covers(job.all_ids)
-        return job.options is not None and len(job.all_ids) - known <= SHORT
+        return not job.looks and len(job.all_ids) - known <= SHORT
 
     def _guarded(self, jobs: list[Job], run: Callable[[], None]) -> None:
         """A failure ends the jobs that it concerns, and nothing else."""
@@ -222,21 +235,23 @@ class Engine:
     def _read(self, jobs: list[Job], rows: int, slots: int) -> None:
         """The next part of prompts (or of what jobs had written before they lost their pages)."""
         for job in jobs:
-            if not job.text.pages and job.options:
+            if not job.text.pages and not job.looks:
                 job.text = self.sharing.begin(job.all_ids)
                 if job.writer is None:
                     job.cached = job.text.length
         jobs = self._with_room(jobs, rows)
         if not jobs:
             return
-        embeds = jobs[0].options is None
+        looks = jobs[0].looks
         new = [job.all_ids[job.text.length :][:rows] for job in jobs]
-        found = self.pool.read([j.text for j in jobs], new, rows, slots=slots, hidden=embeds)
+        found = self.pool.read([j.text for j in jobs], new, rows, slots=slots, hidden=looks)
         self.totals.steps += 1
         for job, some, part in zip(jobs, new, found):
-            if embeds:
+            if job.options is None:
                 self._add(job, part[: len(some)].sum(0))
                 continue
+            if looks:
+                part = self._score(job, part, len(some))
             self.sharing.seal(job.text, job.all_ids)
             if not job.unread:
                 self._guarded([job], partial(self._put, job, part))
@@ -247,6 +262,21 @@ class Engine:
         if not job.unread:
             self.totals.prompt_tokens += len(job.ids)
             self._finish(job, job.sum / math.sqrt((job.sum * job.sum).sum()))
+
+    def _score(self, job: Job, part: np.ndarray, count: int) -> np.ndarray:
+        """A part of a prompt has been read, `count` positions: scores of the ids after these. Gives
+        the logits after the last."""
+        logits = self._logits(part)[:count]
+        assert job.options is not None and job.scores is not None
+        after = job.ids[job.text.length - count + 1 :]
+        top = job.options.logprobs or 0
+        job.scores += [likelihood(row, token, top) for row, token in zip(logits, after)]
+        return logits[-1]
+
+    def _logits(self, hidden: np.ndarray) -> np.ndarray:
+        """Of what the last layer gives of a chunk: (CHUNK, width) to (CHUNK, vocabulary)."""
+        with no_grad():
+            return self._head(Tensor(hidden)).numpy()
 
     def _write(self, jobs: list[Job]) -> None:
         """One token of each job."""
@@ -270,6 +300,9 @@ class Engine:
             job.writer = Writer(job.ids, tokenizer, context, job.options)
             self.totals.prompt_tokens += len(job.ids)
             self.totals.cached_tokens += job.cached
+        if job.writer.options.max_tokens == 0:
+            self._finish(job, Piece("", finish="length"))
+            return
         piece = job.writer.put(logits)
         self.totals.answer_tokens += 1
         if piece.finish:
@@ -290,6 +323,8 @@ class Engine:
             youngest = self._running.pop()
             self.sharing.end(youngest.text)
             youngest.sum = None
+            if youngest.looks and youngest.scores:
+                youngest.scores.clear()
             self.totals.taken_back += 1
             self._waiting.appendleft(youngest)
             if youngest is job:

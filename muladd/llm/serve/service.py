@@ -134,8 +134,12 @@ class Service:
     async def completion(self, asked: api.CompletionAsked) -> AsyncIterator[Any]:
         """The same for texts without a template."""
         self.check_model(asked.model)
-        prompts = [await self._reading(self.ids, p, "prompt") for p in asked.prompts]
+        room = int(asked.options.max_tokens != 0)
+        prompts = [await self._reading(self.ids, p, "prompt", room) for p in asked.prompts]
         jobs = self.jobs(asked, prompts, asked.options)
+        if asked.echo and asked.options.logprobs is not None:
+            for job in jobs:
+                job.scores = []
         return self._bodies(answers.CompletionAnswer(asked, self.tokenizer, jobs))
 
     async def _bodies(self, answer: answers.Answer) -> AsyncIterator[Any]:

@@ -92,6 +92,24 @@ def test_too_few_pages_for_all(engine, model, rng):
     assert engine.totals.taken_back > 0
 
 
+@pytest.mark.parametrize("engine", [{"slots": 4, "tokens": 256}], indirect=True)
+@pytest.mark.parametrize("count", [0, 60])
+def test_prompts_are_scored(engine, model, rng, count):
+    """Also where they begin like others, and where pages are taken back on the way."""
+    first = rng.integers(0, 96, 64).tolist()
+    prompts = [[*first, *rng.integers(0, 96, n).tolist()] for n in (0, 1, 64, 65)] + [[5]]
+    jobs = [Answer(p, most(count, logprobs=2), scores=[]) for p in prompts]
+    engine.submit(jobs)
+    for job, prompt in zip(jobs, prompts):
+        pieces = job.pieces()
+        assert pieces[-1].finish == "length" and len(pieces) == max(1, count)
+        wanted = model.log_likelihoods(prompt)
+        np.testing.assert_allclose([chance for chance, _ in job.scores], wanted, atol=1e-3)
+        assert all(len(top) == 2 for _, top in job.scores)
+    assert engine.totals.answer_tokens == 5 * count and engine._head.traces == 1
+    assert (engine.totals.taken_back > 0) == (count > 0)
+
+
 def test_who_goes_frees_his_slot(engine):
     gone = [Answer([1, 2, 3], most(200)) for _ in range(4)]
     engine.submit(gone)

@@ -84,12 +84,38 @@ def test_completions(client, server):
     echo = client.completions.create(**given, prompt="Once upon a", echo=True, logprobs=2)
     assert echo.choices[0].text == "Once upon a" + two.choices[1].text
     told = echo.choices[0].logprobs
-    assert told.text_offset[0] == len("Once upon a") and len(told.tokens) == 5
-    assert told.tokens[0] in told.top_logprobs[0]
+    assert told.tokens[:3] == ["Once", " upon", " a"] and len(told.tokens) == 3 + 5
+    assert told.text_offset[:4] == [0, 4, 9, 11] and "".join(told.tokens) == echo.choices[0].text
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    assert all(t in top for t, top in zip(told.tokens[1:], told.top_logprobs[1:]))
+    assert echo.usage.prompt_tokens == 3 and echo.usage.completion_tokens == 5
     parts = list(client.completions.create(**given, prompt="Once upon a", stream=True))
     assert "".join(p.choices[0].text for p in parts) == two.choices[1].text
     ids = client.completions.create(**given, prompt=[[504, 3575, 282]])
     assert len(ids.choices) == 1
+
+
+def test_texts_are_scored_and_not_gone_on(client, server, smollm):
+    """max_tokens=0 with echo: each token's probability after those before it."""
+    from muladd import llm
+
+    text = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich \N{GRINNING FACE}. " * 5
+    model = llm.load(smollm, context=512)
+    ids = model.tokenizer.encode(text)
+    wanted = model.log_likelihoods(ids)
+    given = {"model": "smol", "max_tokens": 0, "echo": True, "logprobs": 1}
+    for prompt in (text, [ids[:5], ids], text):  # beginnings that are known change nothing
+        found = client.completions.create(**given, prompt=prompt)
+        told = found.choices[-1].logprobs
+        assert found.choices[-1].text == text and found.choices[-1].finish_reason == "length"
+        assert len(told.tokens) == len(ids) > 128 and found.usage.completion_tokens == 0
+        assert max(abs(told.token_logprobs[1:] - wanted)) < 0.3
+        assert sum(t.startswith("bytes:") for t in told.tokens) >= 5
+    parts = list(client.completions.create(**given, prompt=text, stream=True))
+    assert len(parts) == 1 and parts[0].choices[0].text == text
+    assert len(parts[0].choices[0].logprobs.tokens) == len(ids)
+    assert client.completions.create(model="smol", prompt="a", max_tokens=0).choices[0].text == ""
+    assert server.metric("pages_held") == 0
 
 
 def test_embeddings(client):
