@@ -24,6 +24,7 @@ from muladd.llm.serve.metrics import Metrics
 from muladd.llm.serve.service import Service
 
 _GONE = 499  # the status under which clients that went are counted
+_HEADERS = {408: {"Connection": "close"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "1"}}
 _READ_ON = 16  # how many times the largest body is read to its end, so that its sender hears why
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -189,8 +190,7 @@ class App:
 
 def failed(error: ApiError) -> Response:
     """The answer to a request that failed."""
-    again = {"Retry-After": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.body(), error.status, headers=again)
+    return JSONResponse(error.body(), error.status, headers=_HEADERS.get(error.status))
 
 
 class Answer(Response):
