@@ -91,6 +91,12 @@ def test_the_first_line_of_a_module_is_its_purpose(name):
     assert first[-1] in ".:?)", f"the purpose is one sentence, ending in a full stop: {first!r}"
 
 
+def test_the_map_of_the_largest_room_names_every_file():
+    told = ast.get_docstring(ast.parse((PACKAGE / "llm" / "__init__.py").read_text()))
+    files = {p.name for p in (PACKAGE / "llm").rglob("*.py")} - {"__init__.py"}
+    assert files == set(re.findall(r"\w+\.py", told))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_files_stay_readable(name):
     lines = (ROOT / name).read_text().splitlines()

@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 from muladd.errors import ArgumentError
+from muladd.llm import keywords
 from muladd.llm.expressions import Expression, Expressions
 from muladd.llm.json_text import ANY, JSONText, Ranges
+from muladd.llm.keywords import fail
 from muladd.llm.regular import pattern
 
 REFERENCES = 32  # how deep references may nest in a value
@@ -25,54 +27,6 @@ _MOST_PROPERTIES = 512  # of an object
 _LARGEST = 10**18  # of a length or count
 _BOUND_DIGITS = 400
 _MULTIPLES = 10_000
-
-_KEYWORDS = {
-    "object": {"properties", "required", "additionalProperties", "unevaluatedProperties",
-               "minProperties", "maxProperties"},
-    "array": {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
-}  # fmt: skip
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_NOTES = {  # which ask for nothing
-    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default",
-    "examples", "example", "deprecated", "readOnly", "writeOnly", "discriminator",
-    "contentEncoding", "contentMediaType", "contentSchema",
-}  # fmt: skip
-_WHOLE = {"$ref", "type", "enum", "const", "anyOf", "oneOf", "allOf"}
-_KNOWN = _WHOLE.union(*_KEYWORDS.values())
-
-_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")  # of schemas
-_SCHEMA, _LIST, _NUMBER = (dict, bool), (list,), (int, float)
-_FORMS: dict[str, tuple[tuple[type, ...], str]] = {  # what keywords hold
-    **dict.fromkeys(("additionalProperties", "unevaluatedProperties"), (_SCHEMA, "a schema")),
-    **dict.fromkeys(_LISTS, (_LIST, "a list of schemas, not empty")),
-    **dict.fromkeys(("pattern", "format", "$ref"), ((str,), "text")),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-                    (_NUMBER, "a number")),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems", "minProperties",
-                     "maxProperties"), (_NUMBER, "a whole number from 0 on")),
-    "properties": ((dict,), "an object of schemas"), "required": (_LIST, "a list of names"),
-    "enum": (_LIST, "a list"),
-    "items": ((dict, bool, list), "a schema"), "uniqueItems": ((bool,), "true or false"),
-    "type": ((str, list), ", ".join(_TYPES)),
-}  # fmt: skip
-
-_DAY = r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)" \
-       r"|02-(0[1-9]|1[0-9]|2[0-8])))"  # fmt: skip
-_YEAR = _DAY.replace("[0-9]{4}", "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])", 1)
-_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
-_TIME = rf"{_HOUR}:[0-5][0-9](\.[0-9]{{1,6}})?(Z|[+-]{_HOUR})"
-_LABEL = "[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
-_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-FORMATS = {
-    "date": f"^{_YEAR}$", "time": f"^{_TIME}$", "date-time": f"^{_YEAR}T{_TIME}$",
-    "uuid": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
-    "email": rf"^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@{_LABEL}(\.{_LABEL})+$",
-    "ipv4": rf"^{_BYTE}(\.{_BYTE}){{3}}$",
-    "hostname": rf"^{_LABEL}(\.{_LABEL}){{0,4}}$",
-    "uri": rf"^https?://{_LABEL}(\.{_LABEL}){{0,4}}(/[A-Za-z0-9._~-]*)*(\?[A-Za-z0-9=&._~-]*)?$",
-}  # fmt: skip
 
 
 def expression(schema: Any, make: Expressions, alphabet: Ranges = ANY) -> Expression:
@@ -117,7 +71,7 @@ class _Reader:
             return self.make.never
         if schema is True or schema == {}:
             return self.text.any_value()
-        self.checked(schema, where)
+        keywords.check(schema, where)
         self.level += 1
         if self.level > _DEEPEST:
             fail(where, f"it nests deeper than {_DEEPEST}")
@@ -126,27 +80,8 @@ class _Reader:
         finally:
             self.level -= 1
 
-    def checked(self, schema: Any, where: str) -> None:
-        if not isinstance(schema, dict):
-            fail(where, f"is {type(schema).__name__}; expected a schema: an object, true or false")
-        for word, value in schema.items():
-            if word not in _KNOWN and word not in _NOTES and not str(word).startswith("x-"):
-                fail(where, f"{word!r:.40} is not supported; expected {', '.join(sorted(_KNOWN))}")
-            if word in _FORMS:
-                kinds, expected = _FORMS[word]
-                fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-                if not fits or word in _LISTS and not value:
-                    fail(where, f"{word} is {value!r:.40}; expected {expected}")
-        for word in ("required", "properties"):
-            for name in schema.get(word, ()):
-                if not isinstance(name, str):
-                    fail(where, f"{word} has {name!r:.40}; expected {_FORMS[word][1]}")
-        for name in _types(schema):
-            if name not in _TYPES:
-                fail(where, f"type is {name!r:.40}; expected {_FORMS['type'][1]}")
-
     def _value(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
-        asked = {word: v for word, v in schema.items() if word in _KNOWN}
+        asked = {word: v for word, v in schema.items() if word in keywords.KNOWN}
         if "$ref" in asked:
             return self.reference(asked.pop("$ref"), asked, where, depth)
         if "allOf" in asked:
@@ -166,7 +101,7 @@ class _Reader:
         if "enum" in asked or "const" in asked:
             return self.listed(asked, where, depth)
         return self.make.either(*(getattr(self, f"_{kind}")(asked, where, depth)
-                                  for kind in _kinds(asked)))  # fmt: skip
+                                  for kind in keywords.kinds(asked)))  # fmt: skip
 
     # --- references ------------------------------------------------------------------------------
 
@@ -219,7 +154,7 @@ class _Reader:
         for _ in range(REFERENCES):
             if isinstance(schema, bool):
                 return schema
-            self.checked(schema, where)
+            keywords.check(schema, where)
             if not schema.keys() & {"$ref", "allOf"}:
                 return schema
             parts = [self.target(schema["$ref"], where)] if "$ref" in schema else []
@@ -238,9 +173,9 @@ class _Reader:
             return False
         if a is True or b is True:
             return b if a is True else a
-        found = {k: v for k, v in a.items() if k in _KNOWN}
+        found = {k: v for k, v in a.items() if k in keywords.KNOWN}
         for word, value in b.items():
-            if word not in _KNOWN:
+            if word not in keywords.KNOWN:
                 continue
             if word not in found or found[word] == value:
                 found[word] = value
@@ -258,11 +193,11 @@ class _Reader:
         if word == "required":
             return [*a, *(name for name in b if name not in a)]
         if word == "enum":
-            return [x for x in a if _key(x) in set(map(_key, b))]
+            return [x for x in a if keywords.key(x) in set(map(keywords.key, b))]
         if word == "type":
             first, second = ([x] if isinstance(x, str) else x for x in (a, b))
             wide = {"number", "integer"}
-            return [t for t in _TYPES
+            return [t for t in keywords.TYPES
                     if (t in first or t == "integer" and wide & set(first))
                     and (t in second or t == "integer" and wide & set(second))]  # fmt: skip
         if word == "items":
@@ -306,13 +241,13 @@ class _Reader:
             return True
         if a is True or b is True or not depth:
             return False
-        first, second = _values(a), _values(b)
+        first, second = keywords.listed(a), keywords.listed(b)
         if first is not None and second is not None:
-            return not set(map(_key, first)) & set(map(_key, second))
-        sides = [({_kind(v) for v in values} if values is not None
-                  else set(_kinds(s)) if "type" in s else set(_TYPES))
+            return not set(map(keywords.key, first)) & set(map(keywords.key, second))
+        sides = [({keywords.kind_of(v) for v in values} if values is not None
+                  else set(keywords.kinds(s)) if "type" in s else set(keywords.TYPES))
                  for s, values in ((a, first), (b, second))]  # fmt: skip
-        if not set(map(_broad, sides[0])) & set(map(_broad, sides[1])):
+        if not set(map(keywords.broad, sides[0])) & set(map(keywords.broad, sides[1])):
             return True
         if a.get("type") != "object" or b.get("type") != "object":
             return False
@@ -332,7 +267,7 @@ class _Reader:
 
     def listed(self, schema: dict[str, Any], where: str, depth: int) -> Expression:
         """The values of enum and const that satisfy the rest of the schema."""
-        values = _values(schema) or []
+        values = keywords.listed(schema) or []
         rest = {k: v for k, v in schema.items() if k not in ("enum", "const")}
         if rest:
             allowed = self.value(rest, where, depth)
@@ -392,10 +327,10 @@ class _Reader:
             source = schema.get(word)
             if source is None:
                 continue
-            if word == "format" and source not in FORMATS:
+            if word == "format" and source not in keywords.FORMATS:
                 fail(where, f"format {source!r:.40} is not supported; expected one of "
-                     f"{', '.join(FORMATS)}")  # fmt: skip
-            source = FORMATS[source] if word == "format" else source
+                     f"{', '.join(keywords.FORMATS)}")  # fmt: skip
+            source = keywords.FORMATS[source] if word == "format" else source
             matches = pattern(source, self.text, where)
             found = self.make.both(found, matches) if bounded else matches
             bounded = True
@@ -502,55 +437,3 @@ class _Reader:
             return self.text.any_string
         others = self.make.other(self.words(taken, where))
         return self.text.quoted(self.make.both(any_key, others))
-
-
-def fail(where: str, what: str) -> NoReturn:
-    """Raise for a place in the schema."""
-    raise ArgumentError(f"json_schema: {where:.200}: {what}")
-
-
-def _types(schema: Mapping[str, Any]) -> list[Any]:
-    """The types that it names."""
-    given = schema.get("type", [])
-    return given if isinstance(given, list) else [given]
-
-
-def _kinds(schema: Mapping[str, Any]) -> list[str]:
-    """The types that are written: where none is said, those that its keywords are about."""
-    if "type" not in schema:
-        about = [kind for kind, words in _KEYWORDS.items() if words & schema.keys()]
-        return about or ["object", "array", "string", "number", "boolean", "null"]
-    names = _types(schema)
-    return [n for n in dict.fromkeys(names) if n != "integer" or "number" not in names]
-
-
-def _values(schema: Mapping[str, Any]) -> list[Any] | None:
-    """The values that enum and const list, if they do."""
-    listed = schema.get("enum")
-    if "const" in schema:
-        const = schema["const"]
-        return [const] if listed is None or _key(const) in map(_key, listed) else []
-    return listed
-
-
-def _kind(value: Any) -> str:
-    """The JSON type of a value."""
-    if value is None:
-        return "null"
-    kinds = ((bool, "boolean"), (int | float, "number"), (str, "string"), (list, "array"))
-    return next((name for kind, name in kinds if isinstance(value, kind)), "object")
-
-
-def _broad(kind: str) -> str:
-    return "number" if kind == "integer" else kind
-
-
-def _key(value: Any) -> str:
-    """Equal for values that JSON finds equal: 1 and 1.0, but not true."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_key, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{k!r}:{_key(v)}' for k, v in sorted(value.items()))}}}"
-    if isinstance(value, float) and value.is_integer():
-        return repr(int(value))
-    return repr(value)

@@ -14,7 +14,7 @@ import numpy as np
 
 from muladd.errors import FormatError
 from muladd.llm.extras import wanted
-from muladd.llm.patterns import RULES, Rule
+from muladd.llm.pretokenizers import RULES, Rule
 
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)

@@ -15,6 +15,7 @@ from support.small_llama import write_speaking
 from muladd import llm
 from muladd.errors import ArgumentError
 from muladd.formats import gguf
+from muladd.llm import keywords
 from muladd.llm import schema as schemas
 from muladd.llm.constrain import Constraint, TokenTree, _alphabet, json_constraint
 from muladd.llm.expressions import Expressions
@@ -86,7 +87,7 @@ TABLE = {
     "found": {"type": "string", "pattern": "a+b|c$", "maxLength": 12},
     "not word": {"type": "string", "pattern": r"^\W[^a-zé]\S\D.$"},
     "length and pattern": {"type": "string", "pattern": "^(ab|c)*$", "minLength": 5},
-    **{f: {"type": "string", "format": f} for f in schemas.FORMATS},
+    **{f: {"type": "string", "format": f} for f in keywords.FORMATS},
     "date and pattern": {"type": "string", "format": "date", "pattern": "^20"},
     "enum": {"enum": ["a", "b\n\"", 1, 2.5, None, True, {"k": [1]}, "日"]},
     "enum of a type": {"enum": ["a", 1, 2, None], "type": ["integer", "null"], "minimum": 2},

@@ -13,7 +13,7 @@ from support.mixed_text import mixed
 
 from muladd.errors import ArgumentError, FormatError, IndexingError
 from muladd.formats import gguf
-from muladd.llm.patterns import RULES
+from muladd.llm.pretokenizers import RULES
 
 tokenizers = pytest.importorskip("tokenizers")
 
