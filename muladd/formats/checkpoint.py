@@ -50,20 +50,20 @@ def load(folder: PathLike) -> Checkpoint:
     return Checkpoint(here, config, _sharded(here))
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path, who: str = "checkpoint", kind: type = dict) -> Any:
     """The object (or what is of another kind) in a JSON file. Raises FormatError where there is
-    none."""
-    data = map_file(path, "checkpoint")
+    none; `who` reads it."""
+    data = map_file(path, who)
     if len(data) > MOST_JSON:
-        raise FormatError(f"checkpoint: {path}: has {len(data)} bytes; expected at most "
+        raise FormatError(f"{who}: {path}: has {len(data)} bytes; expected at most "
                           f"{MOST_JSON} of JSON")  # fmt: skip
     try:
         found = json.loads(bytes(data).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"checkpoint: {path}: is not JSON ({error})") from None
+        raise FormatError(f"{who}: {path}: is not JSON ({error})") from None
     if not isinstance(found, kind):
         expected = "an object" if kind is dict else f"a {kind.__name__}"
-        raise FormatError(f"checkpoint: {path}: holds a {type(found).__name__}; expected "
+        raise FormatError(f"{who}: {path}: holds a {type(found).__name__}; expected "
                           f"{expected}")  # fmt: skip
     return found
 

@@ -201,7 +201,7 @@ class Adapter:
         if not here.is_dir():
             raise FormatError(f"adapter: {here}: is no folder; expected one with {CONFIG} and "
                               f"{WEIGHTS}")  # fmt: skip
-        told = read_json(here / CONFIG)
+        told = read_json(here / CONFIG, "adapter")
         _check_config(told, here)
         arrays = safetensors.open_file(here / WEIGHTS)
         adapter = cls(decoder.config, {}, float(told.get("lora_dropout") or 0.0))

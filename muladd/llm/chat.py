@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from muladd.errors import FormatError, MuladdError
+from muladd.errors import MuladdError
 from muladd.formats.checkpoint import read_json
 from muladd.llm.constrain import json_constraint
 from muladd.llm.generate import LanguageModel, load
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     names = [name for name, _, _ in _SAMPLING]
     options = {n: v for n in names if (v := getattr(given, n)) is not None}
     Sampling(**options)  # wrong ones fail now
-    schema = None if given.schema is None else _schema(given.schema)
+    schema = None if given.schema is None else read_json(Path(given.schema), "chat: --schema")
     model = load(given.model, context=given.context, cache=given.cache, adapter=given.adapter,
                  arithmetic=given.arithmetic)  # fmt: skip
     if given.max_tokens is not None:
@@ -122,13 +122,6 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps({"messages": talk.messages}))
     return int(talk.failed > 0 and not sys.stdin.isatty())
-
-
-def _schema(path: str) -> dict[str, Any]:
-    try:
-        return read_json(Path(path))
-    except FormatError as error:
-        raise FormatError(f"chat: --schema {path}: {error}") from None
 
 
 _SAMPLING = (

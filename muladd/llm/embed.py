@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         "examples:\n  muladd embed folder 'A cat sat.' 'A dog ran.'   one JSON list a text\n"
         "  muladd embed folder --query 'pets' < lines.txt    lines in order of likeness",
     )  # fmt: skip
-    parser.add_argument("model", help="a folder as sentence-transformers saves it")
+    parser.add_argument("model", help="a folder as sentence-transformers saves it, or "
+                        "hub:OWNER/NAME")
     parser.add_argument("text", nargs="*", help="texts (default: the lines of standard input)")
     parser.add_argument("--query", default=None, help="say how alike each text is to this one")
     return parser

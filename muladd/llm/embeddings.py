@@ -15,7 +15,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError, FormatError
 from muladd.formats.checkpoint import read_json
-from muladd.llm import encoder
+from muladd.llm import encoder, hub
 from muladd.llm.encoder import Encoder
 from muladd.llm.tokenizer import Tokenizer
 from muladd.tensor import Tensor, no_grad
@@ -186,9 +186,9 @@ def load(folder: str | os.PathLike[str]) -> EmbeddingModel:
     """The embedding model in a folder, as `sentence-transformers` saves it: config.json and
     safetensors of a BERT, tokenizer.json, and modules.json, which says how vectors are made
     (without it: the mean, not normalised). Raises FormatError naming what is missing, damaged or
-    not known.
+    not known. hub:OWNER/NAME is downloaded, as `llm.load` does.
     """
-    here = Path(folder)
+    here = hub.located(folder)
     if not here.is_dir():
         raise FormatError(f"embeddings: {here}: is no folder; expected one with config.json, "
                           "safetensors and tokenizer.json")  # fmt: skip
@@ -198,7 +198,7 @@ def load(folder: str | os.PathLike[str]) -> EmbeddingModel:
         raise FormatError(f"embeddings: {here}: the tokenizer has {len(tokenizer)} tokens and "
                           f"the model {model.config.vocabulary}: they do not belong together")
     beside = here / "sentence_bert_config.json"
-    told = read_json(beside).get("max_seq_length") if beside.exists() else None
+    told = read_json(beside, "embeddings").get("max_seq_length") if beside.exists() else None
     if told is not None and (type(told) is not int or told < 3):
         raise FormatError(f"embeddings: {beside}: max_seq_length is {told!r:.40}; expected a "
                           "number of tokens from 3 on")  # fmt: skip
@@ -213,7 +213,7 @@ def _modules(here: Path) -> tuple[str, bool]:
     if not path.exists():
         return "mean", False
     pooling, normalized = "mean", False
-    for module in read_json(path, list):
+    for module in read_json(path, "embeddings", list):
         if not isinstance(module, dict):
             raise FormatError(f"embeddings: {path}: expected a list of modules")
         kind = str(module.get("type", "")).rpartition(".")[2]
@@ -233,7 +233,7 @@ def _pooling(here: Path, module: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise FormatError(f"embeddings: {here}: a module's path is {name!r:.40}; expected the name "
                           "of a folder in it")  # fmt: skip
-    told = read_json(here / name / "config.json")
+    told = read_json(here / name / "config.json", "embeddings")
     modes = [n.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
              for n, value in told.items() if n.startswith("pooling_mode_") and value is True]
     if isinstance(told.get("pooling_mode"), str):

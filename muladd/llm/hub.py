@@ -38,7 +38,8 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
            "chat_template.jinja", "special_tokens_map.json", "model.safetensors",
-           "model.safetensors.index.json", "model-*-of-*.safetensors")  # fmt: skip
+           "model.safetensors.index.json", "model-*-of-*.safetensors",
+           "modules.json", "sentence_bert_config.json", "*_Pooling/config.json")  # fmt: skip
 
 
 @dataclass(frozen=True)

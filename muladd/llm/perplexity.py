@@ -36,20 +36,25 @@ Report = Callable[[int, int, float], None]  # tokens done, in all, perplexity so
 
 @dataclass(frozen=True)
 class Measured:
-    """`chances` are natural logarithms of probabilities, one for each token that was foreseen."""
+    """`log_likelihoods` are natural logarithms of probabilities, of each token foreseen."""
 
-    chances: np.ndarray
+    log_likelihoods: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return len(self.log_likelihoods)
 
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-probability: among so many equally likely tokens the model
         chose on average."""
-        return math.exp(-float(self.chances.mean()))
+        return math.exp(-float(self.log_likelihoods.mean()))
 
     @property
     def error(self) -> float:
         """The standard error of the perplexity."""
-        spread = float(self.chances.std()) / math.sqrt(max(1, len(self.chances) - 1))
+        spread = float(self.log_likelihoods.std()) / math.sqrt(max(1, self.tokens - 1))
         return self.perplexity * spread
 
 
@@ -81,8 +86,8 @@ def measure(
     seen = 1 - len(prefix)  # the first of all tokens is foreseen only after BOS
     for start in range(0, len(ids), stride):
         window = list(ids[start : start + room])
-        chances = model.log_likelihoods([*prefix, *window])  # of window[1 - len(prefix)] and on
-        new = chances[seen - start - (1 - len(prefix)) :]
+        known = model.log_likelihoods([*prefix, *window])  # of window[1 - len(prefix)] and on
+        new = known[seen - start - (1 - len(prefix)) :]
         found.append(new)
         seen = start + len(window)
         total += float(new.sum())
@@ -136,7 +141,7 @@ def compare(
         one = None if report is None else report(kind)
         now = measure(model, ids, first=_first(model), report=one, **how)
         base = now if base is None else base
-        less = base.chances - now.chances
+        less = base.log_likelihoods - now.log_likelihoods
         yield {"kind": kind, "bits": bits(tensors), "perplexity": now.perplexity,
                "error": now.error, "difference": float(less.mean()),
                "difference_error": float(less.std()) / math.sqrt(len(less)),
@@ -176,9 +181,9 @@ def _one(given: argparse.Namespace, text: str, out: TextIO) -> Row:
 
     found = measure(model, ids, context=given.context, stride=given.stride, first=_first(model),
                     report=report)  # fmt: skip
-    print(f"perplexity {found.perplexity:.4f} ± {found.error:.4f}  ({len(found.chances)} tokens)",
+    print(f"perplexity {found.perplexity:.4f} ± {found.error:.4f}  ({found.tokens} tokens)",
           file=out)  # fmt: skip
-    return {"perplexity": found.perplexity, "error": found.error, "tokens": len(found.chances)}
+    return {"perplexity": found.perplexity, "error": found.error, "tokens": found.tokens}
 
 
 def _compared(given: argparse.Namespace, text: str, out: TextIO) -> list[Row]:

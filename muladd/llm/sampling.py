@@ -63,39 +63,39 @@ class Sampler:
             logits = penalized(logits, before, s.repetition_penalty)
         if s.temperature == 0.0:
             return int(logits.argmax())
-        chances = self.chances(logits)
-        return int(self._random.choice(len(chances), p=chances))
+        probabilities = self.probabilities(logits)
+        return int(self._random.choice(len(probabilities), p=probabilities))
 
-    def chances(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The probabilities that tokens are drawn with, float64 (vocabulary,)."""
         s = self.settings
         scores = logits.astype(np.float64) / s.temperature
         if 0 < s.top_k < len(scores):
             least = np.partition(scores, -s.top_k)[-s.top_k]
             scores = np.where(scores >= least, scores, -np.inf)
-        chances = np.exp(scores - scores.max())
-        chances /= chances.sum()
+        probabilities = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
         if s.top_p < 1.0:
-            order = _likeliest(chances, s.top_p)
-            before = np.cumsum(chances[order]) - chances[order]
+            order = _likeliest(probabilities, s.top_p)
+            before = np.cumsum(probabilities[order]) - probabilities[order]
             kept = order[: max(1, int(np.searchsorted(before, s.top_p)))]
-            alone = np.zeros_like(chances)
-            alone[kept] = chances[kept]
-            chances = alone
+            alone = np.zeros_like(probabilities)
+            alone[kept] = probabilities[kept]
+            probabilities = alone
         if s.min_p > 0.0:
-            chances[chances < s.min_p * chances.max()] = 0.0
-        return chances / chances.sum()
+            probabilities[probabilities < s.min_p * probabilities.max()] = 0.0
+        return probabilities / probabilities.sum()
 
 
-def _likeliest(chances: np.ndarray, total: float) -> np.ndarray:
+def _likeliest(probabilities: np.ndarray, total: float) -> np.ndarray:
     """The likeliest ids in order, at least so many that they reach the total together. All are put
     in order only if a few do not."""
     size = 512
-    if len(chances) > 2 * size:
-        some = np.flatnonzero(chances >= np.partition(chances, -size)[-size])
-        if len(some) < 2 * size and chances[some].sum() > total:
-            return some[np.argsort(-chances[some], kind="stable")]
-    return np.argsort(-chances, kind="stable")
+    if len(probabilities) > 2 * size:
+        some = np.flatnonzero(probabilities >= np.partition(probabilities, -size)[-size])
+        if len(some) < 2 * size and probabilities[some].sum() > total:
+            return some[np.argsort(-probabilities[some], kind="stable")]
+    return np.argsort(-probabilities, kind="stable")
 
 
 def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.ndarray:

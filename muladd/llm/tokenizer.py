@@ -82,7 +82,7 @@ class Tokenizer:
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
         beside = file.with_name("tokenizer_config.json")
-        settings = read_json(beside) if beside.exists() else {}
+        settings = read_json(beside, "tokenizer") if beside.exists() else {}
         found = tokenizer_json.load(file, settings)
         templates = tokenizer_json.templates(file, settings)
         return cls(found, templates.pop("default", None), templates)

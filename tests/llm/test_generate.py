@@ -104,14 +104,14 @@ def test_greedy_sampled_and_penalised(tmp_path):
 def test_probabilities_of_sampling():
     logits = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
 
-    def chances(**how):
-        return Sampler(Sampling(temperature=1.0, **how)).chances(logits).round(4).tolist()
+    def probabilities(**how):
+        return Sampler(Sampling(temperature=1.0, **how)).probabilities(logits).round(4).tolist()
 
-    assert chances() == [0.5, 0.25, 0.15, 0.1]
-    assert chances(top_k=2) == [0.6667, 0.3333, 0, 0]
-    assert chances(top_p=0.7) == [0.6667, 0.3333, 0, 0]  # the second reaches 0.7
-    assert chances(min_p=0.25) == [0.5556, 0.2778, 0.1667, 0]
-    colder = Sampler(Sampling(temperature=0.5)).chances(logits)
+    assert probabilities() == [0.5, 0.25, 0.15, 0.1]
+    assert probabilities(top_k=2) == [0.6667, 0.3333, 0, 0]
+    assert probabilities(top_p=0.7) == [0.6667, 0.3333, 0, 0]  # the second reaches 0.7
+    assert probabilities(min_p=0.25) == [0.5556, 0.2778, 0.1667, 0]
+    colder = Sampler(Sampling(temperature=0.5)).probabilities(logits)
     np.testing.assert_allclose(colder[0] / colder[1], 4, rtol=1e-5)
 
 

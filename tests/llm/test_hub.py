@@ -8,12 +8,14 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from support.small_llama import write_speaking
 
 from muladd import cli, config, llm
-from muladd.errors import ArgumentError
-from muladd.llm import hub
+from muladd.errors import ArgumentError, FormatError
+from muladd.formats import safetensors
+from muladd.llm import embeddings, hub
 from muladd.llm.fetch import Client, DownloadError, Unreachable, Wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -249,12 +251,13 @@ def test_no_way_from_encrypted_to_not():
 
 def test_which_files(there, tmp_path):
     names = ["config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "README.md",
-             "model-00002-of-00002.safetensors", "model.safetensors.index.json", "x.gguf"]
+             "model-00002-of-00002.safetensors", "model.safetensors.index.json", "x.gguf",
+             "modules.json", "1_Pooling/config.json"]  # fmt: skip
     listing = hub.Listing(COMMIT, dict.fromkeys(names, (1, None)))
     place = hub.Place("o", "m")
     assert set(listing.named([], place)) == set(names) - {"README.md", "x.gguf"}
     assert listing.named(["*.gguf", "READ*"], place) == ["README.md", "x.gguf"]
-    with pytest.raises(ArgumentError, match="no file 'y'; it has README.md, config.json"):
+    with pytest.raises(ArgumentError, match="no file 'y'; it has 1_Pooling/config.json, README.md"):
         listing.named(["x.gguf", "y"], place)
     several = hub.Listing(COMMIT, {"a.gguf": (1, None), "b.gguf": (1, None)})
     with pytest.raises(ArgumentError, match="say which file you want; it has a.gguf, b.gguf"):
@@ -324,6 +327,14 @@ def test_a_model_of_the_hub_is_loaded_by_name(there, tmp_path, capsys):
     assert cli.main(["merge", "hub:o/m/speaks.gguf", str(tmp_path / "a"),
                      str(tmp_path / "merged.gguf")]) == 0
     assert (tmp_path / "merged.gguf").exists()
+
+
+def test_embeddings_of_the_hub_are_found_by_name(there, tmp_path):
+    safetensors.save({"a": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
+    there.files = {"config.json": b'{"model_type": "t5"}',
+                   "model.safetensors": (tmp_path / "m.safetensors").read_bytes()}  # fmt: skip
+    with pytest.raises(FormatError, match="'t5' is no encoder that is known"):
+        embeddings.load("hub:o/m")
 
 
 def test_a_place_without_room(there, tmp_path, monkeypatch):

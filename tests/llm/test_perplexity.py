@@ -36,27 +36,27 @@ def wanted(model, seen, tokens):
 
 def test_each_token_is_foreseen_from_its_window(model):
     whole = measure(model, IDS, context=200)
-    np.testing.assert_allclose(whole.chances[[0, 1, 70, 148]],
+    np.testing.assert_allclose(whole.log_likelihoods[[0, 1, 70, 148]],
                                wanted(model, lambda i: 0, [1, 2, 71, 149]), atol=1e-4)  # fmt: skip
-    assert len(whole.chances) == 149
-    assert math.isclose(whole.perplexity, np.exp(-whole.chances.mean()))
+    assert len(whole.log_likelihoods) == 149
+    assert math.isclose(whole.perplexity, np.exp(-whole.log_likelihoods.mean()))
     assert 0 < whole.error < whole.perplexity
     told = []
     parts = measure(model, IDS, context=40, stride=15,
                     report=lambda *now: told.append(now))  # fmt: skip
-    assert len(parts.chances) == 149 and [t[0] for t in told] == [*range(40, 150, 15), 150]
+    assert len(parts.log_likelihoods) == 149 and [t[0] for t in told] == [*range(40, 150, 15), 150]
     np.testing.assert_allclose(told[-1][2], parts.perplexity)
     # token 39 is the last of the first window, 40 the first new one of the second, from 15 on
-    np.testing.assert_allclose(parts.chances[38:41], wanted(
+    np.testing.assert_allclose(parts.log_likelihoods[38:41], wanted(
         model, lambda i: 0 if i < 40 else 15, [39, 40, 41]), atol=1e-4)  # fmt: skip
 
 
 def test_every_window_begins_with_bos(model):
     found = measure(model, IDS, context=40, stride=39, first=7)
-    assert len(found.chances) == 150  # the first one too
+    assert len(found.log_likelihoods) == 150  # the first one too
     expected = [log_softmax(model.next_logits([7, *IDS[s:i]]))[IDS[i]]
                 for s, i in ((0, 0), (0, 38), (39, 39), (39, 50))]  # fmt: skip
-    np.testing.assert_allclose(found.chances[[0, 38, 39, 50]], expected, atol=1e-4)
+    np.testing.assert_allclose(found.log_likelihoods[[0, 38, 39, 50]], expected, atol=1e-4)
 
 
 def test_misuse(model):
@@ -122,7 +122,7 @@ def test_probabilities_are_those_of_llama_cpp(smollm, tmp_path):
                                          "n_probs": 49152, "cache_prompt": True})  # fmt: skip
             step = answer["completion_probabilities"][0]["top_logprobs"]
             theirs.append(next(t["logprob"] for t in step if t["id"] == ids[i]))
-    np.testing.assert_allclose(ours.chances, theirs, atol=0.02)
+    np.testing.assert_allclose(ours.log_likelihoods, theirs, atol=0.02)
     perplexity = math.exp(-np.mean(theirs))
     print(f"{len(theirs)} tokens: ours {ours.perplexity:.4f}, theirs {perplexity:.4f}")
     assert abs(ours.perplexity / perplexity - 1) < 0.002

@@ -39,8 +39,8 @@ def test_probabilities_are_those_of_transformers(given, size, spread):
     seen = []
 
     class Watched(Sampler):
-        def chances(self, scores):
-            seen.append(super().chances(scores))
+        def probabilities(self, scores):
+            seen.append(super().probabilities(scores))
             return seen[-1]
 
     token = Watched(settings).choose(logits, before)

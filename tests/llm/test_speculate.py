@@ -108,9 +108,9 @@ def test_samples_follow_the_models_distribution(decoder):
     prompt, how = [3, 1, 3, 1, 3], {"temperature": 1.5, "top_k": 3}
     chances = {}
     measure = Sampler(Sampling(**how))
-    first = measure.chances(model.next_logits(prompt))
+    first = measure.probabilities(model.next_logits(prompt))
     for a in np.flatnonzero(first):
-        second = measure.chances(model.next_logits([*prompt, int(a)]))
+        second = measure.probabilities(model.next_logits([*prompt, int(a)]))
         chances |= {(int(a), int(b)): first[a] * second[b] for b in np.flatnonzero(second)}
     assert len(chances) == 9
     for draft in (other, Lookup(1, 1)):

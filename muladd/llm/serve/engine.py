@@ -84,7 +84,7 @@ class Totals:
     cached_tokens: int = 0  # those of the prompts' that did not have to be computed
     answer_tokens: int = 0
     steps: int = 0
-    taken_back: int = 0  # jobs whose pages were needed by older ones
+    preempted: int = 0  # jobs whose pages were needed by older ones
     cancelled: int = 0
     failed: int = 0
 
@@ -325,7 +325,7 @@ class Engine:
             youngest.sum = None
             if youngest.looks and youngest.scores:
                 youngest.scores.clear()
-            self.totals.taken_back += 1
+            self.totals.preempted += 1
             self._waiting.appendleft(youngest)
             if youngest is job:
                 return

@@ -58,7 +58,7 @@ class _Engine:
             "cached_tokens": ("Those of them that were there already.", t.cached_tokens),
             "answer_tokens": ("Tokens written.", t.answer_tokens),
             "steps": ("Runs of the model.", t.steps),
-            "taken_back": ("Jobs whose pages older ones needed.", t.taken_back),
+            "preempted": ("Jobs whose pages older ones needed.", t.preempted),
             "cancelled": ("Jobs whose clients went.", t.cancelled),
             "failed": ("Jobs that failed inside.", t.failed),
         }
