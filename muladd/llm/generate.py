@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from muladd.errors import ArgumentError, IndexingError
+from muladd.errors import ArgumentError, FormatError, IndexingError
 from muladd.garbage import uncollected
 from muladd.llm import adapters
 from muladd.llm.constrain import Constraint, json_constraint
@@ -32,13 +32,14 @@ class LanguageModel:
     """A decoder, its tokenizer, and the keys and values of what it read last.
 
     What a new prompt has in common with the text before is not computed again. One thread at a
-    time; iterators may be mixed.
+    time; iterators may be mixed. `file` is what it came from, for errors.
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer | None = None, cache: str = "float32"
-    ) -> None:
-        self.decoder, self.tokenizer, self.cache = decoder, tokenizer, cache
+        self, decoder: Decoder, tokenizer: Tokenizer | None = None, cache: str = "float32",
+        file: str = "model",
+    ) -> None:  # fmt: skip
+        self.decoder, self.tokenizer, self.cache, self.file = decoder, tokenizer, cache, file
         self.context = decoder.room
         self._text = Text(list(range(-(-decoder.room // PAGE))))
         self._held: list[int] = []  # the ids whose keys and values are there
@@ -79,7 +80,7 @@ class LanguageModel:
         for at in range(0, len(ids) - 1, CHUNK):
             logits = self._run(ids[at : at + CHUNK], CHUNK, True)
             following = ids[at + 1 : at + CHUNK + 1]
-            logits = logits[: len(following)]
+            logits = self.sound(logits[: len(following)])
             found.append(logits[np.arange(len(following)), following] - log_total(logits))
         return np.concatenate(found)
 
@@ -131,6 +132,15 @@ class LanguageModel:
         if wrong := [i for i in found if not 0 <= i < count]:
             raise IndexingError(f"generate: {wrong[0]} is no id; expected 0 to {count - 1}")
         return found
+
+    def sound(self, values: np.ndarray) -> np.ndarray:
+        """The same logits (or sums of what the last layer gives). Raises FormatError for what sound
+        weights never give: NaN, infinity, one number for all."""
+        low, high = values.min(), values.max()
+        if not -np.inf < low < high < np.inf:
+            raise FormatError(f"{self.file}: gives logits from {low} to {high}; expected different "
+                              "numbers: its weights are damaged, bring the file anew")  # fmt: skip
+        return values
 
     # --- text ------------------------------------------------------------------------------------
 
@@ -203,7 +213,7 @@ class LanguageModel:
         finish = None
         while finish is None:
             logits = self.after(writer.ids) if ahead is None else ahead.logits(writer)
-            piece = writer.put(logits)
+            piece = writer.put(self.sound(logits))
             finish = piece.finish
             yield piece
 
@@ -252,12 +262,15 @@ def load(
     if not isinstance(room, int) or not 1 <= room <= config.context:
         raise ArgumentError(f"load: context is {context!r:.40}; this model was trained for 1 to "
                             f"{config.context} tokens")  # fmt: skip
-    decoder = Decoder(config, tensors, room, arithmetic)
+    try:
+        decoder = Decoder(config, tensors, room, arithmetic)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
     if adapter is not None:
         adapters.Adapter.load(adapter, decoder).attach(decoder)
     if cache is None:
         cache = "float16" if any(m.by_bytes for m in decoder.matrices.values()) else "float32"
-    return LanguageModel(decoder, tokenizer, cache)
+    return LanguageModel(decoder, tokenizer, cache, os.fspath(path))
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:

@@ -107,9 +107,16 @@ class Decoder:
     ) -> None:
         self.config, self.family, self.room = config, config.family, room
         self._check(tensors)
-        self.embedding = matrix(tensors["token_embd.weight"], arithmetic)
+
+        def laid(name: str) -> Matrix:
+            try:
+                return matrix(tensors[name], arithmetic)
+            except FormatError as error:
+                raise FormatError(f"model: {name} {error}") from None
+
+        self.embedding = laid("token_embd.weight")
         tied = "output.weight" not in tensors
-        self.output = self.embedding if tied else matrix(tensors["output.weight"], arithmetic)
+        self.output = self.embedding if tied else laid("output.weight")
         self.vectors: dict[str, Tensor] = {}
         self.matrices: dict[str, Matrix] = {}
         for name, stored in tensors.items():
@@ -118,7 +125,7 @@ class Decoder:
             if len(stored.shape) == 1:
                 self.vectors[name] = Tensor(numbers(stored))
             else:
-                self.matrices[name] = matrix(stored, arithmetic)
+                self.matrices[name] = laid(name)
         self.turns = [self._turns(False), self._turns(True)]
 
     # --- what a file must have -------------------------------------------------------------------

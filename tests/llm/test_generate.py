@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from support.llama_cpp import llama_cpp
-from support.small_llama import small_decoder, write_small
+from support.small_llama import small_decoder, write_small, write_speaking
 from support.talker import write_talker
 
 from muladd import llm
@@ -182,6 +182,40 @@ def test_files_that_are_no_model(tmp_path):
             {"llama.attention.head_count_kv": 4})  # fmt: skip
     with pytest.raises(FormatError, match="not known"):
         _ = Config("magic", 1, 8, 1, 1, 8, 8, 1e-5, 0.35).family
+
+
+def damaged_file(path, kind, value):
+    """A small model that speaks; all numbers of one of its matrices (or its scales) are `value`."""
+    write_speaking(path)
+    found = gguf.load(path)
+    weights = {n: gguf.quantized(t.dequantize(), kind if len(t.shape) > 1 else "F32")
+               for n, t in found.tensors.items()}  # fmt: skip
+    name = "blk.0.ffn_up.weight" if value else "token_embd.weight"
+    raw = weights[name].raw.copy()
+    raw.reshape(-1, weights[name].kind.bytes)[:, :2] = np.frombuffer(np.float16(value), np.uint8)
+    if kind == "F16":
+        raw.view(np.float16)[:] = value
+    elif not value:
+        raw[:] = 0
+    weights[name] = gguf.GGUFTensor(weights[name].kind, weights[name].shape, raw)
+    gguf.save(path, found.metadata, weights)
+    return path
+
+
+@pytest.mark.parametrize("kind, value", [
+    ("Q8_0", np.nan), ("Q4_1", np.inf), ("F16", np.nan), ("F16", 0), ("Q8_0", 0),
+])  # fmt: skip
+def test_damaged_weights_are_told(tmp_path, kind, value):
+    """Scales at load; what only shows in logits, when there are some."""
+    path = damaged_file(tmp_path / "m.gguf", kind, value)
+    words = "m.gguf: gives logits from (nan to nan|0.0 to 0.0)"
+    if value and kind != "F16":
+        words = "m.gguf: model: blk.0.ffn_up.weight has scales that are no numbers"
+    with pytest.raises(FormatError, match=words):
+        model = llm.load(path, context=64)
+        with pytest.raises(FormatError, match=words):
+            model.log_likelihoods([1, 2, 3])
+        model.complete("hi", max_tokens=2, temperature=1.0)
 
 
 # --- the real model ------------------------------------------------------------------------------

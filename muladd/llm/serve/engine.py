@@ -261,12 +261,13 @@ class Engine:
         job.sum = part if job.sum is None else job.sum + part
         if not job.unread:
             self.totals.prompt_tokens += len(job.ids)
+            self.model.sound(job.sum)
             self._finish(job, job.sum / math.sqrt((job.sum * job.sum).sum()))
 
     def _score(self, job: Job, part: np.ndarray, count: int) -> np.ndarray:
         """A part of a prompt has been read, `count` positions: scores of the ids after these. Gives
         the logits after the last."""
-        logits = self._logits(part)[:count]
+        logits = self.model.sound(self._logits(part)[:count])
         assert job.options is not None and job.scores is not None
         after = job.ids[job.text.length - count + 1 :]
         top = job.options.logprobs or 0
@@ -303,7 +304,7 @@ class Engine:
         if job.writer.options.max_tokens == 0:
             self._finish(job, Piece("", finish="length"))
             return
-        piece = job.writer.put(logits)
+        piece = job.writer.put(self.model.sound(logits))
         self.totals.answer_tokens += 1
         if piece.finish:
             self._finish(job, piece)
