@@ -6,8 +6,8 @@ To read the folder, in this order (each file before those that it stands on):
     models       model.py (layers, one row per architecture): weights.py and layout.py (quantised
                  matrices), pages.py (keys and values, and attention over them)
     files        opening.py: sources.py (GGUF), hugging_face.py (folders), hub.py and fetch.py
-    text         tokenizer.py: vocabulary.py, pretokenizers.py, tokenizer_json.py, stream.py;
-                 template.py and sandbox.py (conversations)
+    text         tokenizer.py: vocabulary.py, tokenizer_gguf.py and pretokenizers.py,
+                 tokenizer_json.py, stream.py; template.py and sandbox.py (conversations)
     JSON only    constrain.py: schema.py, keywords.py, regular.py, json_text.py, expressions.py
     training     finetune.py: dataset.py, training.py, adapters.py (LoRA), merge.py
     embeddings   embeddings.py: encoder.py

@@ -10,7 +10,7 @@ from typing import Any
 from muladd.errors import ArgumentError, FormatError
 from muladd.formats import gguf
 from muladd.formats.checkpoint import read_json
-from muladd.llm import tokenizer_json, vocabulary
+from muladd.llm import tokenizer_gguf, tokenizer_json
 from muladd.llm.extras import wanted
 from muladd.llm.stream import Stream, text_of
 from muladd.llm.template import Message, Template
@@ -72,7 +72,7 @@ class Tokenizer:
         if template is not None and not isinstance(template, str):
             raise FormatError(f"tokenizer: tokenizer.chat_template is {type(template).__name__}; "
                               "expected text")  # fmt: skip
-        return cls(vocabulary.from_metadata(model.metadata), template, templates)
+        return cls(tokenizer_gguf.load(model.metadata), template, templates)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
