@@ -15,7 +15,7 @@ from muladd.errors import FormatError
 from muladd.formats import checkpoint
 from muladd.formats.stored import StoredArray
 from muladd.llm.sources import Facts
-from muladd.llm.weights import numbers
+from muladd.llm.weights import fits, numbers
 from muladd.tensor import Tensor
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -77,7 +77,7 @@ class Encoder:
             raise FormatError(f"{self._where}: {full} is missing; the model is not whole, or is no "
                               "BERT")  # fmt: skip
         found = self._arrays[full]
-        if len(found.shape) != len(shape) or any(n and n != m for n, m in zip(shape, found.shape)):
+        if not fits(found, shape):
             raise FormatError(f"{self._where}: {full} has the shape {list(found.shape)}; its sizes "
                               f"ask for {list(shape)}")  # fmt: skip
         return Tensor(numbers(found))

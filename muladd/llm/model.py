@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from muladd.errors import FormatError
-from muladd.llm.weights import Matrix, Stored, matrix, numbers
+from muladd.llm.weights import Matrix, Stored, fits, matrix, numbers
 from muladd.tensor import Tensor
 
 
@@ -164,9 +164,8 @@ class Decoder:
             raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing; "
                               "the file is not whole, or is of another architecture")  # fmt: skip
         for name, shape in wanted.items():
-            given = tensors[name].shape
-            if len(given) != len(shape) or any(n and n != m for n, m in zip(shape, given)):
-                text = ", ".join(str(n or "any") for n in shape)
+            if not fits(tensors[name], shape):
+                given, text = tensors[name].shape, ", ".join(str(n or "any") for n in shape)
                 raise FormatError(f"model: {self.config.architecture}: {name} has the shape "
                                   f"{list(given)}; its sizes ask for [{text}]")  # fmt: skip
 

@@ -162,6 +162,11 @@ def sizes(t: Tensor) -> tuple[int, ...]:
     return tuple(n for n in t.shape if isinstance(n, int))
 
 
+def fits(stored: Stored, shape: tuple[int, ...]) -> bool:
+    """Whether a stored weight has this shape, in which 0 is any size."""
+    return len(stored.shape) == len(shape) and all(n in (0, m) for n, m in zip(shape, stored.shape))
+
+
 def numbers(stored: Stored) -> np.ndarray:
     """A stored weight as a float32 array."""
     values = stored.dequantize() if isinstance(stored, GGUFTensor) else stored.numpy()

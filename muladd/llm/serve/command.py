@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,31 +42,22 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
     name = given.name or Path(given.model).name.removesuffix(".gguf")
-    called = given.embeddings_name or Path(given.embeddings or "").resolve().name
-    if given.embeddings is not None and called == name:
-        raise ArgumentError(f"serve: both models would be called {name!r}; give one of them "
-                            "another name (--name, --embeddings-name)")  # fmt: skip
-    began = time.perf_counter()
+    say, began = partial(print, file=sys.stderr, flush=True), time.perf_counter()
+    embedders = _embedders(given, name)
     model = load(given.model, context=given.context, adapter=given.adapter,
                  arithmetic=given.arithmetic)  # fmt: skip
-    embedders: dict[str, EmbeddingModel] = {}
-    if given.embeddings is not None:
-        embedders[called] = load_embeddings(given.embeddings)
-        embedders[called].warm()
     engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
                     cache=given.cache)  # fmt: skip
     service = Service(engine, name, given.timeout, embedders)
     app = App(service, key=key, most=given.max_body, slowest=given.body_timeout)
-    print(f"muladd: {model} is being compiled for {given.slots} at a time", file=sys.stderr,
-          flush=True)  # fmt: skip
-    engine.start(lambda done, of: print(f"muladd: {done} of {of} programs are there after "
-                                        f"{time.perf_counter() - began:.0f} s",
-                                        file=sys.stderr, flush=True))  # fmt: skip
+    say(f"muladd: {model} is being compiled for {given.slots} at a time")
+    engine.start(lambda done, of: say(f"muladd: {done} of {of} programs are there after "
+                                      f"{time.perf_counter() - began:.0f} s"))  # fmt: skip
     listener.listen(1024)  # from now on who connects is answered
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"muladd: serves {name} at {url}/v1 after {time.perf_counter() - began:.1f} s; a page to "
-          f"talk to it is {url}", file=sys.stderr, flush=True)  # fmt: skip
+    say(f"muladd: serves {name} at {url}/v1 after {time.perf_counter() - began:.1f} s; a page to "
+        f"talk to it is {url}")  # fmt: skip
     if given.json:
         print(json.dumps({"url": url, "model": name, "context": model.context}), flush=True)
 
@@ -89,6 +81,19 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
         engine.close()
         listener.close()
     return 0
+
+
+def _embedders(given: argparse.Namespace, name: str) -> dict[str, EmbeddingModel]:
+    """The model of sentence embeddings, if one is asked for, by its name."""
+    if given.embeddings is None:
+        return {}
+    called = given.embeddings_name or Path(given.embeddings).resolve().name
+    if called == name:
+        raise ArgumentError(f"serve: both models would be called {name!r}; give one of them "
+                            "another name (--name, --embeddings-name)")  # fmt: skip
+    found = load_embeddings(given.embeddings)
+    found.warm()
+    return {called: found}
 
 
 def _listener(host: str, port: int) -> socket.socket:
