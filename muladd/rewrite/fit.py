@@ -1,9 +1,10 @@
 """Where the polynomials of `transcendental.py` come from: `python -m muladd.rewrite.fit`.
 
-Each is a weighted least-squares fit at Chebyshev points in 60 digits, which comes within a factor
-of two of the best possible greatest error. Coefficients are rounded to the element type from the
-lowest power upwards, and the others are fitted again after each rounding, so that what one
-rounding spoils the rest repair. Needs mpmath, which muladd itself does not.
+So do those of `tensor/special.py` and `tensor/normal.py` that say so. Each is a weighted
+least-squares fit at Chebyshev points in 60 digits, which comes within a factor of two of the best
+possible greatest error. Coefficients are rounded to the element type from the lowest power upwards,
+and the others are fitted again after each rounding, so that what one rounding spoils the rest
+repair. Needs mpmath, which muladd itself does not.
 """
 from __future__ import annotations
 
@@ -40,6 +41,34 @@ def fit(
     error = max(abs(w * (y - sum(c * x**j for j, c in enumerate(fixed))))
                 for x, y, w in zip(xs, ys, ws))  # fmt: skip
     return [float(c) for c in fixed], float(error)
+
+
+def fit_quotient(
+    target: Function, low: Any, high: Any, above: int, below: int
+) -> tuple[list[float], list[float], float]:
+    """Coefficients (lowest power first) of two polynomials of the degrees `above` and `below` whose
+    quotient is near `target` on [low, high], and the greatest relative error. The highest
+    coefficient below is 1. Each turn fits above - target * below, weighted by the last turn's
+    polynomial below (Loeb, 1957)."""
+    from mpmath import cos, mp, mpf, pi, polyval
+
+    points = 12 * (above + below)
+    xs = [(low + high) / 2 + (high - low) / 2 * cos(pi * (i + mpf(1) / 2) / points)
+          for i in range(points)]  # fmt: skip
+    ys = [target(x) for x in xs]
+    bottom = [mpf(1)] * points
+    for _ in range(8):
+        ws = [1 / (y * d) for y, d in zip(ys, bottom)]
+        rows = mp.matrix([
+            [w * x**j for j in range(above + 1)] + [-w * y * x**j for j in range(below)]
+            for x, y, w in zip(xs, ys, ws)
+        ])  # fmt: skip
+        right = mp.matrix([w * y * x**below for x, y, w in zip(xs, ys, ws)])
+        solved = list(mp.lu_solve(rows.T * rows, rows.T * right))
+        top, under = solved[: above + 1], [*solved[above + 1 :], mpf(1)]
+        bottom = [polyval(under[::-1], x) for x in xs]
+    error = max(abs(polyval(top[::-1], x) / d / y - 1) for x, y, d in zip(xs, ys, bottom))
+    return [float(c) for c in top], [float(c) for c in under], float(error)
 
 
 def _round(value: Any, bits: int) -> float:
@@ -82,7 +111,7 @@ def words(count: int, bits: int) -> list[int]:
 
 
 def main() -> None:
-    from mpmath import cos, exp, log, mp, mpf, pi, sin, sqrt
+    from mpmath import cos, erfc, exp, log, mp, mpf, pi, sin, sqrt
 
     mp.dps = 80
     half, root = mpf(1) / 2, sqrt(mpf(2))
@@ -105,6 +134,13 @@ def main() -> None:
         show(f"cos float{bits}: (cos(r) - 1)/r^2 in z = r^2",
              fit(lambda z: (cos(sqrt(z)) - 1) / z, lambda z: z / cos(sqrt(z)),
                  mpf(0), end, degree, bits))  # fmt: skip
+    show("exp in float64 for float32: e^r",
+         fit(exp, lambda r: exp(-r), -log(2) / 2, log(2) / 2, 6, 64))  # fmt: skip
+    above, below, error = fit_quotient(
+        lambda a: exp(a * a / 2) * erfc(a / sqrt(2)) / 2, mpf(0), mpf("14.5"), 4, 5
+    )
+    show("normal tail / bell, above", (above, error))
+    show("normal tail / bell, below", (below, error))
     print(digits(log(2), (-15,)), digits(log(2), (-41,)))
     for k in range(4):
         print(digits(residue(26 * k), (-27, -56)))

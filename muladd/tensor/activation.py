@@ -8,7 +8,7 @@ from muladd.errors import ShapeError
 from muladd.ir import Node
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
-from muladd.tensor import precision, special
+from muladd.tensor import normal, precision, special
 from muladd.tensor.attention import attend
 from muladd.tensor.elementwise import absolute
 from muladd.tensor.handle import Handle
@@ -66,10 +66,10 @@ class Activation(Handle):
     def gelu(self, approximate: str = "none") -> Tensor:
         """x times the normal distribution function; 'tanh' is the usual approximation."""
         if approximate == "tanh":
-            return self._real(_gelu_tanh)
+            return self._real(normal.gelu_tanh)
         if approximate != "none":
             raise ShapeError(f"gelu: approximate={approximate!r}, expected 'none' or 'tanh'")
-        return self._real(special.gelu)
+        return self._real(normal.gelu)
 
     def quick_gelu(self) -> Tensor:
         """x * sigmoid(1.702 x)."""
@@ -89,7 +89,7 @@ class Activation(Handle):
 
     def silu(self) -> Tensor:
         """x * sigmoid(x)."""
-        return self._real(lambda x: g.mul(x, special.sigmoid(x)))
+        return self._real(normal.silu)
 
     def swish(self) -> Tensor:
         """The same as silu."""
@@ -263,13 +263,6 @@ def relu(x: Node) -> Node:
 def softplus(x: Node) -> Node:
     top = g.maximum(x, 0.0)
     return g.add(top, special.log1p(g.exp(g.neg(absolute(x)))))
-
-
-def _gelu_tanh(x: Node) -> Node:
-    """x sigmoid(2 z), which is x (1 + tanh(z)) / 2."""
-    cube = g.mul(g.mul(x, x), x)
-    z = g.mul(g.add(x, g.mul(cube, 0.044715)), 2 * math.sqrt(2 / math.pi))
-    return g.mul(x, special.sigmoid(z))
 
 
 def _shifted(x: Node, axis: int, masked: bool = False) -> Node:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from muladd.ir import Node, const
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
-from muladd.tensor import special
+from muladd.tensor import normal, special
 from muladd.tensor.elementwise import absolute, floor, sign_bit, trunc
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import as_operand, common, floating, is_number, widened
@@ -200,15 +200,15 @@ class Mathematics(Handle):
 
     def erf(self) -> Tensor:
         """The error function."""
-        return self._real(special.erf)
+        return self._real(normal.erf)
 
     def erfc(self) -> Tensor:
         """1 - erf(x), with full relative precision for large x."""
-        return self._real(special.erfc)
+        return self._real(normal.erfc)
 
     def erfinv(self) -> Tensor:
         """The inverse of erf, for -1 <= x <= 1."""
-        return self._real(special.erfinv)
+        return self._real(normal.erfinv)
 
     def lgamma(self) -> Tensor:
         """log |gamma(x)|."""

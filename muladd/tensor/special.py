@@ -1,4 +1,4 @@
-"""Special functions as polynomials: erf, erfc, arcus functions, expm1, log1p, the log-gamma family.
+"""Special functions as polynomials: arcus functions, expm1, log1p, tanh, the log-gamma family.
 
 The coefficients interpolate each function at Chebyshev points, computed with 40 digits, or are
 fitted by rewrite/fit.py; the *_32 sets are good to about 6e-8 relative, the *_64 sets to about
@@ -7,45 +7,16 @@ would have a poor derivative carries its exact derivative as the body's own grad
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from muladd.ir import Body, CallArg, DType, Node, const, make, ops, param
 from muladd.ir import dtype as dt
+from muladd.ir.named import LOG2_E
 from muladd.tensor import graph as g
 from muladd.tensor.elementwise import absolute, floor
 
 # fmt: off
-ERF_SMALL_32 = (
-    1.1283791658483509, -0.37612626666720334, 0.11283594715160218, -0.026854212010626412,
-    0.005189087423433974, -0.000801686428716587, 7.875875062685488e-05,
-)
-
-ERF_SMALL_64 = (
-    1.1283791670955126, -0.37612638903183754, 0.1128379167095512, -0.02686617064512984,
-    0.0052239776254232985, -0.000854832702193483, 0.00012055332902888736, -1.4925647567519332e-05,
-    1.6462045441468418e-06, -1.6364642158167616e-07, 1.4792401209404813e-08,
-    -1.216456005728345e-09, 8.709045129053106e-11, -4.230945824295338e-12,
-)
-
-# erfcx(a) (a + 3) in (a - 3) / (a + 3), where erfcx(a) = exp(a^2) erfc(a), for a up to 10 and 27
-ERFCX_32 = (
-    1.0740069150924683, -0.8833944797515869, 0.5902281403541565, -0.31046614050865173,
-    0.11952991783618927, -0.02683889865875244, -0.0012275463668629527, 0.003078427165746689,
-    -0.00048403104301542044, -0.0003255128103774041,
-)
-
-ERFCX_64 = (
-    1.0740069070883398, -0.8833944531698836, 0.5902283571040909, -0.3104672619005659,
-    0.11952776128769252, -0.026827234624532965, -0.0012124166341663043, 0.0030340620017659226,
-    -0.0005483096241432971, -0.00027677784691708407, 0.00010756108318473934,
-    3.03981331712676e-05, -1.746902208320199e-05, -4.7489704476079814e-06, 2.761543628091452e-06,
-    9.978809177619063e-07, -4.0179756082766866e-07, -2.3120594472692116e-07,
-    4.000277301001403e-08, 4.7457278546126096e-08, 2.1863421523226144e-09,
-    -5.986869449013563e-09, -1.4501254703941012e-09,
-)
-
 ATAN_32 = (
     0.9999999995535376, -0.33333322488911593, 0.19999558100363982, -0.14278576024807985,
     0.1105077127584966, -0.08785043282362845, 0.06685281517877424, -0.04392841073326746,
@@ -59,11 +30,6 @@ ATAN_64 = (
     -0.03264116292977077, 0.0259471057039563, -0.018386836817918875, 0.011122014669752633,
     -0.005484778971809356, 0.002090633535263676, -0.0005727925781292097, 9.978410811953032e-05,
     -8.26799581733715e-06,
-)
-
-ERFC_EXPONENT_32 = (
-    -0.0002765233220998198, 1.6296608448028564, 0.9134982824325562, 0.1564614176750183,
-    -0.03639610856771469, 0.006076018791645765, -0.0006386834429576993, 3.144835864077322e-05,
 )
 
 ASIN_32 = (
@@ -88,6 +54,11 @@ EXPM1_64 = (
     0.00019841270281832442, 2.4801587616145414e-05, 2.7556979476271894e-06,
     2.7557076636642725e-07, 2.517282043357941e-08, 2.0962955815976076e-09,
 )
+# e^r for |r| <= ln(2)/2, to 2e-9 (fit.py)
+EXP_SHORT = (
+    1.0000000005920204, 1.0000000361258987, 0.4999999149303717, 0.1666642083211943,
+    0.041668358032961865, 0.0083747715201001, 0.0013829420598721115,
+)
 # (tanh(x)/x - 1)/x^2 in x^2, |x| <= 0.55
 TANH_32 = (
     -0.33333316445350647, 0.13332554697990417, -0.053849413990974426, 0.021060897037386894,
@@ -102,7 +73,6 @@ TANH_64 = (
 # fmt: on
 
 PI = 3.141592653589793
-TWO_OVER_SQRT_PI = 1.1283791670955126
 
 # sum of B(2k) / (2k (2k-1)) x^(1-2k), the Stirling series of log gamma (Abramowitz & Stegun 6.1.40)
 STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
@@ -132,141 +102,11 @@ def _body(
     return Body((function(x),), (x,), name, gradient)
 
 
-# --- the error function and the normal distribution -----------------------------------------------
-
-
-def _odd(x: Node, coefficients: Sequence[float]) -> Node:
+def odd_polynomial(x: Node, coefficients: Sequence[float]) -> Node:
     """x times a polynomial in x^2 that begins near 1. x itself is added last, so that all other
     roundings are of small numbers."""
     first, *rest = coefficients
     return g.add(x, g.mul(x, g.polynomial(g.mul(x, x), (first - 1.0, *rest))))
-
-
-def _bell_of(a: Node, scale: float) -> Node:
-    """exp(-scale a^2). Rounding the square would cost a^2 units, so a is split: the square of its
-    leading bits is exact, and the rest of the square is so small that four powers of it do."""
-    half = a.dtype.mantissa // 2 + 1
-    whole = dt.int64 if a.dtype is dt.float64 else dt.int32
-    head = make(ops.AND, (g.bitcast(a, whole), const(-1 << half, whole, a.shape)))
-    head = g.bitcast(head, a.dtype)
-    rest = g.mul(g.mul(g.sub(a, head), g.add(a, head)), scale)
-    power = g.exp(g.mul(g.mul(head, head), -scale))
-    return g.mul(power, g.polynomial(rest, (1.0, -1.0, 1 / 2, -1 / 6, 1 / 24)))
-
-
-def _erfcx(a: Node, unit: float = 1.0, factor: float = 1.0) -> Node:
-    """factor exp(b^2) erfc(b) for b = a / unit >= 0."""
-    inverse = g.div(1.0, g.add(a, 3.0 * unit))
-    ratio = g.mul(g.sub(a, 3.0 * unit), inverse)
-    coefficients = [c * unit * factor for c in pick(a.dtype, ERFCX_32, ERFCX_64)]
-    return g.mul(inverse, g.polynomial(ratio, coefficients))
-
-
-def _capped(x: Node, most: float) -> Node:
-    """|x| where less than `most`, else that; NaN stays."""
-    a = absolute(x)
-    return g.where(g.gt(a, most), most, a)
-
-
-def _erf(x: Node) -> Node:
-    return _erf_64(x) if x.dtype is dt.float64 else _erf_32(x)
-
-
-def _erf_32(x: Node) -> Node:
-    """1 - 2^-p(|x|) from 1 on, with p near -log2(erfc) up to 4.1 and growing beyond, where the
-    result is 1."""
-    a = absolute(x)
-    tail = g.sub(1.0, g.exp2(g.neg(g.polynomial(a, ERFC_EXPONENT_32))))
-    large = g.where(g.lt(x, 0.0), g.neg(tail), tail)
-    return g.where(g.lt(a, 1.0), _odd(x, ERF_SMALL_32), large)
-
-
-def _erf_64(x: Node) -> Node:
-    a = _capped(x, 10.0)
-    tail = g.sub(1.0, g.mul(_bell_of(a, 1.0), _erfcx(a)))
-    large = g.where(g.lt(x, 0.0), g.neg(tail), tail)
-    return g.where(g.lt(a, 1.0), _odd(x, ERF_SMALL_64), large)
-
-
-def _erfc(x: Node) -> Node:
-    a = _capped(x, 30.0)
-    tail = g.mul(_bell_of(a, 1.0), _erfcx(a))
-    tail = g.where(g.lt(x, 0.0), g.sub(2.0, tail), tail)
-    near = g.sub(1.0, _odd(x, pick(x.dtype, ERF_SMALL_32, ERF_SMALL_64)))
-    return g.where(g.lt(a, 0.5), near, tail)
-
-
-def _normal(x: Node) -> tuple[Node, Node]:
-    """exp(-x^2 / 2) and the share of a standard normal below x, which is erfc(-x sqrt(1/2)) / 2."""
-    a = _capped(x, 40.0)
-    bell = _bell_of(a, 0.5)
-    tail = g.mul(bell, _erfcx(a, math.sqrt(2.0), 0.5))
-    tail = g.where(g.lt(x, 0.0), tail, g.sub(1.0, tail))
-    small = pick(x.dtype, ERF_SMALL_32, ERF_SMALL_64)
-    small = [c * 0.5 ** (k + 1.5) for k, c in enumerate(small)]
-    near = g.add(g.mul(x, g.polynomial(g.mul(x, x), small)), 0.5)
-    return bell, g.where(g.lt(a, 0.7), near, tail)
-
-
-def _gelu(x: Node) -> Node:
-    return g.mul(x, _normal(x)[1])
-
-
-def _gelu_derivative(x: Node, y: Node, c: Node) -> Node:
-    bell, share = _normal(x)
-    return g.mul(c, g.add(share, g.mul(g.mul(x, bell), 1 / math.sqrt(2 * PI))))
-
-
-def gelu(x: Node) -> Node:
-    """x times the normal distribution function."""
-    return with_derivative("gelu", x, _gelu, _gelu_derivative)
-
-
-def _bell(x: Node) -> Node:
-    """The derivative of erf."""
-    return g.mul(g.exp(g.neg(g.mul(x, x))), TWO_OVER_SQRT_PI)
-
-
-def _erf_derivative(x: Node, y: Node, c: Node) -> Node:
-    return g.mul(c, _bell(x))
-
-
-def _erfc_derivative(x: Node, y: Node, c: Node) -> Node:
-    return g.neg(g.mul(c, _bell(x)))
-
-
-def erf(x: Node) -> Node:
-    return with_derivative("erf", x, _erf, _erf_derivative)
-
-
-def erfc(x: Node) -> Node:
-    return with_derivative("erfc", x, _erfc, _erfc_derivative)
-
-
-def _erfinv(x: Node) -> Node:
-    """Winitzki's approximation (2008), then three Newton steps on the smaller of erf and erfc, all
-    in float64."""
-    wide = g.cast(x, dt.float64)
-    a = absolute(wide)
-    inside = g.lt(a, 1.0)
-    safe = g.where(inside, a, 0.0)
-    logarithm = g.log(g.mul(g.sub(1.0, safe), g.add(safe, 1.0)))
-    half = g.add(g.mul(logarithm, 0.5), 2 / (PI * 0.147))
-    y = g.sqrt(g.sub(g.sqrt(g.sub(g.mul(half, half), g.div(logarithm, 0.147))), half))
-    for _ in range(3):
-        near, far = g.sub(safe, _erf_64(y)), g.sub(_erfc(y), g.sub(1.0, safe))
-        error = g.where(g.lt(safe, 0.5), near, far)
-        y = g.add(y, g.div(error, _bell(y)))
-    y = g.where(inside, y, g.where(g.eq(a, 1.0), float("inf"), g.like(a, float("nan"))))
-    return g.cast(g.where(g.lt(wide, 0.0), g.neg(y), y), x.dtype)
-
-
-def _erfinv_derivative(x: Node, y: Node, c: Node) -> Node:
-    return g.div(c, _bell(y))
-
-
-def erfinv(x: Node) -> Node:
-    return with_derivative("erfinv", x, _erfinv, _erfinv_derivative)
 
 
 # --- arcus functions ------------------------------------------------------------------------------
@@ -283,7 +123,7 @@ def _atan(x: Node) -> Node:
     a = absolute(x)
     steep = g.lt(g.like(a, 1.0), a)
     t = g.where(steep, g.div(1.0, g.where(steep, a, 1.0)), a)
-    angle = _odd(t, pick(x.dtype, ATAN_32, ATAN_64))
+    angle = odd_polynomial(t, pick(x.dtype, ATAN_32, ATAN_64))
     angle = g.where(steep, _quarters_less(1, angle), angle)
     return g.where(g.lt(x, 0.0), g.neg(angle), angle)
 
@@ -301,7 +141,7 @@ def _arc(x: Node) -> tuple[Node, Node]:
     a = absolute(x)
     outer = g.gt(a, 0.5)
     t = g.where(outer, g.sqrt(g.mul(g.sub(1.0, a), 0.5)), a)
-    angle = _odd(t, pick(x.dtype, ASIN_32, ASIN_64))
+    angle = odd_polynomial(t, pick(x.dtype, ASIN_32, ASIN_64))
     return outer, g.where(outer, g.mul(angle, 2.0), angle)
 
 
@@ -379,15 +219,43 @@ def tanh(x: Node) -> Node:
     large = g.where(g.lt(x, 0.0), g.neg(large), large)
     near = g.lt(a, 0.55)
     small = g.where(near, x, 0.0)
-    return g.where(near, _odd(small, (1.0, *pick(x.dtype, TANH_32, TANH_64))), large)
+    return g.where(near, odd_polynomial(small, (1.0, *pick(x.dtype, TANH_32, TANH_64))), large)
+
+
+def short_exp(x: Node, scale: float = 1.0) -> Node:
+    """exp(scale x) for float64 numbers, good to 2e-9: float32 results need no more. Only for
+    |scale x| < 700.
+
+    Adding 1.5 * 2^52 + 1023 rounds to the whole number n and leaves n + 1023 in the lowest bits,
+    which are the exponent field of 2^n.
+    """
+    magic = 1.5 * 2.0**52 + 1023
+    shifted = g.stop(g.add(g.mul(x, scale * LOG2_E), magic))
+    rest = g.sub(x, g.mul(g.sub(shifted, magic), g.LN_2 / scale))
+    power = g.bitcast(g.mul(g.bitcast(shifted, dt.int64), 1 << 52), dt.float64)
+    return g.mul(power, g.polynomial(rest, [c * scale**k for k, c in enumerate(EXP_SHORT)]))
+
+
+def _sigmoid(x: Node) -> Node:
+    if x.dtype is dt.float64:
+        negative = g.lt(x, 0.0)
+        e = g.exp(g.where(negative, x, g.neg(x)))
+        return g.div(g.where(negative, e, 1.0), g.add(e, 1.0))
+    x = g.where(g.gt(x, 600.0), 600.0, x)
+    wide = g.cast(g.where(g.lt(x, -600.0), -600.0, x), dt.float64)
+    return g.cast(g.div(1.0, g.add(short_exp(wide, -1.0), 1.0)), x.dtype)
+
+
+def _sigmoid_derivative(x: Node, y: Node, c: Node) -> Node:
+    """e / (1 + e)^2 with e = exp(-|x|), which neither overflows nor cancels as y (1 - y) does."""
+    e = g.exp(g.neg(absolute(x)))
+    share = g.div(1.0, g.add(e, 1.0))
+    return g.mul(c, g.mul(g.mul(e, share), share))
 
 
 def sigmoid(x: Node) -> Node:
-    """1 / (1 + exp(-x)), written over exp(-|x|), which neither overflows nor has NaN derivatives.
-    """
-    negative = g.lt(x, 0.0)
-    e = g.exp(g.where(negative, x, g.neg(x)))
-    return g.div(g.where(negative, e, 1.0), g.add(e, 1.0))
+    """1 / (1 + exp(-x))."""
+    return with_derivative("sigmoid", x, _sigmoid, _sigmoid_derivative)
 
 
 # --- gamma ----------------------------------------------------------------------------------------
@@ -448,6 +316,6 @@ def digamma(x: Node) -> Node:
 
 
 __all__ = [
-    "acos", "asin", "atan", "digamma", "erf", "erfc", "erfinv", "expm1", "gelu", "lgamma",
-    "log1p", "sigmoid", "tanh", "with_derivative",
+    "acos", "asin", "atan", "digamma", "expm1", "lgamma", "log1p", "odd_polynomial", "pick",
+    "short_exp", "sigmoid", "tanh", "with_derivative",
 ]  # fmt: skip

@@ -1,12 +1,14 @@
 """The table of docs/accuracy.md, asserted: the greatest error of each function at samples."""
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from muladd import config
 from muladd.tensor import Tensor
 
 mpmath = pytest.importorskip("mpmath")
@@ -67,3 +69,34 @@ def worst(name: str, low: float, high: float, dtype: type, count: int, seed: int
 def test_the_greatest_error_is_as_documented(name, limits, bounds):
     for dtype, bound in zip((np.float32, np.float64), bounds):
         assert worst(name, *limits, dtype, 1000) <= bound, dtype.__name__
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# in float64: float32 arguments down to where results are 0
+WIDE = {
+    "exp": (-103.9, 88.7, np.exp),
+    "tanh": (-20, 20, np.tanh),
+    "log": (1e-38, 100, np.log),
+    "sigmoid": (-103.9, 90, logistic),
+    "silu": (-108, 90, lambda x: x * logistic(x)),
+    "gelu": (-14.6, 14, lambda x: x * np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2),
+    "gelu_tanh": (-10.6, 14,
+                  lambda x: x * logistic(math.sqrt(8 / math.pi) * (x + 0.044715 * x**3))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", ["fast", "exact"])
+@pytest.mark.parametrize("name", WIDE)
+def test_float32_is_within_two_units_over_many_points(name, profile):
+    low, high, exact = WIDE[name]
+    x = samples(low, high, np.float32, 100_000, seed=1)
+    with config.context(PROFILE=profile):
+        got = FUNCTIONS.get(name, lambda t: getattr(t, name)())(Tensor(x)).numpy()
+    right = exact(x.astype(np.float64))
+    unit = np.spacing(np.abs(right).astype(np.float32)).astype(np.float64)
+    bound = next(bounds[0] for row, _, bounds in TABLE if row == name)
+    assert bound <= 2
+    assert np.max(np.abs(got - right) / unit) <= bound
