@@ -25,7 +25,7 @@ import numpy as np
 from muladd import config
 from muladd import device as devices
 from muladd.device.machine import usable_cores
-from muladd.errors import FormatError
+from muladd.errors import FormatError, OutOfMemory
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
 from muladd.formats.quant import Kind
@@ -145,7 +145,7 @@ def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift
 
 
 def _finite(x: np.ndarray) -> bool:
-    """Whether there is neither NaN nor infinity: a thousandth of the time that laying takes."""
+    """Whether there is neither NaN nor infinity. It takes a thirtieth of the time of laying."""
     if x.dtype == np.float16:  # whose arithmetic is slow
         return int((x.view(np.uint16) & 0x7C00).max()) < 0x7C00
     return bool(np.isfinite(x).all())
@@ -189,7 +189,11 @@ def _empty(shape: tuple[int, ...], kind: dt.DType) -> tuple[np.ndarray, Callable
 def memory_of(nbytes: int, huge: bool) -> np.ndarray:
     """uint8 (nbytes,) of zeros, which the system gives as they are touched, a page at a time: 2 MB,
     if it has such, or 4096 bytes."""
-    mapped = mmap.mmap(-1, max(nbytes, 1), **_OWN)
+    try:
+        mapped = mmap.mmap(-1, max(nbytes, 1), **_OWN)
+    except OSError as error:
+        raise OutOfMemory(f"memory: there are no {nbytes / 2**30:,.1f} GiB ({error.strerror}); "
+                          "choose a smaller model or context, or fewer tokens") from None
     advice = getattr(mmap, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", None)
     if advice is not None:
         with contextlib.suppress(OSError):  # a system without huge pages

@@ -138,7 +138,11 @@ class Engine:
                 self._logits(found[0])
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take jobs, all or none. Raises Busy."""
+        """Take jobs, all or none. Raises Busy, and ArgumentError for more than there is ever room
+        for."""
+        if len(jobs) > self.queue + self.slots:
+            raise ArgumentError(f"{len(jobs)} texts are asked for at a time; expected at most "
+                                f"{self.queue + self.slots}")  # fmt: skip
         with self._changed:
             if self._closed or self._end < float("inf"):
                 raise Busy("the server is stopping; ask another, or later")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -64,15 +64,19 @@ class Service:
         elif len(text) > self.context:
             raise self._too_long(str(len(text)), param)
         else:
-            found, count = text, self.engine.model.decoder.embedding.shape[0]
-            if wrong := [i for i in found if not 0 <= i < count]:
-                raise ApiError(f"{param} holds {wrong[0]}; expected ids from 0 to {count - 1}",
-                               param=param)  # fmt: skip
+            found = text
+            self._check_ids(found, param)
         if not found:
             raise ApiError(f"{param} is empty; give some text", param=param)
         if len(found) + room > self.context:
             raise self._too_long(str(len(found)), param)
         return found
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        count = self.engine.model.decoder.embedding.shape[0]
+        if wrong := [i for i in ids if not 0 <= i < count]:
+            raise ApiError(f"{param} holds {wrong[0]}; expected ids from 0 to {count - 1}",
+                           param=param)  # fmt: skip
 
     def _encoded(self, text: str, param: str) -> list[int]:
         """A text's ids. One that is far too long is known by its length, or by its beginning."""
@@ -106,12 +110,13 @@ class Service:
             try:
                 bound = json_constraint(self.tokenizer, None if schema is True else schema)
             except ArgumentError as error:
-                raise ApiError(str(error), param="response_format") from None
+                raise ApiError(str(error), param=param) from None
             options = replace(options, constraint=bound)
         return self.ids(text, "messages"), options
 
     def jobs(self, asked: api.Asked, prompts: Sequence[list[int]], options: Options) -> list[Job]:
-        """A job for each choice of each prompt; seeds of choices differ."""
+        """A job for each choice of each prompt; seeds of choices differ. Raises ApiError."""
+        self._check_ids(options.logit_bias, "logit_bias")
         sampling = options.sampling
         each = [options] * asked.count
         if sampling.seed is not None:
@@ -188,7 +193,7 @@ class Events:
             job.emit = partial(self._emit, i)
         try:
             engine.submit(jobs)
-        except Busy as error:
+        except MuladdError as error:
             raise _told(error) from None
 
     def _emit(self, i: int, event: Event) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.small_llama import write_small
 
-from muladd.errors import MuladdError
+from muladd.errors import ArgumentError, MuladdError
 from muladd.llm.generate import LanguageModel
 from muladd.llm.model import Decoder
 from muladd.llm.pages import PAGE

@@ -134,6 +134,8 @@ def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
     assert run("--name", "two", "--embeddings", str(tmp_path / "two")) == 2
     assert "both models would be called 'two'" in capsys.readouterr().err
     assert cli.main(["serve", str(tmp_path / "none.gguf")]) == 1
+    assert run("--port", "0", "--tokens", str(1 << 45)) == 1
+    assert "choose a smaller model or context, or fewer tokens" in capsys.readouterr().err
     for wrong in (["--slots", "0"], ["--slots", "65"], ["--timeout", "-1"], ["--cache", "int3"],
                   ["--port", "70000"], ["--port", "-1"], ["--context", "0"]):
         with pytest.raises(SystemExit) as code:
