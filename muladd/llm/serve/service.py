@@ -104,7 +104,9 @@ class Service:
             text = self.tokenizer.chat(messages, offered or None)
         except MuladdError as error:
             raise ApiError(str(error), param="messages") from None
-        schema = tools.schema(asked.tools) if asked.tool_choice == "required" else asked.schema
+        schema, param = asked.schema, "response_format"
+        if asked.tool_choice == "required":
+            schema, param = tools.schema(asked.tools), "tools"
         options = asked.options
         if schema is not None:
             try:

@@ -132,6 +132,8 @@ def test_limits(engine):
         engine.submit([Answer([1], most(1)), late := Answer([1], most(1), deadline=0.0)])
         with pytest.raises(Busy, match="2 requests are waiting"):
             engine.submit([Answer([1], most(1))])
+    with pytest.raises(ArgumentError, match="4 texts are asked for at a time; expected at most 3"):
+        engine.submit([Answer([1], most(1)) for _ in range(4)])
     with pytest.raises(Late):
         late.pieces()
     engine.drain(0.0)
