@@ -12,7 +12,7 @@ To read the folder, in this order (each file before those that it stands on):
     training     finetune.py: dataset.py, training.py, adapters.py (LoRA), merge.py
     embeddings   embeddings.py: encoder.py
     commands     chat.py, embed.py, finetune_command.py, perplexity.py, bench.py: options.py,
-                 extras.py (packages that are not there)
+                 extras.py (packages that are not there), checks.py
     a server     serve/command.py: app.py (HTTP), service.py, api.py and answers.py (OpenAI's API),
                  engine.py and sharing.py (many conversations in one step), tools.py, metrics.py;
                  load.py tests one under load

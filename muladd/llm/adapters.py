@@ -22,6 +22,7 @@ from muladd.errors import ArgumentError, FormatError
 from muladd.formats import safetensors
 from muladd.formats.checkpoint import read_json
 from muladd.formats.stored import write_atomically
+from muladd.llm.checks import check_number
 from muladd.llm.model import Config, Decoder
 from muladd.llm.weights import numbers
 from muladd.llm.weights import sizes as sizes_of
@@ -65,8 +66,7 @@ class LoRA:
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ArgumentError(f"LoRA: rank is {self.rank!r:.40}; expected a whole number from 1")
+        check_number("LoRA", "rank", self.rank, 1)
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise ArgumentError(f"LoRA: alpha is {self.alpha!r:.40}; expected a number above 0")
         if not 0 <= self.dropout < 1:

@@ -16,6 +16,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError, FormatError, MuladdError
 from muladd.formats.stored import map_file
+from muladd.llm.checks import check_number
 from muladd.llm.template import check_messages
 from muladd.llm.tokenizer import Tokenizer
 
@@ -44,8 +45,7 @@ def read(
     """
     if long not in LONG:
         raise ArgumentError(f"data: long is {long!r:.40}; expected one of {', '.join(LONG)}")
-    if length < 2:
-        raise ArgumentError(f"data: length is {length}; expected at least 2 tokens")
+    check_number("data", "length", length, 2)
     where = os.fspath(path)
     found: list[Example] = []
     for number, line in enumerate(bytes(map_file(path, "data")).split(b"\n"), 1):

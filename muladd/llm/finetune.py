@@ -20,6 +20,7 @@ from muladd.formats import safetensors
 from muladd.formats.stored import map_file
 from muladd.llm import dataset, merge
 from muladd.llm.adapters import WEIGHTS, Adapter, LoRA
+from muladd.llm.checks import check_number
 from muladd.llm.dataset import Rows
 from muladd.llm.model import Decoder
 from muladd.llm.opening import Opened, opened
@@ -62,24 +63,18 @@ class Settings:
     recompute: bool = True
 
     def __post_init__(self) -> None:
-        whole = ("batch", "accumulate", "epochs", "save_every")
-        for name in (*whole, *(["steps"] if self.steps is not None else [])):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentError(f"finetune: {name} is {value!r:.40}; expected a whole number "
-                                    "from 1 on")  # fmt: skip
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ArgumentError(f"finetune: seed is {self.seed!r:.40}; expected a whole number "
-                                "from 0 on")  # fmt: skip
+        for name in ("batch", "accumulate", "epochs", "save_every"):
+            check_number("finetune", name, getattr(self, name), 1)
+        if self.steps is not None:
+            check_number("finetune", "steps", self.steps, 1)
+        check_number("finetune", "seed", self.seed, 0)
         for name in ("warmup", "validation"):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ArgumentError(f"finetune: {name} is {value!r:.40}; expected a part of the "
                                     "whole, 0 to below 1")  # fmt: skip
         for name in ("decay", "clip"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ArgumentError(f"finetune: {name} is {value!r:.40}; expected 0 or more")
+            check_number("finetune", name, getattr(self, name), 0, whole=False)
 
     @property
     def peak_rate(self) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from muladd.errors import ArgumentError, FormatError, IndexingError
 from muladd.garbage import uncollected
 from muladd.llm import adapters
+from muladd.llm.checks import check_number
 from muladd.llm.constrain import Constraint, json_constraint
 from muladd.llm.model import Config, Decoder
 from muladd.llm.opening import opened
@@ -169,9 +170,8 @@ class LanguageModel:
         if not all(isinstance(s, str) and s for s in stops):
             raise ArgumentError(f"generate: stop is {stop!r:.60}; expected texts, none empty")
         for name, value, least in (("max_tokens", max_tokens, 1), ("logprobs", logprobs, 0)):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ArgumentError(f"generate: {name} is {value!r:.40}; expected a whole number "
-                                    f"from {least} on")  # fmt: skip
+            if value is not None:
+                check_number("generate", name, value, least)
         limits = self._constraint(json_schema, json, constraint)
         ids = self._checked(self._encoded(prompt) if isinstance(prompt, str) else prompt)
         options = Options(chosen, max_tokens, stops, logprobs, constraint=limits)

@@ -16,6 +16,7 @@ from muladd import config
 from muladd.errors import ArgumentError, FormatError
 from muladd.formats import gguf
 from muladd.formats.quant import KINDS
+from muladd.llm.checks import check_number
 from muladd.llm.generate import LanguageModel, load
 from muladd.llm.model import Decoder
 from muladd.llm.opening import Opened, opened
@@ -72,13 +73,10 @@ def measure(
     """
     prefix = [] if first is None else [first]
     context = min(model.context, WINDOW) if context is None else context
-    if not isinstance(context, int) or not 2 + len(prefix) <= context <= model.context:
-        raise ArgumentError(f"perplexity: context is {context!r:.40}; expected {2 + len(prefix)} "
-                            f"to {model.context} tokens")  # fmt: skip
+    check_number("perplexity", "context", context, 2 + len(prefix), model.context)
     room = context - len(prefix)
     stride = max(1, context // 2) if stride is None else stride
-    if not isinstance(stride, int) or not 1 <= stride < room + len(prefix):
-        raise ArgumentError(f"perplexity: stride is {stride!r:.40}; expected 1 to {context - 1}")
+    check_number("perplexity", "stride", stride, 1, context - 1)
     if len(ids) < 2:
         raise ArgumentError(f"perplexity: the text has {len(ids)} tokens; expected two or more")
     found: list[np.ndarray] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from muladd.errors import ArgumentError
+from muladd.llm.checks import check_number
 
 _RANGES = {
     "temperature": (0.0, 100.0), "top_k": (0, 1 << 31), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
@@ -37,11 +37,8 @@ class Sampling:
             value, (low, high) = getattr(self, field.name), _RANGES[field.name]
             if field.name == "seed" and value is None:
                 continue
-            kinds = (int,) if field.name in ("top_k", "seed") else (int, float)
-            wrong = isinstance(value, bool) or not isinstance(value, kinds)
-            if wrong or not low <= value <= high:
-                raise ArgumentError(f"sampling: {field.name} is {value!r:.40}; expected a number "
-                                    f"from {low} to {high}")  # fmt: skip
+            whole = field.name in ("top_k", "seed")
+            check_number("sampling", field.name, value, low, high, whole)
 
 
 class Sampler:

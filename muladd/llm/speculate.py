@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from muladd.errors import ArgumentError
+from muladd.llm.checks import check_number
 from muladd.llm.writing import Writer
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ class Ahead:
 
 def ahead(model: LanguageModel, draft: Any, guesses: int | None) -> Ahead | None:
     """What options ask for: `draft` is None, or as in `drafting`."""
-    if guesses is not None and (not isinstance(guesses, int) or not 1 <= guesses <= 63):
-        raise ArgumentError(f"generate: draft_tokens is {guesses!r:.40}; expected 1 to 63")
+    if guesses is not None:
+        check_number("generate", "draft_tokens", guesses, 1, 63)
     return None if draft is None else Ahead(model, drafting(model, draft), guesses or GUESSES)
 
 

@@ -60,7 +60,7 @@ def test_every_window_begins_with_bos(model):
 
 
 def test_misuse(model):
-    for given, words in (({"context": 1}, "context is 1"), ({"context": 999}, "2 to 256 tokens"),
+    for given, words in (({"context": 1}, "context is 1"), ({"context": 999}, "from 2 to 256"),
                          ({"stride": 0}, "stride is 0"),
                          ({"context": 20, "stride": 20}, "1 to 19")):  # fmt: skip
         with pytest.raises(ArgumentError, match=words):

@@ -20,7 +20,8 @@ from itertools import islice
 
 import numpy as np
 
-from muladd.errors import ArgumentError, MuladdError
+from muladd.errors import MuladdError
+from muladd.llm.checks import check_number
 from muladd.llm.generate import LanguageModel
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
 from muladd.llm.serve.sharing import Sharing
@@ -101,8 +102,7 @@ class Engine:
         tokens: int | None = None, cache: str = "float32",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        if not 1 <= slots <= SIZES[-1]:
-            raise ArgumentError(f"engine: slots is {slots}; expected 1 to {SIZES[-1]}")
+        check_number("engine", "slots", slots, 1, SIZES[-1])
         self.model, self.slots, self.queue, self.clock = model, slots, queue, clock
         context = -(-model.context // PAGE)
         count = slots * context if tokens is None else max(context, -(-tokens // PAGE))
