@@ -20,7 +20,7 @@ from itertools import islice
 
 import numpy as np
 
-from muladd.errors import MuladdError
+from muladd.errors import ArgumentError, MuladdError
 from muladd.llm.checks import check_number
 from muladd.llm.generate import LanguageModel
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text
