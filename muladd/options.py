@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from muladd.errors import FormatError
 
@@ -40,18 +42,24 @@ def lines() -> Iterator[str]:
                           "convert the text first") from None  # fmt: skip
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("a whole number from 1 on")
-    return value
+def number(kind: type, right: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """What reads a number of a kind; of others, and those that are not right, it says what was
+    expected."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not right(value):
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is given; expected {expected}")
+        return value
+
+    return read
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("a number of seconds above 0")
-    return value
+positive = number(int, lambda n: n > 0, "a whole number from 1 on")
+seconds = number(float, lambda x: 0 < x < math.inf, "a number of seconds above 0")
 
 
 def new_file(text: str) -> Path:

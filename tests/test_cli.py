@@ -50,6 +50,18 @@ def test_wrong_usage_is_2(given, capsys):
     assert "usage:" in err
 
 
+@pytest.mark.parametrize("given, words", [
+    (["demo", "--epochs", "0"], "--epochs: '0' is given; expected a whole number from 1 on"),
+    (["demo", "--epochs", "x"], "--epochs: 'x' is given; expected a whole number from 1 on"),
+    (["tune", "demo", "--seconds", "nan"], "'nan' is given; expected a number of seconds above 0"),
+    (["serve", "m", "--port", "70000"], "--port: '70000' is given; expected 0 to 65535"),
+    (["serve", "m", "--slots", "65"], "--slots: '65' is given; expected 1 to 64"),
+])  # fmt: skip
+def test_a_number_that_does_not_fit_is_told_with_what_does(given, words, capsys):
+    code, _, err = run(capsys, *given)
+    assert code == 2 and words in err
+
+
 @pytest.mark.parametrize("path,message", [
     ("nowhere/weights.safetensors", "there is no folder nowhere; make it first"),
     (".", ". is a folder; give a file's name"),

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     if schema is not None:
         options["constraint"] = json_constraint(model.tokens(), schema)
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
+    model.tokens().chat([*talk.messages, {"role": "user", "content": "Hi"}])  # who cannot, says so
     talk.run()
     if given.json:
         print(json.dumps({"messages": talk.messages}))

@@ -126,7 +126,9 @@ def _check_output(
     """Before the work, not after it."""
     if output.exists() and not output.is_dir():
         raise ArgumentError(f"finetune: {output} is a file; expected a folder to write to")
-    to = output / WEIGHTS if settings.lora else merge.target(model, output)
+    to = output / WEIGHTS
+    if settings.lora is None:
+        to = merge.target(model, output if model.is_dir() else output / "model.gguf")
     begun = (output / STATE).exists()
     if begun and not (resume or overwrite):
         raise ArgumentError(f"finetune: {output} holds a training that was interrupted; --resume "

@@ -76,6 +76,9 @@ def target(model: Path, output: str | os.PathLike[str]) -> Path:
     to = Path(output)
     if not model.is_dir() and (to.is_dir() or not to.suffix):
         to = to / "model.gguf"
+    elif not model.is_dir() and to.suffix != ".gguf":
+        raise ArgumentError(f"merge: {to} is to be a GGUF file; give a name that ends in .gguf, or "
+                            "a folder that is there")  # fmt: skip
     if to.exists() and to.samefile(model):
         raise ArgumentError(f"merge: {to} is the model itself; give another name")
     return to

@@ -158,6 +158,8 @@ def _first(model: LanguageModel) -> int | None:
 def main(arguments: Sequence[str]) -> int:
     """The command; gives the exit code."""
     given = _parser().parse_args(arguments)
+    if given.embedding and not given.kinds:
+        raise ArgumentError("perplexity: --embedding is one of --kinds' matrices; give these, too")
     out = sys.stderr if given.json else sys.stdout
     text = _text(given.text)
     with config.threads(given.threads):

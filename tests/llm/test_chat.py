@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+from support.small_llama import write_small
 from support.talker import write_talker
 
 from muladd import cli
@@ -87,6 +88,12 @@ def test_a_line_of_a_pipe_without_an_answer_is_a_failure(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
     assert cli.main(["chat", str(path), "--max-tokens", "2"]) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_talk_says_so_at_once(tmp_path, capsys):
+    assert cli.main(["chat", str(write_small(tmp_path / "small.gguf"))]) == 2
+    told = capsys.readouterr()
+    assert "without a tokenizer" in told.err and not told.out
 
 
 def test_nobody_has_said_anything(model):

@@ -407,6 +407,8 @@ def test_the_commands(talker, tmp_path, capsys, monkeypatch):
     assert cli.main([*given, "--overwrite", "--targets", "none"]) == 2
     assert cli.main(["finetune", str(talker), str(tmp_path / "no.jsonl"), "--length", "9"]) == 1
     assert "is the model itself" in capsys.readouterr().err
+    assert cli.main(["merge", str(talker), str(out), str(tmp_path / "m.safetensors")]) == 2
+    assert "give a name that ends in .gguf" in capsys.readouterr().err
     # what is there already stays, unless told otherwise
     again = ["merge", str(talker), str(out), merged]
     for command in (again, given, [*given, "--resume"]):

@@ -102,6 +102,14 @@ def test_the_command(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_options_that_do_not_fit(capsys):
+    assert cli.main(["perplexity", "m.gguf", "text.txt", "--embedding", "Q8_0"]) == 2
+    assert "--embedding is one of --kinds' matrices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["perplexity", "m.gguf", "text.txt", "--context", "2"])
+    assert "'2' is given; expected 3 tokens or more" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_probabilities_are_those_of_llama_cpp(smollm, tmp_path):
     """Both get the same weights as floats; llama.cpp is asked for all probabilities of each next

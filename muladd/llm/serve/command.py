@@ -21,7 +21,7 @@ from muladd.llm.extras import wanted
 from muladd.llm.generate import load
 from muladd.llm.options import share
 from muladd.llm.serve.engine import SIZES, Engine
-from muladd.options import command, positive, seconds
+from muladd.options import command, number, positive, seconds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -147,12 +147,14 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--embeddings-name", default=None, help="its name for clients (default: the folder's)")
     add("--host", default="127.0.0.1", help="where to listen (default: %(default)s: this machine "
         "only; 0.0.0.0: every network, then set a key)")  # fmt: skip
-    add("--port", type=_port, default=8080, help="default: %(default)s; 0: any that is free")
+    add("--port", type=number(int, lambda n: 0 <= n < 1 << 16, "0 to 65535"),
+        default=8080, help="default: %(default)s; 0: any that is free")
     add("--name", default=None, help="the model's name for clients (default: the file's)")
     add("--api-key", default=None, help="what clients must send (others on this machine can see "
         "it here; better use a file)")  # fmt: skip
     add("--api-key-file", default=None, metavar="FILE", help="a file with the API key")
-    add("--slots", type=_slots, default=16, help=f"requests answered at a time, 1 to {SIZES[-1]} "
+    add("--slots", type=number(int, lambda n: 0 < n <= SIZES[-1], f"1 to {SIZES[-1]}"), default=16,
+        help=f"requests answered at a time, 1 to {SIZES[-1]} "
         "(default: %(default)s)")  # fmt: skip
     add("--queue", type=positive, default=256, help="requests that may wait; more are told to "
         "come again (default: %(default)s)")  # fmt: skip
@@ -168,17 +170,3 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
     add("--grace", type=seconds, default=30.0, help="seconds that requests on their way have to "
         "finish when the server is stopped (default: %(default)s)")  # fmt: skip
     return parser
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 1 << 16:
-        raise argparse.ArgumentTypeError("a whole number from 0 to 65535")
-    return value
-
-
-def _slots(text: str) -> int:
-    value = positive(text)
-    if value > SIZES[-1]:
-        raise argparse.ArgumentTypeError(f"at most {SIZES[-1]}")
-    return value
