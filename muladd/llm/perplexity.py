@@ -23,7 +23,7 @@ from muladd.llm.opening import Opened, opened
 from muladd.llm.options import share
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.weights import Stored, numbers
-from muladd.options import command, positive
+from muladd.options import command, number, positive
 from muladd.progress import Bar
 
 WINDOW = 512  # tokens that are seen at a time, where a model has as many
@@ -240,7 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     share(parser, "model")
     parser.add_argument("text", help="a file of UTF-8, or - for standard input")
-    share(parser, "--context", help="tokens seen at a time (default: 512)")
+    share(parser, "--context", help="tokens seen at a time (default: 512)",
+          type=number(int, lambda n: n > 2, "3 tokens or more"))  # fmt: skip
     parser.add_argument("--stride", type=positive, default=None,
                         help="tokens from window to window (default: half a context)")  # fmt: skip
     parser.add_argument("--tokens", type=positive, default=None,
