@@ -145,11 +145,6 @@ class _Writer:
     def bits(self, a: Node) -> Node:
         return make(ops.BITCAST, (a,), None, dt.int32 if a.dtype is dt.float32 else dt.int64)
 
-    def unsigned(self, a: Node) -> Node:
-        """The bits of a number above zero: machines shift them right in one instruction."""
-        unsigned = dt.uint32 if self.dtype is dt.float32 else dt.uint64
-        return make(ops.BITCAST, (a,), None, unsigned)
-
     def float_of(self, a: Node) -> Node:
         return make(ops.BITCAST, (a,), None, self.dtype)
 
@@ -212,9 +207,9 @@ def _whole_power(w: _Writer, x: Node) -> tuple[Node, Node, Node]:
     magic = f.round_whole + 2 * f.bias
     shifted = w.add(x, magic)
     n = w.add(shifted, -magic)
-    fields = w.unsigned(shifted)
+    fields = w.bits(shifted)
     down = w.shift_right(fields, 1)
-    up = w.add(fields, w.mul(down, fields.dtype.max))
+    up = w.add(fields, w.mul(down, -1))
     first, second = (w.float_of(w.shift_left(half, f.mantissa)) for half in (down, up))
     return n, first, second
 
@@ -232,11 +227,9 @@ def log2(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
     up = f.mantissa
     tiny = w.less(x, 2.0 ** (1 - f.bias))
     scaled = w.where(tiny, w.mul(x, 2.0**up), x)
-    lift = 2 * f.bias + 2  # keeps the exponent above zero until it is a float
-    offset = (lift << f.mantissa) - f.root_half_bits
-    fields = w.add(w.bits(scaled), w.where(tiny, offset - (up << f.mantissa), offset, f.integer))
-    lifted = make(ops.BITCAST, (w.shift_right(w.unsigned(fields), f.mantissa),), None, f.integer)
-    exponent = w.add(w.cast(lifted, w.dtype), -lift)
+    offset = w.where(tiny, -f.root_half_bits - (up << f.mantissa), -f.root_half_bits, f.integer)
+    fields = w.add(w.bits(scaled), offset)
+    exponent = w.cast(w.shift_right(fields, f.mantissa), w.dtype)
     mantissa = w.add(w.both_bits(fields, (1 << f.mantissa) - 1), f.root_half_bits)
     part = w.add(w.float_of(mantissa), -1.0)
     value = w.add(exponent, w.mul_add(part, w.horner(part, f.log2), part))
