@@ -53,7 +53,7 @@ def measure(model: LanguageModel, prompt: int, decode: int, repeat: int = 3) -> 
         text = [*ids]
         for _ in range(decode):
             text.append(int(logits.argmax()))
-            logits = model.next_logits(text)
+            logits = model.after(text)
         said = time.perf_counter()
         if i == 0:
             first = read - start
