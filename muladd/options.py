@@ -36,10 +36,10 @@ def lines() -> Iterator[str]:
     """The lines of standard input, as they come. Raises FormatError for what is no text."""
     try:
         for line in sys.stdin:
+            line.encode()  # some locales let any byte in
             yield line.removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"standard input: byte {error.object[error.start]:#04x} is no UTF-8; "
-                          "convert the text first") from None  # fmt: skip
+    except UnicodeError as error:
+        raise FormatError(f"standard input: is no UTF-8 ({error}); convert it first") from None
 
 
 def number(kind: type, right: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,7 +68,8 @@ class Chat:
         lines = [self.ask("> ")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            lines.append(self.ask(". "))
+            with suppress(EOFError):  # what was said until then is said
+                lines.append(self.ask(". "))
         return "\n".join(lines)
 
     def answer(self, text: str) -> str:

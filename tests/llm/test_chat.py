@@ -44,6 +44,8 @@ def test_a_conversation(model):
     roles = [m["role"] for m in chat.messages]
     assert roles == ["user", "assistant"] * 2 and chat.messages[0]["content"] == "hi\nthere"
     assert out.count("tokens/s") == 2 and "/clear" in out
+    chat, _ = talk(model, ["the input ends\\"], max_tokens=4)
+    assert [m["content"] for m in chat.messages][:1] == ["the input ends"]
     chat, _ = talk(model, ["hi", "/clear", "/quit", "no"], max_tokens=2, system="Be kind.")
     assert chat.messages == [{"role": "system", "content": "Be kind."}]
 
@@ -79,7 +81,7 @@ def test_the_command_gives_the_conversation_as_json(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize("given, code, words", [
     (b"hi\n", 0, ""), (b"hi\n" + b"a" * 300 + b"\n", 1, "there is room for 256"),
-    (b"\xff\n", 1, "byte 0xff is no UTF-8"), (b"", 0, ""),
+    (b"\xff\n", 1, "standard input: is no UTF-8"), (b"", 0, ""),
 ])  # fmt: skip
 def test_a_line_of_a_pipe_without_an_answer_is_a_failure(
     given, code, words, tmp_path, capsys, monkeypatch

@@ -166,9 +166,11 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for given in (["abc", "--query", "fgh"], ["--query", "fgh", "abc"]):
         assert cli.main(["embed", str(tmp_path), *given]) == 0
         assert capsys.readouterr().out.endswith("  abc\n")
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), "utf-8"))
-    assert cli.main(["embed", str(tmp_path)]) == 1
-    assert "standard input: byte 0xff is no UTF-8" in capsys.readouterr().err
+    for errors in ("strict", "surrogateescape"):
+        given = io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), "utf-8", errors)
+        monkeypatch.setattr("sys.stdin", given)
+        assert cli.main(["embed", str(tmp_path)]) == 1
+        assert "standard input: is no UTF-8" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert cli.main(["embed", str(tmp_path)]) == 2
     assert "no texts" in capsys.readouterr().err
