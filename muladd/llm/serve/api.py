@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -332,17 +332,17 @@ def _format(fields: Fields) -> Any:
 def _texts(fields: Fields, name: str) -> list[str | list[int]]:
     """A text, ids, or a list of either, as a list."""
     given = fields.take(name)
-    is_ids: Callable[[Any], bool] = lambda x: (  # noqa: E731
-        isinstance(x, list) and bool(x)
-        and all(isinstance(i, int) and not isinstance(i, bool) for i in x)
-    )  # fmt: skip
-    texts = [given] if isinstance(given, str) or is_ids(given) else given
+    texts = [given] if isinstance(given, str) or _is_ids(given) else given
     if not isinstance(texts, list) or not 1 <= len(texts) <= MOST_PROMPTS \
-            or not all(isinstance(t, str) or is_ids(t) for t in texts):  # fmt: skip
+            or not all(isinstance(t, str) or _is_ids(t) for t in texts):  # fmt: skip
         raise fields.wrong(name, given, f"a text, ids, or up to {MOST_PROMPTS} of either")
     if "" in texts:
         raise ApiError(f"{name} is empty; give some text", param=name)
     return texts
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, list) and set(map(type, given)) == {int}  # (quick: there may be many)
 
 
 def _name(value: Any) -> str:
