@@ -60,6 +60,7 @@ Ctrl-C and SIGTERM.
 OWN: dict[str, tuple[str, str, str]] = {
     "bench": ("muladd.bench", "main", "measure, beside PyTorch where it is installed"),
     "bench llm": ("muladd.llm.bench", "main", ""),
+    "bench serve": ("muladd.llm.serve.bench", "main", ""),
     "bench embeddings": ("muladd.bench.embeddings", "main", ""),
     "chat": ("muladd.llm.chat", "main", "talk to a language model in the terminal"),
     "download": ("muladd.llm.hub", "main", "bring a model of a hub to this machine"),

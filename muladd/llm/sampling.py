@@ -13,6 +13,9 @@ _RANGES = {
     "repetition_penalty": (0.01, 100.0), "seed": (0, 1 << 63),
 }  # fmt: skip
 
+_COLDEST = 1e-30  # a temperature that can be divided by in float32
+_BLOCK = 256  # weights that are added up at a time
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -60,39 +63,66 @@ class Sampler:
             logits = penalized(logits, before, s.repetition_penalty)
         if s.temperature == 0.0:
             return int(logits.argmax())
-        probabilities = self.probabilities(logits)
-        return int(self._random.choice(len(probabilities), p=probabilities))
+        ids, weights = self._kept(logits)
+        at = _drawn(weights, self._random.random())
+        return at if ids is None else int(ids[at])
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The probabilities that tokens are drawn with, float64 (vocabulary,)."""
+        ids, weights = self._kept(logits)
+        found = np.zeros(len(logits))
+        found[slice(None) if ids is None else ids] = weights
+        return found / found.sum()
+
+    def _kept(self, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """(ids, how likely each is, of which the likeliest is 1) of those that stay; None: all."""
         s = self.settings
-        scores = logits.astype(np.float64) / s.temperature
-        if 0 < s.top_k < len(scores):
-            least = np.partition(scores, -s.top_k)[-s.top_k]
-            scores = np.where(scores >= least, scores, -np.inf)
-        probabilities = np.exp(scores - scores.max())
-        probabilities /= probabilities.sum()
+        scores = np.subtract(logits, logits.max(), dtype=np.float32)
+        scores /= np.float32(max(s.temperature, _COLDEST))
+        weights = np.exp(scores, out=scores)
+        if not (0 < s.top_k < len(logits) or s.top_p < 1.0):
+            if s.min_p == 0.0:
+                return None, weights
+            ids = np.flatnonzero(weights >= s.min_p)
+            return ids, weights[ids]
+        ids, kept = _likeliest(weights, s.top_k, s.top_p)
+        if s.top_k:
+            kept = kept[: np.searchsorted(-kept, -kept[min(s.top_k, len(kept)) - 1], "right")]
         if s.top_p < 1.0:
-            order = _likeliest(probabilities, s.top_p)
-            before = np.cumsum(probabilities[order]) - probabilities[order]
-            kept = order[: max(1, int(np.searchsorted(before, s.top_p)))]
-            alone = np.zeros_like(probabilities)
-            alone[kept] = probabilities[kept]
-            probabilities = alone
-        if s.min_p > 0.0:
-            probabilities[probabilities < s.min_p * probabilities.max()] = 0.0
-        return probabilities / probabilities.sum()
+            total = kept.sum() if s.top_k else weights.sum(dtype=np.float64)
+            before = np.cumsum(kept) - kept
+            kept = kept[: max(1, int(np.searchsorted(before, s.top_p * total)))]
+        kept = kept[kept >= s.min_p]
+        return ids[: len(kept)], kept
 
 
-def _likeliest(probabilities: np.ndarray, total: float) -> np.ndarray:
-    """The likeliest ids in order, at least so many that they reach the total together. All are put
-    in order only if a few do not."""
-    size = 512
-    if len(probabilities) > 2 * size:
-        some = np.flatnonzero(probabilities >= np.partition(probabilities, -size)[-size])
-        if len(some) < 2 * size and probabilities[some].sum() > total:
-            return some[np.argsort(-probabilities[some], kind="stable")]
-    return np.argsort(-probabilities, kind="stable")
+def _likeliest(weights: np.ndarray, count: int, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, weights in float64) of the likeliest, in order: at least `count`, or if that is 0 so
+    many that they have this part of all. Seldom are more than a few looked at."""
+    wanted = part * weights.sum(dtype=np.float64)
+    least = 1e-3
+    while True:
+        ids = np.flatnonzero(weights >= least)
+        found = weights[ids].astype(np.float64)
+        if least == 0.0 or (len(ids) >= count if count else found.sum() > wanted):
+            order = np.argsort(-found, kind="stable")
+            return ids[order], found[order]
+        least = least * least if least > 1e-20 else 0.0
+
+
+def _drawn(weights: np.ndarray, point: float) -> int:
+    """The place that a point of [0, 1) falls on, where each has as much room as its weight."""
+    starts = np.arange(0, len(weights), _BLOCK)
+    ends = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    point *= ends[-1]
+    block = min(int(np.searchsorted(ends, point, "right")), len(ends) - 1)
+    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
+    if block:
+        inside += ends[block - 1]
+    at = int(np.searchsorted(inside, point, "right"))
+    if at == len(inside):  # what was rounded between the two sums
+        at = int(np.flatnonzero(weights[: starts[block] + at])[-1]) - int(starts[block])
+    return int(starts[block]) + at
 
 
 def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.ndarray:

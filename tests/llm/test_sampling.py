@@ -1,10 +1,13 @@
 """Probabilities that tokens are drawn with are those of transformers' logits processors."""
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from muladd.llm.sampling import Sampler, Sampling
+from muladd.llm.sampling import Sampler, Sampling, penalized
 
 SETTINGS = [
     {}, {"temperature": 0.3}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 40}, {"top_k": 5000},
@@ -36,17 +39,23 @@ def test_probabilities_are_those_of_transformers(given, size, spread):
     logits = (chance.standard_normal(size) * spread).astype(np.float32)
     before = chance.integers(0, size, 30).tolist()
     settings = Sampling(**{"temperature": 1.0, **given})
-    seen = []
-
-    class Watched(Sampler):
-        def probabilities(self, scores):
-            seen.append(super().probabilities(scores))
-            return seen[-1]
-
-    token = Watched(settings).choose(logits, before)
-    wanted = theirs(logits, before, settings)
-    np.testing.assert_allclose(seen[0], wanted, rtol=1e-5, atol=1e-12)
+    token = Sampler(settings).choose(logits, before)
+    if settings.repetition_penalty != 1.0:
+        logits = penalized(logits, before, settings.repetition_penalty)
+    wanted = theirs(logits, before, replace(settings, repetition_penalty=1.0))
+    np.testing.assert_allclose(Sampler(settings).probabilities(logits), wanted, rtol=2e-5, atol=1e-12)
     assert wanted[token] > 0
+
+
+@pytest.mark.parametrize("given", [{}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.01}], ids=str)
+@pytest.mark.parametrize("size", [3, 256, 257, 3000])
+def test_ids_are_drawn_as_often_as_they_are_likely(given, size):
+    logits = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    sampler = Sampler(Sampling(temperature=1.0, **given))
+    points = iter((np.arange(20_000) + 0.5) / 20_000)  # all in turn: counts must be right to 1
+    sampler._random = SimpleNamespace(random=lambda: next(points))
+    counts = np.bincount([sampler.choose(logits, []) for _ in range(20_000)], minlength=size)
+    np.testing.assert_allclose(counts, sampler.probabilities(logits) * 20_000, atol=1.5)
 
 
 def test_only_what_is_allowed_is_chosen():
