@@ -43,7 +43,7 @@ def compiled_programs() -> Iterator[list[Any]]:
 
 def gaps(case: str, contest: Contest, ceilings: Peaks) -> list[Gap]:
     """The kernels of a contest's programs, each timed by the device itself, joined by name."""
-    executables = [b.executable for p in contest.programs for b in p.bound.values()]
+    executables = [t.executable for p in contest.programs for t in p.tables.values()]
     if US not in contest.contenders:
         return []
     for executable in executables:

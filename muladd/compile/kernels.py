@@ -19,7 +19,7 @@ from typing import Any
 
 from muladd import config
 from muladd.compile import backends, cache, forked, tuned
-from muladd.device import Arg, Device, Launch
+from muladd.device import Device
 from muladd.ir import Dim, Node, codec, ops, sym, toposort
 from muladd.loop.bounds import prove
 from muladd.loop.kernel import Kernel, Stage
@@ -48,9 +48,6 @@ class CompiledKernel:
     writes: tuple[bool, ...]
     seconds: float  # time spent making it
     tuned: tuned.Tuned | None = None  # what a search found for it
-
-    def launch(self, args: tuple[Arg, ...], number: Callable[[Dim], int]) -> Launch:
-        return Launch(self.handle, args, number(self.grid), self.name)
 
     @functools.cached_property
     def kernel(self) -> Kernel:

@@ -1,7 +1,7 @@
 """A compiled graph: its kernels, its steps, where its arrays lie, and how to run it.
 
-Sizes may be symbolic. Kernels are compiled once; for each set of sizes the steps are made into a
-table with plain numbers (offsets, grids, counts), and that table is kept.
+Sizes may be symbolic. Kernels are compiled once. The steps are made into a table, in which offsets
+are plain numbers, for memory is planned for sizes up to some; and grids and counts are variables.
 """
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 from muladd import config
 from muladd.compile import report
 from muladd.compile.kernels import CompiledKernel
-from muladd.compile.memory import arranged, place
-from muladd.device import Arg, Buffer, Copy, Device, Executable, Repeat, Step
-from muladd.ir import Dim, DType, sym
+from muladd.compile.memory import arranged, lower_bound, place
+from muladd.device import Arg, Buffer, Copy, Device, Executable, Launch, Repeat, Step
+from muladd.device.base import Quantity, Variable
+from muladd.ir import Dim, DType, Node, sym
+
+_LITTLE = 4 << 20  # bytes of memory that nobody misses
 
 
 @dataclass(eq=False)
@@ -79,15 +82,34 @@ def walk(actions: Sequence[Action]) -> Iterator[Run | Move]:
 
 
 @dataclass(eq=False)
-class Bound:
-    """A program for given sizes: the table, and the sizes of what it needs."""
+class Table:
+    """A program as a device takes it, for all sizes whose arrays fit into its plan of memory.
+
+    What depends on sizes (how many chunks a kernel has, how often a loop turns) stands in the table
+    as variables, which follow those of the sizes: the numbers are given with each call.
+    """
 
     executable: Executable
-    outputs: tuple[int, ...]  # bytes
+    launched: tuple[CompiledKernel | None, ...]  # per launch or copy, in order
     arena: int  # bytes
-    steps: tuple[Step, ...]
-    launched: tuple[CompiledKernel | None, ...] = ()  # per launch or copy, in order
-    memory: Any = None
+    derived: tuple[Dim, ...]  # the numbers that are given after the sizes
+    room: dict[Node, int]  # symbolic sizes of temporary arrays, and what is planned for them
+
+    def fits(self, number: Callable[[Dim], int]) -> bool:
+        return all(number(size) <= most for size, most in self.room.items())
+
+
+@dataclass(eq=False)
+class Bound:
+    """A program for given sizes: its table, the variables of a call, and the bytes of outputs."""
+
+    table: Table
+    variables: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def executable(self) -> Executable:
+        return self.table.executable
 
 
 @dataclass(eq=False)
@@ -100,17 +122,29 @@ class Program:
     outputs: list[Array]
     variables: tuple[str, ...]
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
+    tables: dict[tuple[int, ...], Table] = field(default_factory=dict)
     donatable: set[tuple[int, int]] | None = None  # see donate.py; None until it is known
     order: list[Array] | None = None  # of placing temporary arrays; None until it is searched for
     lock: Any = field(default_factory=threading.Lock)  # the arena serves one run at a time
+    memory: Any = None  # the arena; see `room`
+    timed: bool = field(default_factory=report.wanted)
 
     def bind(self, values: Sequence[int] = ()) -> Bound:
-        """The table for these values of the symbolic sizes."""
+        """What these values of the symbolic sizes need: mostly a few numbers, for there is a table
+        already."""
         key = tuple(values)
         found = self.bound.get(key)
         if found is None:
-            found = self.bound[key] = self._build(dict(zip(self.variables, key)))
+            found = self.bound[key] = self._bind(key)
         return found
+
+    def room(self, bound: Bound) -> Any:
+        """The arena: one for all sizes, as large as the largest so far has asked for. Whoever runs
+        with it holds the lock."""
+        if self.memory is None or self.memory.nbytes < bound.table.arena:
+            self.memory = None
+            self.memory = self.device.allocate(bound.table.arena)
+        return self.memory
 
     def run(self, inputs: Sequence[Any], values: Sequence[int] = (),
             outputs: Sequence[Any] | None = None) -> list[Any]:  # fmt: skip
@@ -118,26 +152,28 @@ class Program:
         bound = self.bind(values)
         if outputs is None:
             outputs = [self.device.allocate(n) for n in bound.outputs]
-        arena = bound.memory
-        if arena is None:
-            arena = bound.memory = self.device.allocate(bound.arena)
         with self.lock:
-            bound.executable.run([*inputs, *outputs, arena], values)
+            bound.executable.run([*inputs, *outputs, self.room(bound)], bound.variables)
             if config.get("DEBUG"):
                 report.after_run(self, bound, values)
         return list(outputs)
 
     def timing(self, wanted: bool) -> None:
-        """Time every launch from now on, or no longer."""
-        for bound in self.bound.values():
-            bound.executable.timing = wanted
+        """Time every launch from now on, or no longer. While it is timed, a program has a table for
+        each size, so that it is known which sizes a time belongs to."""
+        if wanted != self.timed:
+            self.timed = wanted
+            if self.variables:
+                self.bound, self.tables = {}, {}
+        for table in self.tables.values():
+            table.executable.timing = wanted
             if wanted:
-                bound.executable.times()
+                table.executable.times()
 
     def peak_bytes(self, values: Sequence[int] = ()) -> int:
         """Memory the program itself takes beside its inputs: outputs and the arena."""
         bound = self.bind(values)
-        return sum(bound.outputs) + bound.arena
+        return sum(bound.outputs) + bound.table.arena
 
     def arrangement(self) -> list[Array]:
         """The order in which temporary arrays are placed: one for all sizes, searched for at the
@@ -150,11 +186,41 @@ class Program:
         """The kernels in the order in which they run."""
         return [a.kernel for a in walk(self.actions) if isinstance(a, Run)]
 
-    def _build(self, values: dict[str, int]) -> Bound:
-        def number(x: Dim) -> int:
-            return sym.evaluate(x, values)
+    def _bind(self, key: tuple[int, ...]) -> Bound:
+        values = dict(zip(self.variables, key))
+        known: dict[Dim, int] = {}
 
-        placed, arena = place(self.actions, number, self.arrangement())
+        def number(x: Dim) -> int:
+            if x not in known:
+                known[x] = sym.evaluate(x, values)
+            return known[x]
+
+        fitting = [t for t in self.tables.values() if not self.timed and t.fits(number)]
+        table = min(fitting, key=lambda t: t.arena, default=None)
+        if table is None:
+            top = key if self.timed else self._ahead(key)
+            table = self.tables[top] = self._table(top)
+            if not table.fits(number):  # something grows where a size shrinks
+                table = self.tables[key] = self._table(key)
+        sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
+        return Bound(table, (*key, *map(number, table.derived)), sizes)
+
+    def _ahead(self, key: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes that a table is made for when these are wanted: half as large again, as texts grow,
+        and many times as large where that takes little memory."""
+        tops = [tuple(size * factor for size in key) for factor in (64, 16, 4)] if key else []
+        for top in tops:
+            values = dict(zip(self.variables, top))
+            if lower_bound(self.actions, lambda x: sym.evaluate(x, values)) <= _LITTLE:  # noqa: B023
+                return top
+        return tuple(size + size // 2 for size in key)
+
+    def _table(self, key: tuple[int, ...]) -> Table:
+        """The table whose memory is planned for these sizes."""
+        values = dict(zip(self.variables, key))
+        placed, arena = place(
+            self.actions, lambda x: sym.evaluate(x, values), self.arrangement()
+        )  # fmt: skip
         slots: dict[Array, tuple[int, int]] = {}
         for a in self.inputs:
             slots[a] = (a.number, 0)
@@ -162,39 +228,49 @@ class Program:
             slots.setdefault(a, (len(self.inputs) + a.number, 0))
         own = len(self.inputs) + len(self.outputs)
         slots.update({a: (own, offset) for a, offset in placed.items()})
+        derived: dict[Dim, int] = {}
+
+        def quantity(x: Dim, factor: int = 1) -> Quantity:
+            if isinstance(x, int):
+                return x * factor
+            return Variable(len(key) + derived.setdefault(x, len(derived)), factor)
 
         def arg(use: Use) -> Arg:
             slot, offset = slots[use.array.root()]
             d = use.array.dtype.itemsize
-            return Arg(slot, offset, tuple((depth, number(s) * d) for depth, s in use.steps))
+            return Arg(slot, offset, tuple((depth, quantity(s, d)) for depth, s in use.steps))
 
         launched: list[CompiledKernel | None] = []
-        table = _steps(self.actions, arg, number, launched)
+        steps = _steps(self.actions, arg, quantity, launched)
         scratch = max((k.scratch for k in self.kernels()), default=0)
-        executable = self.device.program(table, own + 1, scratch, len(self.variables))
-        sizes = tuple(number(a.size) * a.dtype.itemsize for a in self.outputs)
+        executable = self.device.program(steps, own + 1, scratch, len(key) + len(derived))
         executable.timing = report.wanted()
-        return Bound(executable, sizes, max(arena, 64), table, tuple(launched))
+        symbolic = {a.size for a in placed if not isinstance(a.size, int)}
+        room = {size: sym.evaluate(size, values) for size in symbolic}
+        return Table(executable, tuple(launched), max(arena, 64), tuple(derived), room)
 
 
 def _steps(
-    actions: list[Action], arg: Callable[[Use], Arg], number: Callable[[Dim], int],
+    actions: list[Action], arg: Callable[[Use], Arg], quantity: Callable[..., Quantity],
     launched: list[CompiledKernel | None],
 ) -> tuple[Step, ...]:  # fmt: skip
     """Actions as a device takes them; the kernel of each launch is added to `launched`."""
     out: list[Step] = []
     for a in actions:
         if isinstance(a, Run):
-            launch = a.kernel.launch(tuple(map(arg, a.uses)), number)
-            if launch.grid != 0:
-                out.append(launch)
-                launched.append(a.kernel)
+            grid = quantity(a.kernel.grid)
+            if grid != 0:
+                k = a.kernel
+                out.append(Launch(k.handle, tuple(map(arg, a.uses)), grid, k.name))
+                launched.append(k)
         elif isinstance(a, Move):
             launched.append(None)
-            out.append(Copy(arg(a.to), arg(a.source), number(a.size) * a.itemsize))
+            out.append(Copy(arg(a.to), arg(a.source), quantity(a.size, a.itemsize)))
         else:
-            out.append(Repeat(number(a.count), _steps(a.body, arg, number, launched), a.reverse))
+            body = _steps(a.body, arg, quantity, launched)
+            out.append(Repeat(quantity(a.count), body, a.reverse))
     return tuple(out)
 
 
-__all__ = ["Action", "Array", "Bound", "Buffer", "Loop", "Move", "Program", "Run", "Use", "walk"]
+__all__ = ["Action", "Array", "Bound", "Buffer", "Loop", "Move", "Program", "Run", "Table",
+           "Use", "walk"]

@@ -220,7 +220,7 @@ def collect(
     sizes = dict(zip(program.variables, values))
     if not bound.executable.timing:
         return
-    for kernel, taken in zip(bound.launched, bound.executable.times()):
+    for kernel, taken in zip(bound.table.launched, bound.executable.times()):
         if kernel is not None and taken.calls:
             yield kernel, taken, sizes
 
@@ -234,7 +234,7 @@ def after_run(program: Program, bound: Bound, values: Sequence[int]) -> None:
         return
     sizes = dict(zip(program.variables, values))
     print(HEADER, file=sys.stderr)
-    for kernel, taken in zip(bound.launched, bound.executable.times()):
+    for kernel, taken in zip(bound.table.launched, bound.executable.times()):
         if kernel is not None and taken.calls:
             print(launch_line(kernel, taken, sizes), file=sys.stderr)
 

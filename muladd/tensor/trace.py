@@ -511,9 +511,8 @@ class Trace:
         language model's weights, hundreds) are known already."""
         place: Any = devices.get(self.device)
         bound = self.program.bind(values)
-        if bound.memory is None:
-            bound.memory = place.allocate(bound.arena)
         with self.lock:
+            memory = self.program.room(bound)
             if self.fixed is None:
                 held = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
                 given = [x for x in self.inputs if type(x) is int]
@@ -522,7 +521,7 @@ class Trace:
             head, given = self.fixed[:2]
             used = [storage_of(leaves[x]).buffer for x in given]
             used += [place.allocate(n) for n in bound.outputs]
-            addresses = [*[b.address for b in used], bound.memory.address, *values]
+            addresses = [*[b.address for b in used], memory.address, *bound.variables]
             executable: Any = bound.executable
             executable.call(head + struct.pack(f"={len(addresses)}q", *addresses))
         return used[len(given) :]
@@ -616,15 +615,14 @@ class Trace:
     def _fix(self, leaves: Sequence[Any]) -> tuple:
         self.place: Any = devices.get(self.device)
         bound = self.program.bind()
-        if bound.memory is None:
-            bound.memory = self.place.allocate(bound.arena)
+        memory = self.program.room(bound)
         held = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
         given = [x for x in self.inputs if type(x) is int]
         ring = [self._fresh(bound.outputs[0]) for _ in range(4)]
         head = struct.pack(f"={len(held)}q", *[b.address for b in held])
         pack = struct.Struct(f"={len(given) + 2}q").pack
         executable: Any = bound.executable
-        self.fixed = (head, given, pack, executable.call, bound.memory.address, ring, held)
+        self.fixed = (head, given, pack, executable.call, memory.address, ring, held)
         return self.fixed
 
 

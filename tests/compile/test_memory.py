@@ -8,7 +8,7 @@ import pytest
 
 from muladd import Tensor, config, jit
 from muladd import device as devices
-from muladd.compile import memory
+from muladd.compile import memory, pipeline
 from muladd.compile.program import Array, Loop, Move, Program, Use
 from muladd.ir import dtype, sym, var
 from muladd.tensor.functional import checkpoint, grad
@@ -142,3 +142,37 @@ def test_arrays_that_an_order_lacks_or_repeats_are_placed_all_the_same():
         offsets, total = memory.place(actions, number, order)
         assert offsets.keys() == spans.keys()
         assert total >= memory.lower_bound(actions, number)
+
+
+def test_one_table_serves_many_sizes():
+    """Another size costs a few numbers: no plan, no steps, no memory."""
+
+    @jit(symbolic={"x": {0: ("n", 1, 4096)}})
+    def rows(x):
+        y = (x - x.mean(0, keepdim=True)).exp()
+        return (y / y.sum(0, keepdim=True)).amax(1, keepdim=True) * y.sum(1, keepdim=True)
+
+    before = set(map(id, pipeline.compiled()))
+    rng = np.random.default_rng(0)
+    for n in (3, *range(1, 40), 900, 77):
+        x = rng.standard_normal((n, 5)).astype(np.float32)
+        y = np.exp(x - x.mean(0))
+        want = (y / y.sum(0)).max(1, keepdims=True) * y.sum(1, keepdims=True)
+        np.testing.assert_allclose(rows(Tensor(x)).numpy(), want, 1e-4)
+    (program,) = [p for p in pipeline.compiled() if id(p) not in before and p.variables]
+    assert len(program.bound) > 38 and len(program.tables) <= 2
+
+
+def test_memory_fits_where_an_array_grows_as_a_size_shrinks():
+    @jit(symbolic={"x": {0: ("n", 1, 60)}})
+    def both(x):
+        rest = Tensor.arange(64, dtype="float32")[x.shape[0] :].reshape(-1, 1) / 64
+        far = (rest * rest.transpose(0, 1)).exp().sum(0)
+        return (far * 3).sum(0, keepdim=True) + far, (x * 5).sum()
+
+    for n in (50, 3, 60, 1, 31):
+        x, rest = np.arange(n, dtype=np.float32) / 64, np.arange(64, dtype=np.float32)[n:] / 64
+        found, total = both(Tensor(x))
+        far = np.exp(rest[:, None] * rest).sum(0)
+        np.testing.assert_allclose(found.numpy(), (far * 3).sum(0, keepdims=True) + far, 1e-5)
+        np.testing.assert_allclose(total.item(), (x * 5).sum(), 1e-5)
