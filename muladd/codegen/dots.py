@@ -3,7 +3,7 @@
 x86 before VNNI multiplies bytes without a sign by bytes with one and adds two neighbours into 16
 bits (vpmaddubsw). As long as the bytes' bounds say that nothing overflows, results of several such
 instructions are added in 16 bits too, and widened once (vpmaddwd by ones). Other bytes are widened
-first.
+first, unless one side is made of 16 bits already.
 """
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Dot:
 
     def fitting(self, x: tuple[Node, str], y: tuple[Node, str]) -> tuple[str, str, int] | None:
         """The operands in the order that the machine wants, if it has an instruction for them."""
-        if not self.machine:
+        if not self.machine or x[0].dtype.bits + y[0].dtype.bits > 16:
             return None
         for (p, u), (q, s) in ((x, y), (y, x)):
             (low, high), (least, most) = bounds(p), bounds(q)
@@ -79,11 +79,11 @@ class _Dot:
 
     def widened(self, x: str, y: str) -> str:
         """Products of 16 bits, two neighbours added into 32."""
-        return self.e.call(_WORDS[self.machine], self.result, [(self.words, x), (self.words, y)])
+        return self.e.call(_WORDS[self.bits], self.result, [(self.words, x), (self.words, y)])
 
     def wide(self, total: str, pairs: list[tuple[Typed, Typed]]) -> str:
         """Each byte widened before it is multiplied."""
-        if self.machine in _WORDS:
+        if self.machine not in ("", "sdot"):
             return self.halves(total, pairs)
         for x, y in pairs:
             for i in range(self.group):
@@ -94,12 +94,14 @@ class _Dot:
         return total
 
     def taken(self, t: Typed, places: range, kind: str) -> str:
-        """The bytes at these places, widened to vectors of a kind."""
-        n = len(places)
-        some = self.e.put(f"shufflevector {self.bytes} {t.name}, {self.bytes} poison, "
+        """What stands at these places, widened to vectors of a kind."""
+        n, bits = len(places), t.dtype.bits
+        some = self.e.put(f"shufflevector {t.type()} {t.name}, {t.type()} poison, "
                           f"<{n} x i32> <{', '.join(f'i32 {k}' for k in places)}>")  # fmt: skip
+        if kind == f"<{n} x i{bits}>":
+            return some
         word = "sext" if t.dtype.kind == "i" else "zext"
-        return self.e.put(f"{word} <{n} x i8> {some} to {kind}")
+        return self.e.put(f"{word} <{n} x i{bits}> {some} to {kind}")
 
     def halves(self, total: str, pairs: list[tuple[Typed, Typed]]) -> str:
         """Half of the bytes at a time as 16 bits; of a lane's two sums one is added at the end."""
@@ -121,5 +123,5 @@ class _Dot:
 
 _PAIRS = {"ssse3": "llvm.x86.ssse3.pmadd.ub.sw.128", "avx2": "llvm.x86.avx2.pmadd.ub.sw",
           "avx512": "llvm.x86.avx512.pmaddubs.w.512"}  # fmt: skip
-_WORDS = {"ssse3": "llvm.x86.sse2.pmadd.wd", "avx2": "llvm.x86.avx2.pmadd.wd",
-          "avx512": "llvm.x86.avx512.pmaddw.d.512"}  # fmt: skip
+_WORDS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd",
+          512: "llvm.x86.avx512.pmaddw.d.512"}  # fmt: skip

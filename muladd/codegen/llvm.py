@@ -442,17 +442,17 @@ class _Renderer:
         return self.from_memory(v, n, lanes, lines)
 
     def load_repeated(self, n: Node, lanes: int, lines: list[str]) -> str:
-        """A few bytes, again and again: as one number, copied to all lanes of it."""
-        group = _repeated(n.srcs[0])
-        word, times = f"i{8 * group}", lanes // group
+        """A few bytes or words, again and again: as one number, copied to all lanes of it."""
+        group, bits = _repeated(n.srcs[0]), n.dtype.bits
+        word, times = f"i{bits * group}", lanes // group
         e = Emitter(lines, self.fresh, self.declare, True)
-        p = e.put(f"getelementptr i8, ptr {self.bases[n.arg]}, "
+        p = e.put(f"getelementptr i{bits}, ptr {self.bases[n.arg]}, "
                   f"i64 {self.value_in(_base(n.srcs[0]), lines)}")  # fmt: skip
         v = e.put(f"load {word}, ptr {p}, align 1")
         one = e.put(f"insertelement <{times} x {word}> poison, {word} {v}, i64 0")
         all_ = e.put(f"shufflevector <{times} x {word}> {one}, <{times} x {word}> poison, "
                      f"<{times} x i32> zeroinitializer")  # fmt: skip
-        return e.put(f"bitcast <{times} x {word}> {all_} to <{lanes} x i8>")
+        return e.put(f"bitcast <{times} x {word}> {all_} to <{lanes} x i{bits}>")
 
     def load_masked(self, n: Node, p: str, wide: str, mask: str, lines: list[str]) -> str:
         """Lanes under a mask, zeros elsewhere. Machines that cannot do it load lane by lane, so
@@ -579,7 +579,7 @@ def _contiguous(index: Node) -> bool:
 
 
 def _repeated(index: Node) -> int:
-    """Of an index base + lane % k of bytes, k; 0 of others."""
+    """Of an index base + lane % k, k; 0 of others."""
     if index.op is not ops.ADD or index.srcs[1].op is not ops.MOD:
         return 0
     lane, by = index.srcs[1].srcs

@@ -24,7 +24,7 @@ import numpy as np
 
 from muladd import config
 from muladd import device as devices
-from muladd.device.machine import usable_cores
+from muladd.device.machine import Machine, usable_cores
 from muladd.errors import FormatError, OutOfMemory
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
@@ -58,6 +58,7 @@ class Form:
     bits: int  # 4: two codes in a byte; 7: less than 128; 8: with a sign
     shift: int  # what was added to each code
     rows: int  # there may be more, to fill the last panel
+    beside: str = "int8"  # what is multiplied by them, so that the machine has an instruction
 
     def unpacked(self, codes: Tensor) -> list[Tensor]:
         """The codes of each byte as int8 or uint8: lower and upper ones, or all."""
@@ -118,7 +119,9 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(one, pieces))
     release(stored.raw)
-    return [finish() for _, finish in made], Form(bits, shift, rows)
+    # bytes with signs are multiplied as words where there is no instruction for two of them
+    beside = "int16" if bits == 8 and not _multiplies_signed_bytes() else "int8"
+    return [finish() for _, finish in made], Form(bits, shift, rows, beside)
 
 
 def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift: int,
@@ -166,10 +169,19 @@ def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | No
     return parts[0], parts[1]
 
 
-def _lanes() -> int:
+def _machine() -> Machine | None:
     place = default_device()
-    machine = None if place == INTERPRETER else getattr(devices.get(place), "machine", None)
+    return None if place == INTERPRETER else getattr(devices.get(place), "machine", None)
+
+
+def _lanes() -> int:
+    machine = _machine()
     return machine.float_lanes if machine is not None else _LANES
+
+
+def _multiplies_signed_bytes() -> bool:
+    machine = _machine()
+    return machine is None or machine.dot in ("", "sdot")
 
 
 def _empty(shape: tuple[int, ...], kind: dt.DType) -> tuple[np.ndarray, Callable[[], Tensor]]:

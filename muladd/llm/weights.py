@@ -109,7 +109,7 @@ class Matrix:
         codes, *rest = [in_rows(t, self.form) for t in self.arrays]
         parts = self.form.unpacked(codes)  # (..., out, groups, fours, 4)
         groups, fours = (int(n) for n in codes.shape[-3:-1])  # type: ignore[arg-type]
-        bytes_, scale, total = quantized(x, groups)
+        bytes_, scale, total = quantized(x, groups, self.form.beside)
         lies = bytes_.reshape(*bytes_.shape[:-1], len(parts), fours, 4).cast("int32").unsqueeze(-5)
         sums = lies[..., 0, :, :] * parts[0].cast("int32").unsqueeze(-5)
         for i, part in enumerate(parts[1:], 1):
@@ -128,8 +128,10 @@ class Matrix:
         return f"Matrix({kind}{list(self.shape)})"
 
 
-def quantized(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(bytes, scale, total): int8 (..., groups, in / groups), float32 (..., groups) twice.
+def quantized(
+    x: Tensor, groups: int, dtype: str = "int8"
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(codes, scale, total): int8 or int16 (..., groups, in / groups), float32 (..., groups) twice.
 
     32 neighbours have one scale, by which the greatest becomes 127 or -127; the others are rounded
     to the nearest, ties to even. total is what a group's bytes stand for, added up.
@@ -138,7 +140,7 @@ def quantized(x: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     scale = cut.abs().amax(-1, keepdim=True).maximum(_LEAST) * (1 / 127)
     # a sum with 1.5 * 2**23 rounds to a whole number, which its last bits are
     moved = cut * (1.0 / scale) + 12582912.0
-    found = moved.bitcast("int32").cast("int8").reshape(*x.shape[:-1], groups, -1)
+    found = moved.bitcast("int32").cast(dtype).reshape(*x.shape[:-1], groups, -1)
     if groups != cut.shape[-2]:
         scale = scale.expand(*cut.shape[:-1], groups // cut.shape[-2])
     scale = scale.reshape(*x.shape[:-1], groups)

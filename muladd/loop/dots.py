@@ -7,14 +7,15 @@ lane, or the same for all lanes.
 from __future__ import annotations
 
 from muladd.errors import ScheduleError
-from muladd.ir import DType, Node, const, dtype, make, ops, rebuild, sym, toposort
+from muladd.ir import Node, const, dtype, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Stage
 
 Pair = tuple[Node, Node]
 
 
 def factors(s: Stage) -> list[Pair] | None:
-    """The bytes whose products a stage adds up in int32, or None if that is not what it does."""
+    """The pairs of bytes, or of a byte and 16 bits with a sign, whose products a stage adds up in
+    int32, or None if that is not what it does."""
     if s.reduction is not ops.SUM or s.dtype is not dtype.int32 or s.scatter:
         return None
     found: list[Pair] = []
@@ -23,23 +24,22 @@ def factors(s: Stage) -> list[Pair] | None:
         n = todo.pop()
         if n.op is ops.ADD:
             todo += reversed(n.srcs)
-        elif n.op is ops.MUL and all(_widened(x) for x in n.srcs):
-            found.append((n.srcs[0].srcs[0], n.srcs[1].srcs[0]))
+        elif n.op is ops.MUL and all(x.op is ops.CAST for x in n.srcs):
+            pair = (n.srcs[0].srcs[0], n.srcs[1].srcs[0])
+            if not all(map(_is_narrow, pair)) or all(x.dtype.bits == 16 for x in pair):
+                return None
+            found.append(pair)
         else:
             return None
     return found
 
 
-def _widened(n: Node) -> bool:
-    return n.op is ops.CAST and _is_byte(n.srcs[0].dtype)
-
-
-def _is_byte(d: DType) -> bool:
-    return d.bits == 8 and d.kind in "iu"
+def _is_narrow(x: Node) -> bool:
+    return x.dtype.is_int and x.dtype.bits == 8 or x.dtype is dtype.int16
 
 
 def bounds(n: Node) -> tuple[int, int]:
-    """The least and the greatest value that bytes can have."""
+    """The least and the greatest value that bytes (or words) can have."""
     d = n.dtype
     whole = (int(d.min), int(d.max))
     if n.op is ops.CONST:

@@ -113,6 +113,7 @@ class Engine:
         self.totals = Totals()
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []  # the oldest first
+        self._said: list[tuple[Job, Event]] = []  # in this turn
         self._changed = threading.Condition()
         self._closed, self._end = False, float("inf")
         run = contextvars.copy_context().run
@@ -191,8 +192,10 @@ class Engine:
                     break
                 self._sort_out()
             self._turn()
+            self._tell()
         for job in [*self._running, *self._waiting]:
             self._finish(job, Busy("the server has stopped"))
+        self._tell()
 
     def _sort_out(self) -> None:
         """Who has gone, or is late, leaves; who waits gets a free slot."""
@@ -313,7 +316,7 @@ class Engine:
         if piece.finish:
             self._finish(job, piece)
         else:
-            job.emit(piece)
+            self._said.append((job, piece))
 
     def _with_room(self, jobs: list[Job], rows: int) -> list[Job]:
         """Those of the jobs that have pages for their next tokens, at most `rows` each."""
@@ -343,4 +346,11 @@ class Engine:
         else:
             self._waiting.remove(job)
         if event is not None:
+            self._said.append((job, event))
+
+    def _tell(self) -> None:
+        """What a turn has said goes out all at once: whoever hears it wants to run, and would get
+        in the way of those who have not written yet."""
+        for job, event in self._said:
             job.emit(event)
+        self._said.clear()
