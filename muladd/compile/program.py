@@ -5,6 +5,7 @@ are plain numbers, for memory is planned for sizes up to some; and grids and cou
 """
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +212,8 @@ class Program:
         tops = [tuple(size * factor for size in key) for factor in (64, 16, 4)] if key else []
         for top in tops:
             values = dict(zip(self.variables, top))
-            if lower_bound(self.actions, lambda x: sym.evaluate(x, values)) <= _LITTLE:  # noqa: B023
+            number = functools.partial(sym.evaluate, values=values)
+            if lower_bound(self.actions, number) <= _LITTLE:
                 return top
         return tuple(size + size // 2 for size in key)
 

@@ -159,7 +159,7 @@ class Step:
         if accumulate > 1:
             self._sums = {name: Tensor.zeros(*t.shape).realize()
                           for name, t in training.parameters.items()}  # fmt: skip
-        self._run = jit(self._step)
+        self._run = jit(self._step, at_once=True)  # a resumed training gives the same bytes
         self._measured = jit(self._loss)
 
     def __call__(

@@ -48,29 +48,35 @@ _SETTINGS = ("PROFILE", "DEVICE", "CHECK")
 
 
 def jit(
-    function: Callable | None = None, *, symbolic: dict[str, dict[int, tuple]] | None = None
-) -> Any:
+    function: Callable | None = None, *, symbolic: dict[str, dict[int, tuple]] | None = None,
+    at_once: bool = False,
+) -> Any:  # fmt: skip
     """`function`, compiled at its second call and replayed from then on.
 
     symbolic={"x": {0: ("n", 1, 512)}}: axis 0 of argument x is the symbolic size n, between 1 and
-    512; calls with other sizes need no new trace and no new code. Use as a decorator too, on
-    functions and methods. Raises TraceError where the function asks for a value (.item(), bool).
-    What it returns has memory of its own, unless it is an argument itself, and no history: call
-    backward() inside. Gradients stay in .grad as without jit, except where the function itself
-    assigned their tensor (its optimiser used them up): those are dropped.
+    512; calls with other sizes need no new trace and no new code. With those, or with `at_once`,
+    the first call is compiled, so that all calls compute alike, to the last bit: what the first one
+    would round otherwise does not tell a run that was resumed from one that was not.
+
+    Use as a decorator too, on functions and methods. Raises TraceError where the function asks for
+    a value (.item(), bool). What it returns has memory of its own, unless it is an argument itself,
+    and no history: call backward() inside. Gradients stay in .grad as without jit, except where the
+    function itself assigned their tensor (its optimiser used them up): those are dropped.
     """
     if function is None:
-        return functools.partial(jit, symbolic=symbolic)
+        return functools.partial(jit, symbolic=symbolic, at_once=at_once)
     check_function("jit", function)
-    return Jitted(function, symbolic or {})
+    return Jitted(function, symbolic or {}, at_once)
 
 
 class Jitted:
     """What jit returns. `traces` counts how often the function was traced."""
 
-    def __init__(self, function: Callable, symbolic: dict[str, dict[int, tuple]]) -> None:
+    def __init__(
+        self, function: Callable, symbolic: dict[str, dict[int, tuple]], at_once: bool = False
+    ) -> None:
         functools.update_wrapper(self, function, updated=())
-        self.function, self.symbolic = function, symbolic
+        self.function, self.symbolic, self.at_once = function, symbolic, at_once
         self.traces = 0
         self._programs: dict[Any, list[Trace]] = {}  # empty: the signature was seen once
         self._methods: dict[int, tuple[Any, Jitted]] = {}
@@ -86,7 +92,7 @@ class Jitted:
             return self
         found = self._methods.get(id(instance))
         if found is None:
-            bound = Jitted(self.function.__get__(instance, owner), self.symbolic)
+            bound = Jitted(self.function.__get__(instance, owner), self.symbolic, self.at_once)
             try:
                 forget = functools.partial(_forget, weakref.ref(self), id(instance))
                 reference: Any = weakref.ref(instance, forget)
@@ -128,7 +134,7 @@ class Jitted:
                 return trace.run(leaves)
         with state_lock:
             if key not in self._programs:
-                if not named:
+                if not named and not self.at_once:
                     return self._first(key, args, kwargs)
                 self._programs[key] = []  # traced at once: what needs a number says so now
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muladd import Tensor, jit, nn
+from muladd import Tensor, jit, nn, no_grad
 from muladd.errors import TraceError
 
 
@@ -211,3 +211,22 @@ def test_training_equals_the_plain_loop() -> None:
                          for i in range(20)])  # fmt: skip
 
     np.testing.assert_allclose(run(True), run(False), rtol=1e-4)
+
+
+def test_at_once_the_first_call_is_compiled_too():
+    w = Tensor(np.ones(3, np.float32), requires_grad=True)
+
+    @jit(at_once=True)
+    def step(x):
+        loss = (w * x).exp().sum()
+        loss.backward()
+        with no_grad():
+            w.assign(w - 0.1 * w.grad)
+        w.grad = None
+        return loss.detach()
+
+    x = Tensor(np.arange(3, dtype=np.float32))
+    first = step(x)
+    assert step.traces == 1
+    np.testing.assert_allclose(first.item(), np.exp(np.arange(3)).sum(), rtol=1e-6)
+    assert step(x).item() < first.item() and step.traces == 1

@@ -30,7 +30,7 @@ from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad
 from muladd.tensor.jit import jit
 
-SIZES = (1, 4, 16, 64)  # how many conversations a step's programs are compiled for
+SIZES = (1, 4, 8, 16, 32, 64)  # how many conversations a step's programs are compiled for
 SHORT, TOGETHER = 16, 4  # tokens of prompts that are read together; how many of these
 
 
