@@ -27,6 +27,7 @@ from muladd.codegen.llvm_ops import (
 )
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
+from muladd.loop.kernel import Kernel
 from muladd.loop.lifetime import offsets
 from muladd.loop.statements import (
     Array,
@@ -47,6 +48,9 @@ _Operand = Callable[[Node], str]  # the register that holds a node's value
 _STACK_BYTES = (
     2048  # kernel arrays up to this size live on the stack, where registers may take them
 )
+# numbers that are not to wait in registers while other sums need these: several vectors of them,
+# and the padding that arrays end with
+_MANY = 128
 
 
 @dataclass(slots=True)
@@ -97,8 +101,10 @@ class _Renderer:
             entry.lines.append(f"{slot} = getelementptr ptr, ptr %args, i64 {a.index}")
             entry.lines.append(f"%a{a.index} = load ptr, ptr {slot}, align 8")
             self.bases[a.index] = f"%a{a.index}"
-        far = [name for name, a in self.lowered.arrays.items()
-               if not a.lanes and a.count * a.dtype.itemsize > _STACK_BYTES]  # fmt: skip
+        waiting = _waiting(self.lowered.kernel)
+        far = [name for name, a in self.lowered.arrays.items() if not a.lanes and (
+               a.count * a.dtype.itemsize > _STACK_BYTES
+               or a.count >= _MANY and name in waiting)]  # fmt: skip
         self.offsets, self.scratch = offsets(self.lowered, far)
         for array in self.lowered.arrays.values():
             self.place(array)
@@ -558,6 +564,18 @@ def _writes(body: list[Statement]) -> set[Place]:
             found |= _writes(s.body)
         elif isinstance(s, If):
             found |= _writes(s.body) | _writes(s.orelse)
+    return found
+
+
+def _waiting(kernel: Kernel) -> set[str]:
+    """The sums whose results wait until other sums are done."""
+    found = set()
+    for i, s in enumerate(kernel.stages):
+        readers = [j for j, t in enumerate(kernel.stages)
+                   if any(r.arg[0] == s.name for r in t.reads())]  # fmt: skip
+        last = max(readers, default=i)
+        if s.reduction is not None and any(t.reduction for t in kernel.stages[i + 1 : last]):
+            found.add(s.name)
     return found
 
 
