@@ -19,7 +19,9 @@ from muladd.device import Arg, Buffer, Copy, Device, Executable, Launch, Repeat,
 from muladd.device.base import Quantity, Variable
 from muladd.ir import Dim, DType, Node, sym
 
-_LITTLE = 4 << 20  # bytes of memory that nobody misses
+# bytes of temporary arrays that stay in a core's second cache: so many may a plan for sizes to come
+# take, whose arrays lie further apart
+_LITTLE = 1 << 17
 
 
 @dataclass(eq=False)
@@ -207,8 +209,8 @@ class Program:
         return Bound(table, (*key, *map(number, table.derived)), sizes)
 
     def _ahead(self, key: tuple[int, ...]) -> tuple[int, ...]:
-        """Sizes that a table is made for when these are wanted: half as large again, as texts grow,
-        and many times as large where that takes little memory."""
+        """Sizes that a table is made for when these are wanted: many times as large where that takes
+        little memory, else half as large again, for texts grow."""
         tops = [tuple(size * factor for size in key) for factor in (64, 16, 4)] if key else []
         for top in tops:
             values = dict(zip(self.variables, top))
