@@ -209,8 +209,8 @@ class Program:
         return Bound(table, (*key, *map(number, table.derived)), sizes)
 
     def _ahead(self, key: tuple[int, ...]) -> tuple[int, ...]:
-        """Sizes that a table is made for when these are wanted: many times as large where that takes
-        little memory, else half as large again, for texts grow."""
+        """Sizes that a table is made for when these are wanted: many times as large where that
+        takes little memory, else half as large again, for texts grow."""
         tops = [tuple(size * factor for size in key) for factor in (64, 16, 4)] if key else []
         for top in tops:
             values = dict(zip(self.variables, top))
