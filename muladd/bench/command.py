@@ -18,7 +18,7 @@ from muladd import device as devices
 from muladd.bench import table
 from muladd.bench.case import Case, Target, reason
 from muladd.bench.cases import MEANS, chosen
-from muladd.bench.measure import QUICK, Effort, Neighbours, alternate, recycled_memory
+from muladd.bench.measure import LEAST, QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
 from muladd.compile.roofline import Peaks, peaks
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             targets = [case.target.text(), *(f"{n}: {t.text()}" for n, t in case.beside.items())]
             print(f"{case.group:11} {case.name:44} {'; '.join(filter(None, targets))}")
         return 0
-    effort = QUICK if given.quick else Effort(given.repeat, given.seconds)
+    effort = QUICK if given.quick else Effort(given.repeat, given.seconds, least=LEAST)
     effort = replace(effort, best=given.best)
     with config.context(DEVICE="CPU"):
         return _run(cases, given, effort)

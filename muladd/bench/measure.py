@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import statistics
 import time
@@ -19,6 +20,7 @@ Clock = Callable[[], float]
 Call = Callable[[], object]
 
 GAP = 0.005  # seconds: until the threads of whoever ran last sleep
+LEAST = 1.5  # seconds for a case, so that a moment in which others were busy is not half of it
 WARM_UPS = 2
 _LONG = 0.2  # seconds of a call beyond which one warm-up call is enough
 _SAMPLE = 0.01  # seconds that a sample lasts at least, so that short calls are timed in batches
@@ -40,6 +42,7 @@ class Effort:
     repeat: int = 9  # samples of each contender, if the seconds suffice
     seconds: float = 12.0  # after so long a case takes no more than three samples
     gap: float = GAP
+    least: float = 0.0  # seconds of sampling at least, however many samples that are
     best: bool = False  # judge by the fastest sample, on a machine that is not quiet
 
 
@@ -53,11 +56,13 @@ def alternate(
     """The time of each contender, sampled in turns so that drift of the machine hits all alike."""
     plans = {name: _batch(call, clock) for name, call in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
-    end = clock() + effort.seconds
+    soon, end = clock() + effort.least, clock() + effort.seconds
     was_collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(effort.repeat):
+        for turn in itertools.count():
+            if turn >= effort.repeat and clock() >= soon:
+                break
             if clock() > end and (turn >= 3 or clock() > end + effort.seconds):
                 break
             for name, call in contenders.items():
@@ -148,4 +153,5 @@ def recycled_memory() -> Iterator[bool]:
         library.malloc_trim(0)
 
 
-__all__ = ["GAP", "QUICK", "Effort", "Neighbours", "Timing", "alternate", "recycled_memory"]
+__all__ = ["GAP", "LEAST", "QUICK", "Effort", "Neighbours", "Timing", "alternate",
+           "recycled_memory"]  # fmt: skip
