@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from muladd.codegen.llvm_ops import Emitter, Typed
 from muladd.ir import Node
-from muladd.loop.dots import bounds
+from muladd.loop.values import whole_numbers
 
 _MOST = (1 << 15) - 1  # in 16 bits
 
@@ -30,6 +30,12 @@ def emit_dot(n: Node, a: list[Typed], e: Emitter, machine: str) -> str:
     return dot.wide(total, rest) if rest else total
 
 
+def _bounds(n: Node) -> tuple[int, int]:
+    found = whole_numbers(n)
+    assert found is not None, "bytes are whole numbers"
+    return found
+
+
 class _Dot:
     def __init__(self, e: Emitter, lanes: int, group: int, machine: str) -> None:
         self.e, self.lanes, self.group = e, lanes, group
@@ -47,7 +53,7 @@ class _Dot:
         if not self.machine or x[0].dtype.bits + y[0].dtype.bits > 16:
             return None
         for (p, u), (q, s) in ((x, y), (y, x)):
-            (low, high), (least, most) = bounds(p), bounds(q)
+            (low, high), (least, most) = _bounds(p), _bounds(q)
             if self.machine == "sdot":
                 if high <= 127 and most <= 127:
                     return u, s, 0

@@ -190,8 +190,9 @@ def _grows(n: Node) -> bool:
 
 def _narrow(n: Node) -> Node:
     """The bytes or words that a value is a wider copy of, or else the value."""
-    bits = n.srcs[0].dtype.bits if n.op is ops.CAST and not n.dtype.is_float else n.dtype.bits
-    if bits >= min(n.dtype.bits, 32):
+    if n.op is not ops.CAST or n.dtype.is_float:
+        return n
+    if n.srcs[0].dtype.bits >= min(n.dtype.bits, 32):
         return n
     source = _below_movement(n.srcs[0])
     return source if source.op.elementwise and not source.dtype.is_float else n

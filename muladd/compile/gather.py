@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muladd.compile.values import whole_numbers
 from muladd.ir import Dim, Node, dtype, is_const, make, ops, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
+from muladd.loop.values import whole_numbers
 
 
 def gather(stage: Stage, exact: bool = False) -> Stage:

@@ -222,9 +222,8 @@ class Program:
     def _table(self, key: tuple[int, ...]) -> Table:
         """The table whose memory is planned for these sizes."""
         values = dict(zip(self.variables, key))
-        placed, arena = place(
-            self.actions, lambda x: sym.evaluate(x, values), self.arrangement()
-        )  # fmt: skip
+        number = functools.partial(sym.evaluate, values=values)
+        placed, arena = place(self.actions, number, self.arrangement())
         slots: dict[Array, tuple[int, int]] = {}
         for a in self.inputs:
             slots[a] = (a.number, 0)
@@ -250,7 +249,7 @@ class Program:
         executable = self.device.program(steps, own + 1, scratch, len(key) + len(derived))
         executable.timing = report.wanted()
         symbolic = {a.size for a in placed if not isinstance(a.size, int)}
-        room = {size: sym.evaluate(size, values) for size in symbolic}
+        room = {size: number(size) for size in symbolic}
         return Table(executable, tuple(launched), max(arena, 64), tuple(derived), room)
 
 

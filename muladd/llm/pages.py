@@ -286,7 +286,8 @@ def _array(x: Tensor) -> np.ndarray:
     if x.device != "CPU":
         return x.numpy()
     host: Any = devices.get("CPU")
-    return host.view(x.storage().buffer, x.dtype.storage, x.shape)  # type: ignore[no-any-return]
+    found: np.ndarray = host.view(x.storage().buffer, x.dtype.storage, x.shape)
+    return found
 
 
 def _coded(x: Tensor) -> tuple[Tensor, Tensor]:

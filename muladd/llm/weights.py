@@ -128,9 +128,7 @@ class Matrix:
         return f"Matrix({kind}{list(self.shape)})"
 
 
-def quantized(
-    x: Tensor, groups: int, dtype: str = "int8"
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def quantized(x: Tensor, groups: int, dtype: str = "int8") -> tuple[Tensor, Tensor, Tensor]:
     """(codes, scale, total): int8 or int16 (..., groups, in / groups), float32 (..., groups) twice.
 
     32 neighbours have one scale, by which the greatest becomes 127 or -127; the others are rounded

@@ -38,26 +38,6 @@ def _is_narrow(x: Node) -> bool:
     return x.dtype.is_int and x.dtype.bits == 8 or x.dtype is dtype.int16
 
 
-def bounds(n: Node) -> tuple[int, int]:
-    """The least and the greatest value that bytes (or words) can have."""
-    d = n.dtype
-    whole = (int(d.min), int(d.max))
-    if n.op is ops.CONST:
-        return int(n.arg), int(n.arg)
-    if n.op is ops.EXPAND:
-        return bounds(n.srcs[0])
-    if n.op in (ops.AND, ops.DIV, ops.MOD):
-        low, high = bounds(n.srcs[0])
-        by = n.srcs[1]
-        by = by.srcs[0] if by.op is ops.EXPAND else by
-        if by.op is not ops.CONST or by.arg <= 0:
-            return whole
-        if n.op is ops.AND:
-            return 0, min(high, by.arg) if low >= 0 else by.arg
-        return (low // by.arg, high // by.arg) if n.op is ops.DIV else (0, by.arg - 1)
-    return whole
-
-
 def dot(accumulator: Node, operands: list[Node], vector: Node, inner: Node) -> Node:
     """The accumulator and products of operands, taken in pairs, of all turns of the inner loop."""
     wide = tuple(side_by_side(x, vector, inner) for x in operands)
@@ -111,4 +91,4 @@ def _index(index: Node, vector: Node, inner: Node, count: int) -> Node:
                         f"and {steps[inner]} within one; expected {group} or 0, and 1")  # fmt: skip
 
 
-__all__ = ["bounds", "dot", "factors", "side_by_side"]
+__all__ = ["dot", "factors", "side_by_side"]

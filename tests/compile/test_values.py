@@ -4,11 +4,11 @@ from __future__ import annotations
 import numpy as np
 
 from muladd import Tensor, config, jit
-from muladd.compile.values import whole_numbers
 from muladd.interp import evaluate
 from muladd.interp.generate import generate
+from muladd.ir import Storage, const, make, ops, toposort
 from muladd.ir import dtype as dt
-from muladd.ir import ops, toposort
+from muladd.loop.values import whole_numbers
 
 WHOLE = (dt.bool_, dt.int8, dt.uint8, dt.int16, dt.int32, dt.int64)
 
@@ -26,6 +26,15 @@ def test_no_value_of_a_random_graph_lies_outside_its_range():
                 assert found[0] <= int(values.min()) and int(values.max()) <= found[1], (seed, n.op)
                 told += found != (int(n.dtype.min), int(n.dtype.max))
     assert told > 100  # it says something, too
+
+
+def test_a_read_under_a_condition_may_give_zero():
+    x = make(ops.MAX, (make(ops.INPUT, (), Storage((4,), dt.int32)), const(3, dt.int32, (4,))))
+    i, true = const(1, dt.int64), const(True, dt.bool_)
+    read = make(ops.READ, (i,), (x, 1), dt.int32)
+    guarded = make(ops.READ, (i, true), (x, 1), dt.int32)
+    assert whole_numbers(read) == (3, dt.int32.max)
+    assert whole_numbers(guarded) == (0, dt.int32.max)
 
 
 def test_a_look_up_is_guarded_unless_its_indices_lie_inside():

@@ -10,8 +10,9 @@ from muladd.compile import compile_graph, parameters
 from muladd.device import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import const, dtype, make, ops, sym
-from muladd.loop.dots import bounds, side_by_side
+from muladd.loop.dots import side_by_side
 from muladd.loop.lower import lower
+from muladd.loop.values import whole_numbers as bounds
 from muladd.schedule import heuristic
 
 LANES = Machine.host().float_lanes

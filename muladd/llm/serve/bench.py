@@ -6,7 +6,6 @@ that nobody else has, and begin together. One and many take turns.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 
 from muladd.errors import MuladdError
 from muladd.llm.options import share
+from muladd.llm.serve.load import call
 from muladd.options import command, positive
 
 _WORD = "the sea was calm and the light of the old town lay on the water "
@@ -72,18 +72,12 @@ def pace(address: str, model: str, clients: int, prompt: int, decode: int) -> fl
 
 def _answer(address: str, model: str, text: str, decode: int) -> int:
     """Ask for a text to be continued; gives how many tokens came."""
-    talk = http.client.HTTPConnection(address, timeout=600)
-    try:
-        asked = {"model": model, "prompt": text, "max_tokens": decode, "temperature": 0.8,
-                 "seed": 0}  # fmt: skip
-        talk.request("POST", "/v1/completions", json.dumps(asked))
-        answer = talk.getresponse()
-        said = json.loads(answer.read())
-        if answer.status != 200:
-            raise MuladdError(f"bench serve: the server answered {answer.status}: {said}")
-        return int(said["usage"]["completion_tokens"])
-    finally:
-        talk.close()
+    status, said = call(address, "POST", "/v1/completions", {
+        "model": model, "prompt": text, "max_tokens": decode, "temperature": 0.8, "seed": 0,
+    })  # fmt: skip
+    if status != 200:
+        raise MuladdError(f"bench serve: the server answered {status}: {said}")
+    return int(said["usage"]["completion_tokens"])
 
 
 def _parser() -> argparse.ArgumentParser:

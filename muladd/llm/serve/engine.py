@@ -108,7 +108,7 @@ class Engine:
         count = slots * context if tokens is None else max(context, -(-tokens // PAGE))
         self.sizes = [n for n in SIZES if n < slots] + [min(n for n in SIZES if n >= slots)]
         self.pool = Pool(model.decoder, count, cache, huge=True)
-        self._head = jit(model.decoder.head)
+        self._head = jit(model.decoder.head, at_once=True)
         self.sharing = Sharing(count)
         self.totals = Totals()
         self._waiting: deque[Job] = deque()
@@ -135,7 +135,7 @@ class Engine:
         for i, (length, rows, slots, hidden) in enumerate(runs):
             progress(i, len(runs))
             found = self.pool.read([Text([0], length)], [[0]], rows, slots=slots, hidden=hidden)
-            for _ in range(2 * hidden):  # the second time it is traced
+            if hidden:
                 self._logits(found[0])
 
     def submit(self, jobs: Sequence[Job]) -> None:

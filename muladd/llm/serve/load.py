@@ -105,14 +105,7 @@ class Load:
                 "stop": chance.choice([None, ["\n\n"]]), "logprobs": chance.random() < 0.2}
 
     def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        talk = http.client.HTTPConnection(self.address, timeout=300)
-        try:
-            data = body if body is None or isinstance(body, bytes) else json.dumps(body)
-            talk.request(method, path, data)
-            answer = talk.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            talk.close()
+        return call(self.address, method, path, body)
 
     def _parts(self, body: Any) -> list[str]:
         talk = http.client.HTTPConnection(self.address, timeout=300)
@@ -123,6 +116,18 @@ class Load:
             return [line[6:].decode().strip() for line in answer if line.startswith(b"data: ")]
         finally:
             talk.close()
+
+
+def call(address: str, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """(status, what the answer's JSON holds) of one request, whose body is JSON or bytes."""
+    talk = http.client.HTTPConnection(address, timeout=300)
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        talk.request(method, path, data)
+        answer = talk.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        talk.close()
 
 
 def resident(process: int) -> int:

@@ -39,7 +39,7 @@ from muladd.schedule.analysis import (
 )
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.primitives.nontemporal import WHOLE
-from muladd.schedule.recipes.operands import tile as tile_of
+from muladd.schedule.recipes.operands import tile
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
@@ -213,7 +213,7 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
         return plan
     row = _row(kernel, stage, axis)
     if row is not None:
-        t = tile_of(machine, stage, extent(row), extent(axis))
+        t = tile(machine, stage, extent(row), extent(axis))
         plan = step(plan, f"split {row.arg.name} {t.rows}")
         return _lanes(plan, stage, axis, t.vectors, t.lanes, [f"{row.arg.name}.1"])
     lanes = _width(machine, extent(axis))
@@ -246,12 +246,12 @@ def _lanes(
     name = axis.arg.name
     plan = step(plan, f"split {name} {turns} {lanes}")
     nest = [x.arg.name for x in plan.nests[stage.name]]
-    tile, vector = [*rows, f"{name}.1"], f"{name}.2"
-    rest = [x for x in nest if x not in (*tile, vector)]
+    beside, vector = [*rows, f"{name}.1"], f"{name}.2"
+    rest = [x for x in nest if x not in (*beside, vector)]
     reduced = {x.loop.arg.name for a in stage.reduced for x in plan.leaves[a]}
     rest.sort(key=lambda x: x in reduced)
-    plan = step(plan, f"nest {stage.name} {' '.join([*rest, *tile, vector])}")
-    plan = step(plan, f"unroll {stage.name} {' '.join(tile)}")
+    plan = step(plan, f"nest {stage.name} {' '.join([*rest, *beside, vector])}")
+    plan = step(plan, f"unroll {stage.name} {' '.join(beside)}")
     return step(plan, f"vector {vector}")
 
 

@@ -12,6 +12,7 @@ import pytest
 from support.server import serving
 from support.small_llama import write_speaking
 
+from muladd import cli
 from muladd.llm.serve import load
 
 
@@ -64,3 +65,15 @@ def test_sixteen_clients_get_more_than_one(smollm):
         one, many = (max(r) for r in zip(*rates))
         print(f"1 client: {one:.0f} tokens/s, 16 clients: {many:.0f}: {many / one:.2f} times")
         assert many > 1.2 * one
+
+
+def test_the_benchmark_tells_of_one_client_and_of_many(tmp_path, capsys):
+    path = str(write_speaking(tmp_path / "nonsense.gguf"))
+    given = ["bench", "serve", path, "--clients", "2", "--prompt", "2", "--decode", "3",
+             "--repeat", "1", "--json"]  # fmt: skip
+    assert cli.main(given) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["clients"] == 2 and found["one_tok_s"] > 0 and found["many_tok_s"] > 0
+    assert cli.main(["bench", "serve", str(tmp_path / "none.gguf")]) == 1
+    told = capsys.readouterr().err
+    assert "the server did not begin" in told and "none.gguf" in told

@@ -37,7 +37,8 @@ def until(browser, what, seconds=60):
 
 
 def test_a_conversation_on_the_page(browser, tmp_path):
-    model = write_speaking(tmp_path / "nonsense.gguf", context=4096)
+    # so much room that no answer ends before a slow browser clicks
+    model = write_speaking(tmp_path / "nonsense.gguf", context=65536)
     with serving(model, "--slots", "2", "--api-key", "secret") as server:
         browser.get(server.url)
 
@@ -74,7 +75,7 @@ def test_a_conversation_on_the_page(browser, tmp_path):
 
         # an answer comes piece by piece, and is stopped by the same button
         at("most").clear()
-        at("most").send_keys("4000")
+        at("most").send_keys("60000")
         say("tell me all")
         first = until(browser, lambda: len(lines("assistant")) == 3 and lines("assistant")[2])
         until(browser, lambda: len(lines("assistant")[2]) > len(first))

@@ -5,14 +5,16 @@ and comparisons above it: what is added to negative indices, say, is not added t
 """
 from __future__ import annotations
 
+from math import inf
+
 from muladd.ir import Node, ops, sym
 
-Range = tuple[int, int]
+Range = tuple[float, float]  # of whole numbers, but where a float is below
 
 
-def whole_numbers(value: Node) -> Range | None:
+def whole_numbers(value: Node) -> tuple[int, int] | None:
     """The least and the greatest value of whole numbers (or of a flag), None for other dtypes."""
-    done: dict[Node, Range | None] = {}
+    done: dict[Node, Range] = {}
     todo = [value]
     while todo:
         n = todo[-1]
@@ -23,19 +25,22 @@ def whole_numbers(value: Node) -> Range | None:
             done.setdefault(n, _range(n, [done[s] for s in below]))
         else:
             todo += rest
-    return done[value]
+    low, high = done[value]
+    return None if value.dtype.is_float else (int(low), int(high))
 
 
 def _below(n: Node) -> tuple[Node, ...]:
+    """What a value is made of, as far as its range tells of the value's: of a read, the array."""
     if n.op is ops.READ and isinstance(n.arg[0], Node):
         return (n.arg[0],)
-    return () if n.op is ops.READ or n.op.group == "reduce" else n.srcs
+    return () if n.op in (ops.READ, ops.LOAD) or n.op.group == "reduce" else n.srcs
 
 
-def _range(n: Node, of: list[Range | None]) -> Range | None:
+def _range(n: Node, of: list[Range]) -> Range:
     if n.dtype.is_float:
-        return None
+        return -inf, inf
     whole = (int(n.dtype.min), int(n.dtype.max))
+    found: Range
     if n.op is ops.CONST:
         found = (int(n.arg), int(n.arg))
     elif n.op is ops.RANGE:
@@ -43,7 +48,7 @@ def _range(n: Node, of: list[Range | None]) -> Range | None:
     elif n.op is ops.IOTA:
         found = (0, max(sym.bounds(n.arg)[1] - 1, 0))
     else:
-        found = whole if None in of else _calculated(n, of)  # type: ignore[arg-type]
+        found = _calculated(n, of)
     # what does not fit wraps
     return found if whole[0] <= found[0] and found[1] <= whole[1] else whole
 
@@ -60,7 +65,9 @@ def _calculated(n: Node, of: list[Range]) -> Range:
         return _either(of[1], of[2])
     if op is ops.CAST and whole == (0, 1):
         return (int(low > 0 or high < 0), int((low, high) != (0, 0)))
-    if op in (ops.CAST, ops.READ) or op.group == "movement" and op is not ops.PAD:
+    if op is ops.READ:
+        return _either((low, high), (0, 0)) if len(n.srcs) > n.arg[1] else (low, high)
+    if op is ops.CAST or op.group == "movement" and op is not ops.PAD:
         return low, high
     if op is ops.BITCAST and n.dtype is n.srcs[0].dtype:
         return low, high
