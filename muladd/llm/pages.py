@@ -72,7 +72,7 @@ class Pool:
         self._memory = [memory if memory is None or i == 1 else memory.swapaxes(-1, -2)
                         for i, (_, memory) in enumerate(made)]  # fmt: skip
         most = max(2, pages)
-        sizes = {"pages": {1: ("pages", 1, 16 * most)}}  # texts may share pages
+        sizes = {"pages": {1: ("pages", 1, 64 * most)}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
         self.look = jit(self._look, symbolic=sizes)
         self._put = jit(self._scatter)
@@ -92,29 +92,38 @@ class Pool:
 
     def read(
         self, texts: Sequence[Text], ids: Sequence[Sequence[int]], rows: int, *,
-        every: bool = False, slots: int | None = None, hidden: bool = False,
+        slots: int | None = None, answers: int | None = None, hidden: bool = False,
+        every: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Each text goes on by its ids: 1 to `rows` of them, for which it has pages.
+        """Each text goes on by its ids, for which it has pages.
 
         Gives logits, float32 (texts, vocabulary), after the last id of each; with `every`
         (texts, rows, vocabulary), of which those after a text's last id mean nothing. With `hidden`
-        what the logits are made of: (texts, rows, width). `slots` (at least as many as there are
-        texts) and `rows` are what programs are compiled for.
+        what the logits are made of: (texts, rows, width).
+
+        A program is compiled for `slots` runs of `rows` tokens each (by default as many as there
+        are texts) and for the logits of `answers` texts (by default as many as runs). A text with
+        more ids takes several runs, unless all rows are wanted.
         """
-        count = slots or len(texts)
+        runs = [(i, at) for i, new in enumerate(ids) for at in range(0, len(new), rows)]
+        count = slots or len(runs)
         given = np.zeros((count, rows), np.int32)
-        start = np.zeros(count, np.int32)
-        last = np.arange(count, dtype=np.int32) * rows
-        for i, (text, new) in enumerate(zip(texts, ids)):
-            given[i, : len(new)], start[i] = new, text.length
-            last[i] += len(new) - 1
+        start = np.zeros((3, count), np.int32)
+        start[2] = np.arange(count)
+        last = np.zeros(answers or count, np.int32)
+        first = [0] * len(texts)
+        for n, (i, at) in enumerate(runs):
+            some = ids[i][at : at + rows]
+            given[n, : len(some)] = some
+            first[i] = n - at // rows
+            start[:, n] = texts[i].length + at, texts[i].length, first[i]
+            last[i] = n * rows + len(some) - 1
         wanted = np.arange(count * rows, dtype=np.int32) if every or hidden else last
-        slot = np.arange(count, dtype=np.int32)
-        inputs = (given.reshape(-1), np.stack((start, slot)), _listed(texts), wanted)
+        listed = _listed([(texts[i], n) for n, (i, _) in enumerate(runs)])
         with no_grad():
             step = self.look if hidden else self.step
-            logits, *new_ones = step(*map(Tensor, inputs))
-            self._write(texts, [len(new) for new in ids], rows, new_ones)
+            logits, *new_ones = step(*map(Tensor, (given.reshape(-1), start, listed, wanted)))
+            self._write(texts, [len(new) for new in ids], [n * rows for n in first], new_ones)
             found = _array(logits)
         for text, new in zip(texts, ids):
             text.length += len(new)
@@ -123,11 +132,13 @@ class Pool:
         return found[: len(texts)]
 
     def _write(
-        self, texts: Sequence[Text], counts: Sequence[int], rows: int, new_ones: list[Tensor]
-    ) -> None:
-        """Put new keys and values (key heads, slots x rows, head width) into their pages."""
+        self, texts: Sequence[Text], counts: Sequence[int], first: Sequence[int],
+        new_ones: list[Tensor],
+    ) -> None:  # fmt: skip
+        """Put new keys and values (key heads, slots x rows, head width) into their pages; a text's
+        are `counts` from its `first` row on."""
         at = np.concatenate([t.length + np.arange(n) for t, n in zip(texts, counts)])
-        row = np.concatenate([i * rows + np.arange(n) for i, n in enumerate(counts)])
+        row = np.concatenate([i + np.arange(n) for i, n in zip(first, counts)])
         page = np.concatenate([np.array(t.pages, np.int32)[(t.length + np.arange(n)) // PAGE]
                                for t, n in zip(texts, counts)])  # fmt: skip
         if self._memory[0] is None:
@@ -164,9 +175,9 @@ class Pool:
         """[logits (rows wanted, vocabulary), keys, values, keys, values, ...] of the new tokens;
         of few tokens keys and values are one tensor, since each result costs time of its own.
 
-        ids (conversations x rows,); start (2, conversations) are each one's first new position,
-        and its number; pages (3, t) are for each page its number, its conversation, and its first
-        position. All are int32.
+        ids (runs x rows,); start (3, runs) are each run's first position, its text's first new
+        one, and its text (the number of that one's first run); pages (3, t) are for each page its
+        number, the run that looks at it, and its first position. All are int32.
         """
         x, *found = self._through(ids, start, pages, wanted)
         return [self.decoder.logits(x), *found]
@@ -180,7 +191,7 @@ class Pool:
         rows = ids.shape[0] // start.shape[1]  # type: ignore[operator]
         row = Tensor.arange(rows, dtype="int32")
         positions = (start[0].unsqueeze(1) + row).reshape(-1)
-        seen = _Seen(self.decoder, start, pages, row)
+        seen = _Seen(self.decoder, start, pages, positions)
         found: list[Tensor] = []
         scales: list[Tensor] = []
 
@@ -206,24 +217,27 @@ class Pool:
 class _Seen:
     """Who sees what in one step, and attention over it."""
 
-    def __init__(self, decoder: Decoder, start: Tensor, pages: Tensor, row: Tensor) -> None:
+    def __init__(self, decoder: Decoder, start: Tensor, pages: Tensor, at: Tensor) -> None:
         self.decoder, self.config = decoder, decoder.config
-        self.count, self.rows = start.shape[1], row.shape[0]
-        start, self.slot = start[0], start[1] % self.count
-        self.pages, self.owner = pages[0], pages[1] % self.count
-        t = pages.shape[1]
-        own = self.owner.unsqueeze(0) == self.slot.unsqueeze(1)
-        self.mine = own.reshape(self.count, t, 1, 1, 1)
+        self.count, t = start.shape[1], pages.shape[1]
+        self.rows = at.shape[0] // self.count
+        self.pages, self.run = pages[0], pages[1] % self.count
+        mine = self.run.unsqueeze(0) == Tensor.arange(self.count, dtype="int32").unsqueeze(1)
+        self.mine = mine.reshape(self.count, t, 1, 1, 1)
         places = pages[2].unsqueeze(1) + Tensor.arange(PAGE, dtype="int32")  # (t, PAGE)
-        first = start[self.owner]
-        old = (places < first.unsqueeze(1)).reshape(t, 1, 1, 1, PAGE)
-        new = row <= row.unsqueeze(1)  # (rows, rows)
+        old = (places < start[1][self.run].unsqueeze(1)).reshape(t, 1, 1, 1, PAGE)
+        mine = at.reshape(self.count, 1, 1, self.rows, 1)
+        new = at <= mine
+        if self.count != 1:  # (runs, 1, 1, rows, new tokens of all)
+            whose = start[2].unsqueeze(1).expand(self.count, self.rows).reshape(-1)
+            new = new & (start[2].reshape(self.count, 1, 1, 1, 1) == whose)
         self.old, self.new = [old], [new]
         if self.config.window:
-            begin = first.unsqueeze(1) + (row - self.config.window)  # (t, rows)
+            begin = start[0][self.run].unsqueeze(1) - self.config.window
+            begin = begin + Tensor.arange(self.rows, dtype="int32")  # (t, rows)
             near = places.unsqueeze(1) > begin.unsqueeze(2)
             self.old.append(old & near.reshape(t, 1, 1, self.rows, PAGE))
-            self.new.append(new & (row > row.unsqueeze(1) - self.config.window))
+            self.new.append(new & (at > mine - self.config.window))
 
     def attend(
         self, i: int, q: Tensor, new: tuple[Tensor, Tensor], old: Sequence[Tensor]
@@ -235,15 +249,12 @@ class _Seen:
         lies = (c.key_heads, group, count, rows, c.head_width)
         q = q.reshape(*lies).permute(2, 0, 1, 3, 4)
         q = q.reshape(count, c.key_heads, group * rows, c.head_width)
-        k, v = (t.reshape(c.key_heads, count, rows, c.head_width)
-                .permute(1, 0, 2, 3) for t in new)  # fmt: skip
-        if count != 1:  # what is looked up is computed before, for all rows at a time
-            k, v = k[self.slot], v[self.slot]
+        k, v = (t.unsqueeze(0) for t in new)
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
         keys, values, *scales = (t[number].cast("float32") for t in old)
         windowed = self.decoder.is_windowed(i)
-        scores = self._scores(q[self.owner], keys, self.old[windowed], _LOW, *scales[:1])
+        scores = self._scores(q[self.run], keys, self.old[windowed], _LOW, *scales[:1])
         top = scores.amax(-1, keepdim=True)
         weights = (scores - top).exp()
         total = weights.sum(-1, keepdim=True)
@@ -252,7 +263,7 @@ class _Seen:
         scores = self._scores(q, k.transpose(-2, -1), self.new[windowed], -math.inf)
         highest = self.mine.where(top.unsqueeze(0), _LOW).amax(1)
         highest = highest.maximum(scores.amax(-1, keepdim=True))
-        weights, part = (scores - highest).exp(), (top - highest[self.owner]).exp()
+        weights, part = (scores - highest).exp(), (top - highest[self.run]).exp()
         all_sums = self._joined(part * sums) + weights @ v
         all_totals = self._joined(part * total) + weights.sum(-1, keepdim=True)
         y = (all_sums / all_totals).reshape(count, c.key_heads, group, rows, c.head_width)
@@ -296,9 +307,10 @@ def _coded(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round().cast("int8"), scale
 
 
-def _listed(texts: Sequence[Text]) -> np.ndarray:
-    """(3, t) int32: all pages that the texts look at, with their owners and first positions."""
-    found = [(page, i, n * PAGE) for i, text in enumerate(texts)
+def _listed(runs: Sequence[tuple[Text, int]]) -> np.ndarray:
+    """(3, t) int32: all pages that runs of texts look at, with the run's number and the page's
+    first position."""
+    found = [(page, i, n * PAGE) for text, i in runs
              for n, page in enumerate(text.pages[: -(-text.length // PAGE)])]  # fmt: skip
     return np.ascontiguousarray(np.array(found or [(0, 0, _NOWHERE)], np.int32).T)
 

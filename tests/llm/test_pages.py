@@ -1,6 +1,8 @@
 """Conversations that share a pool are read as if each were alone."""
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from support.small_llama import write_small
@@ -30,6 +32,30 @@ def test_conversations_side_by_side(tmp_path, rng, dtype):
     for logits, all_ids, text in zip(found, ids, texts):
         alone = LanguageModel(decoder).next_logits(all_ids[: text.length])
         np.testing.assert_allclose(logits, alone, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("window", [0, 40])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_parts_of_several_texts_in_one_step(tmp_path, rng, dtype, window):
+    """Each in runs of 4 tokens; some end within one, some go on, one begins."""
+    config, tensors, _ = from_gguf(write_small(tmp_path / "small.gguf"))
+    config = dataclasses.replace(config, window=window, windowed=(window > 0, False),
+                                 rope_local_base=10000.0)
+    decoder = Decoder(config, tensors, 256)
+    pool = Pool(decoder, 9, dtype)
+    texts = [Text([7, 2]), Text([0, 8, 4, 3]), Text([5])]
+    ids = [rng.integers(0, 96, n).tolist() for n in (100, 200, 30)]
+    for text, all_ids, count in zip(texts, ids, (61, 129, 0)):
+        for at in range(0, count, CHUNK):
+            pool.read([text], [all_ids[at : min(at + CHUNK, count)]], CHUNK)
+    for counts in ((9, 14, 4), (1, 27, 25)):
+        new = [all_ids[t.length :][:n] for all_ids, t, n in zip(ids, texts, counts)]
+        found = pool.read(texts, new, 4, slots=16, answers=4)
+        close = 1e-4 if dtype == "float32" else 1e-1
+        for logits, all_ids, text in zip(found, ids, texts):
+            alone = LanguageModel(decoder).next_logits(all_ids[: text.length])
+            np.testing.assert_allclose(logits, alone, rtol=close, atol=close)
+    assert pool.step.traces == 2 and [t.length for t in texts] == [71, 170, 29]
 
 
 def test_what_is_not_written_to_stays(tmp_path, rng):

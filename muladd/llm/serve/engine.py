@@ -1,9 +1,8 @@
 """Continuous batching: one thread that reads prompts and writes answers of many jobs side by side.
 
-Each turn reads one chunk of the oldest prompt that is not read yet, or a few short prompts (or
-short rests of prompts whose beginnings are there already) together, and then writes one token of
-every answer on its way, in one step. So a new job begins at once, and those that write are held up
-by no more than a chunk. If the pool has no page left, the youngest job gives its pages back and
+Each turn reads one chunk of what is not read yet (a part of the oldest prompt; after its end the
+next ones begin) and then writes one token of every answer on its way, in one step. So a new job
+begins at once, and those that write are held up by no more than a chunk. If the pool has no page left, the youngest job gives its pages back and
 reads its text again later.
 """
 from __future__ import annotations
@@ -16,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 
 import numpy as np
 
@@ -31,7 +29,8 @@ from muladd.tensor.handle import no_grad
 from muladd.tensor.jit import jit
 
 SIZES = (1, 4, 8, 16, 32, 64)  # how many conversations a step's programs are compiled for
-SHORT, TOGETHER = 16, 4  # tokens of prompts that are read together; how many of these
+SHORT = 16  # tokens up to which a prompt's rest is read as such, if it is the only one
+TOGETHER, RUN = 4, 4  # prompts in a chunk; one that shares it takes a multiple of so many rows
 
 
 class Busy(MuladdError, RuntimeError):
@@ -130,13 +129,13 @@ class Engine:
         """Run every program once, so that nothing is compiled while somebody waits; and take the
         pool's memory, so that it is there when it is needed."""
         self.pool.take()
-        runs = [(0, CHUNK, 1, False), (0, CHUNK, 1, True), (0, SHORT, TOGETHER, False),
-                *((1, 1, size, False) for size in self.sizes)]  # fmt: skip
-        for i, (length, rows, slots, hidden) in enumerate(runs):
-            progress(i, len(runs))
-            found = self.pool.read([Text([0], length)], [[0]], rows, slots=slots, hidden=hidden)
-            if hidden:
-                self._logits(found[0])
+        steps = [(0, CHUNK, 1, 1), (0, SHORT, 1, 1), (0, RUN, CHUNK // RUN, TOGETHER),
+                 *((1, 1, size, size) for size in self.sizes)]  # fmt: skip
+        for i, (length, rows, slots, answers) in enumerate(steps):
+            progress(i, len(steps) + 1)
+            self.pool.read([Text([0], length)], [[0]], rows, slots=slots, answers=answers)
+        progress(len(steps), len(steps) + 1)
+        self._logits(self.pool.read([Text([0])], [[0]], CHUNK, hidden=True)[0])
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take jobs, all or none. Raises Busy, and ArgumentError for more than there is ever room
@@ -212,21 +211,30 @@ class Engine:
             self._running.append(self._waiting.popleft())
 
     def _turn(self) -> None:
-        reading = [job for job in self._running if job.unread > 1 or not job.options]
-        if reading:
-            if self._is_short(reading[0]):
-                short = list(islice(filter(self._is_short, reading), TOGETHER))
-                self._guarded(short, partial(self._read, short, SHORT, TOGETHER))
-            else:
-                self._guarded(reading[:1], partial(self._read, reading[:1], CHUNK, 1))
+        parts = self._parts()
+        if parts:
+            self._guarded(list(parts), partial(self._read, parts))
         writing = [job for job in self._running if job.unread == 1 and job.options]
         if writing:
             self._guarded(writing, partial(self._write, writing))
 
-    def _is_short(self, job: Job) -> bool:
-        """Whether little of a prompt is left to read."""
-        known = job.text.length or self.sharing.covers(job.all_ids)
-        return not job.looks and len(job.all_ids) - known <= SHORT
+    def _parts(self) -> dict[Job, int]:
+        """The jobs that are read next, and how many tokens of each: together no more than a chunk.
+        One of which more than the last token's logits are wanted has it for itself."""
+        parts: dict[Job, int] = {}
+        left = CHUNK
+        for job in self._running:
+            if left <= 0 or len(parts) == TOGETHER:
+                break
+            if job.unread <= 1 and job.options or job.looks and parts:
+                continue
+            if not job.text.pages and not job.looks:
+                job.text = self.sharing.begin(job.all_ids)
+                if job.writer is None:
+                    job.cached = job.text.length
+            parts[job] = min(job.unread, left)
+            left = 0 if job.looks else left - -(-parts[job] // RUN) * RUN
+        return parts
 
     def _guarded(self, jobs: list[Job], run: Callable[[], None]) -> None:
         """A failure ends the jobs that it concerns, and nothing else."""
@@ -239,19 +247,20 @@ class Engine:
                     told = error if isinstance(error, MuladdError) else MuladdError(repr(error))
                     self._finish(job, told)
 
-    def _read(self, jobs: list[Job], rows: int, slots: int) -> None:
-        """The next part of prompts (or of what jobs had written before they lost their pages)."""
-        for job in jobs:
-            if not job.text.pages and not job.looks:
-                job.text = self.sharing.begin(job.all_ids)
-                if job.writer is None:
-                    job.cached = job.text.length
-        jobs = self._with_room(jobs, rows)
+    def _read(self, parts: dict[Job, int]) -> None:
+        """The next parts of prompts (or of what jobs had written before they lost their pages)."""
+        jobs = self._with_room(parts)
         if not jobs:
             return
         looks = jobs[0].looks
-        new = [job.all_ids[job.text.length :][:rows] for job in jobs]
-        found = self.pool.read([j.text for j in jobs], new, rows, slots=slots, hidden=looks)
+        new = [job.all_ids[job.text.length :][: parts[job]] for job in jobs]
+        rows, slots, answers = CHUNK, 1, 1
+        if len(jobs) > 1:
+            rows, slots, answers = RUN, CHUNK // RUN, TOGETHER
+        elif len(new[0]) <= SHORT and not looks:
+            rows = SHORT
+        texts = [job.text for job in jobs]
+        found = self.pool.read(texts, new, rows, slots=slots, answers=answers, hidden=looks)
         self.totals.steps += 1
         for job, some, part in zip(jobs, new, found):
             if job.options is None:
@@ -288,7 +297,7 @@ class Engine:
 
     def _write(self, jobs: list[Job]) -> None:
         """One token of each job."""
-        jobs = self._with_room(jobs, 1)
+        jobs = self._with_room(dict.fromkeys(jobs, 1))
         if not jobs:
             return
         size = next(n for n in self.sizes if n >= len(jobs))
@@ -318,11 +327,11 @@ class Engine:
         else:
             self._said.append((job, piece))
 
-    def _with_room(self, jobs: list[Job], rows: int) -> list[Job]:
-        """Those of the jobs that have pages for their next tokens, at most `rows` each."""
-        for job in jobs:
+    def _with_room(self, jobs: dict[Job, int]) -> list[Job]:
+        """Those of the jobs that have pages for so many tokens more."""
+        for job, count in jobs.items():
             if job in self._running:
-                self._make_room(job, min(job.text.length + rows, len(job.all_ids)))
+                self._make_room(job, job.text.length + count)
         return [job for job in jobs if job in self._running]
 
     def _make_room(self, job: Job, length: int) -> None:

@@ -170,7 +170,7 @@ def test_nothing_is_compiled_in_service(engine, rng):
         t.start()
     for job in jobs:
         job.pieces()
-    assert engine.pool.step.traces == traces == 2 + len(engine.sizes)
+    assert engine.pool.step.traces == traces == 3 + len(engine.sizes)
 
 
 def test_vectors(engine, rng):
