@@ -95,11 +95,23 @@ class Pool:
         slots: int | None = None, answers: int | None = None, hidden: bool = False,
         every: bool = False,
     ) -> np.ndarray:  # fmt: skip
-        """Each text goes on by its ids, for which it has pages.
+        """Each text goes on by its ids, for which it has pages: see `run`.
 
         Gives logits, float32 (texts, vocabulary), after the last id of each; with `every`
         (texts, rows, vocabulary), of which those after a text's last id mean nothing. With `hidden`
         what the logits are made of: (texts, rows, width).
+        """
+        found = as_array(self.run(texts, ids, rows, slots, answers, hidden, every))
+        if every or hidden:
+            found = found.reshape(-1, rows, found.shape[-1])
+        return found[: len(texts)]
+
+    def run(
+        self, texts: Sequence[Text], ids: Sequence[Sequence[int]], rows: int,
+        slots: int | None = None, answers: int | None = None, hidden: bool = False,
+        every: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """What `read` gives, in rows as the program has them: (n, vocabulary) or (n, width).
 
         A program is compiled for `slots` runs of `rows` tokens each (by default as many as there
         are texts) and for the logits of `answers` texts (by default as many as runs). A text with
@@ -124,12 +136,9 @@ class Pool:
             step = self.look if hidden else self.step
             logits, *new_ones = step(*map(Tensor, (given.reshape(-1), start, listed, wanted)))
             self._write(texts, [len(new) for new in ids], [n * rows for n in first], new_ones)
-            found = _array(logits)
         for text, new in zip(texts, ids):
             text.length += len(new)
-        if every or hidden:
-            found = found.reshape(count, rows, -1)
-        return found[: len(texts)]
+        return logits
 
     def _write(
         self, texts: Sequence[Text], counts: Sequence[int], first: Sequence[int],
@@ -144,7 +153,7 @@ class Pool:
         if self._memory[0] is None:
             self._put(*(Tensor(x.astype(np.int32)) for x in (page, at % PAGE, row)), new_ones)
             return
-        arrays = list(map(_array, new_ones))
+        arrays = list(map(as_array, new_ones))
         if arrays[0].ndim == 3:
             count = 2 * self.decoder.config.layers
             arrays = [np.stack(arrays[i : i + count]) for i in range(0, len(arrays), count)]
@@ -292,7 +301,7 @@ def _apart(x: Any) -> Any:
     return [x[i] for i in range(x.shape[0])] if x.ndim == 4 else [x]
 
 
-def _array(x: Tensor) -> np.ndarray:
+def as_array(x: Tensor) -> np.ndarray:
     """What a tensor holds: on the CPU its own memory, not a copy."""
     if x.device != "CPU":
         return x.numpy()

@@ -1,4 +1,7 @@
-"""Which token comes next: logits to an id, with NumPy, once per token."""
+"""Which token comes next: logits to an id, with NumPy, once per token.
+
+What costs most of it, how likely each token is, can be computed for many texts at once before.
+"""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from muladd.llm.checks import check_number
+from muladd.tensor import Tensor
 
 _RANGES = {
     "temperature": (0.0, 100.0), "top_k": (0, 1 << 31), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
@@ -44,6 +48,25 @@ class Sampling:
             check_number("sampling", field.name, value, low, high, whole)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """How likely tokens are, of which the likeliest is 1, at some temperature: float32
+    (vocabulary,); and sums of blocks of them."""
+
+    each: np.ndarray
+    sums: np.ndarray
+
+
+def weights(logits: Tensor, temperature: Tensor) -> list[Tensor]:
+    """The parts of Weights for many rows at once: logits (n, vocabulary), temperature (n,); all are
+    float32. A graph."""
+    count = -(-int(logits.shape[1]) // _BLOCK) * _BLOCK  # type: ignore[arg-type]
+    cold = temperature.maximum(_COLDEST).unsqueeze(1)
+    each = ((logits - logits.amax(-1, keepdim=True)) / cold).exp()
+    padded = each.pad((0, count - int(logits.shape[1])))  # type: ignore[arg-type]
+    return [each, padded.reshape(logits.shape[0], -1, _BLOCK).sum(-1)]
+
+
 class Sampler:
     """Chooses tokens for one text; its random numbers go on from token to token."""
 
@@ -52,10 +75,12 @@ class Sampler:
         self._random = np.random.default_rng(settings.seed)
 
     def choose(
-        self, logits: np.ndarray, before: Sequence[int], allowed: np.ndarray | None = None
-    ) -> int:
+        self, logits: np.ndarray, before: Sequence[int], allowed: np.ndarray | None = None,
+        known: Weights | None = None,
+    ) -> int:  # fmt: skip
         """The id chosen by logits (vocabulary,) after the ids before it, out of those `allowed`
-        (bool (vocabulary,), one at least)."""
+        (bool (vocabulary,), one at least). `known` are weights of these logits at this
+        temperature, where nothing else is asked for."""
         s = self.settings
         if allowed is not None:
             logits = np.where(allowed, logits, -np.inf)
@@ -63,24 +88,27 @@ class Sampler:
             logits = penalized(logits, before, s.repetition_penalty)
         if s.temperature == 0.0:
             return int(logits.argmax())
-        ids, weights = self._kept(logits)
-        at = _drawn(weights, self._random.random())
+        ids, kept = self._kept(self._weights(logits) if known is None else known.each)
+        sums = known.sums if known is not None and ids is None else None
+        at = _drawn(kept, self._random.random(), sums)
         return at if ids is None else int(ids[at])
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The probabilities that tokens are drawn with, float64 (vocabulary,)."""
-        ids, weights = self._kept(logits)
+        ids, kept = self._kept(self._weights(logits))
         found = np.zeros(len(logits))
-        found[slice(None) if ids is None else ids] = weights
+        found[slice(None) if ids is None else ids] = kept
         return found / found.sum()
 
-    def _kept(self, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """(ids, how likely each is, of which the likeliest is 1) of those that stay; None: all."""
-        s = self.settings
+    def _weights(self, logits: np.ndarray) -> np.ndarray:
         scores = np.subtract(logits, logits.max(), dtype=np.float32)
-        scores /= np.float32(max(s.temperature, _COLDEST))
-        weights = np.exp(scores, out=scores)
-        if not (0 < s.top_k < len(logits) or s.top_p < 1.0):
+        scores /= np.float32(max(self.settings.temperature, _COLDEST))
+        return np.exp(scores, out=scores)
+
+    def _kept(self, weights: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """(ids, weights) of those that stay; None: all."""
+        s = self.settings
+        if not (0 < s.top_k < len(weights) or s.top_p < 1.0):
             if s.min_p == 0.0:
                 return None, weights
             ids = np.flatnonzero(weights >= s.min_p)
@@ -110,10 +138,13 @@ def _likeliest(weights: np.ndarray, count: int, part: float) -> tuple[np.ndarray
         least = least * least if least > 1e-20 else 0.0
 
 
-def _drawn(weights: np.ndarray, point: float) -> int:
-    """The place that a point of [0, 1) falls on, where each has as much room as its weight."""
+def _drawn(weights: np.ndarray, point: float, sums: np.ndarray | None = None) -> int:
+    """The place that a point of [0, 1) falls on, where each has as much room as its weight; `sums`
+    are those of blocks, if they are known."""
     starts = np.arange(0, len(weights), _BLOCK)
-    ends = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
+    if sums is None:
+        sums = np.add.reduceat(weights, starts, dtype=np.float64)
+    ends = np.cumsum(sums, dtype=np.float64)
     point *= ends[-1]
     block = min(int(np.searchsorted(ends, point, "right")), len(ends) - 1)
     inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)

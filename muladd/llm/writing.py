@@ -10,7 +10,7 @@ import numpy as np
 
 from muladd.errors import ArgumentError
 from muladd.llm.constrain import Constraint, State
-from muladd.llm.sampling import Sampler, Sampling, log_total
+from muladd.llm.sampling import Sampler, Sampling, Weights, log_total
 from muladd.llm.tokenizer import Tokenizer
 
 
@@ -48,6 +48,14 @@ class Options:
     ignore_stops: bool = False  # tokens by which the model ends its texts are like others
     constraint: Constraint | None = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn by the logits as they are, divided by the temperature."""
+        s = self.sampling
+        changed = self.frequency_penalty or self.presence_penalty or self.logit_bias
+        return (s.temperature > 0 and s.repetition_penalty == 1.0 and self.constraint is None
+                and not changed)  # fmt: skip
+
 
 class Writer:
     """Writes what follows `ids`, up to a context of so many tokens.
@@ -70,9 +78,10 @@ class Writer:
         self._held = ""  # text that may be the beginning of a stop string
         self._used: Counter[int] = Counter()
 
-    def put(self, logits: np.ndarray) -> Piece:
-        """The next token by logits (vocabulary,), and the text that is certain with it."""
-        token = self._choose(logits)
+    def put(self, logits: np.ndarray, known: Weights | None = None) -> Piece:
+        """The next token by logits (vocabulary,), and the text that is certain with it. `known` are
+        their weights at the temperature asked for, if it `draws`."""
+        token = self._choose(logits, known)
         self.tokens += 1
         chance, top = (None, ()) if self.options.logprobs is None \
             else likelihood(logits, token, self.options.logprobs)  # fmt: skip
@@ -105,7 +114,7 @@ class Writer:
         found.options = replace(self.options, logprobs=None, stop=())
         return found
 
-    def _choose(self, logits: np.ndarray) -> int:
+    def _choose(self, logits: np.ndarray, known: Weights | None) -> int:
         o = self.options
         if o.frequency_penalty or o.presence_penalty or o.logit_bias:
             logits = logits.copy()
@@ -114,7 +123,7 @@ class Writer:
             for token, bias in o.logit_bias.items():
                 logits[token] += bias
         allowed = None if self._state is None else _allowed(self._state, logits)
-        return self._sampler.choose(logits, self.ids, allowed)
+        return self._sampler.choose(logits, self.ids, allowed, known)
 
 
 def beginning(text: str, stops: tuple[str, ...]) -> int:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from muladd.llm.sampling import Sampler, Sampling, penalized
+from muladd import Tensor
+from muladd.llm.sampling import Sampler, Sampling, Weights, penalized, weights
 
 SETTINGS = [
     {}, {"temperature": 0.3}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 40}, {"top_k": 5000},
@@ -67,3 +68,17 @@ def test_only_what_is_allowed_is_chosen():
         drawn = [Sampler(Sampling(temperature=3.0, seed=s, **how)).choose(logits, [1, 2], allowed)
                  for s in range(20)]  # fmt: skip
         assert set(drawn) == {1, 2}
+
+
+@pytest.mark.parametrize("size", [96, 256, 1000])
+@pytest.mark.parametrize("given", [{}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}])
+def test_weights_of_many_rows_choose_what_each_row_chooses(rng, size, given):
+    logits = rng.standard_normal((50, size)).astype(np.float32) * 3
+    logits[0, :] = 2.0
+    warmth = np.linspace(0.2, 2.0, 50, dtype=np.float32)
+    each, sums = (t.numpy() for t in weights(Tensor(logits), Tensor(warmth)))
+    assert each.shape == logits.shape
+    for i, t in enumerate(warmth.tolist()):
+        alone, beside = (Sampler(Sampling(temperature=t, seed=i, **given)) for _ in range(2))
+        known = Weights(each[i], sums[i])
+        assert alone.choose(logits[i], []) == beside.choose(logits[i], [], None, known)
