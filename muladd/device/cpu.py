@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import struct
 import threading
@@ -263,12 +264,10 @@ class Cpu(Device):
     def view(self, buffer: Buffer, dtype: Any, shape: Sequence[int], offset: int = 0) -> np.ndarray:
         """The buffer's memory as an array, without copying; the array keeps the buffer alive."""
         kind = np.dtype(dtype)
-        count = int(np.prod(shape, dtype=np.int64))
-        if offset + count * kind.itemsize > buffer.nbytes:
+        if offset < 0 or offset + math.prod(shape) * kind.itemsize > buffer.nbytes:
             raise DeviceError(f"CPU.view: {kind}{list(shape)} from byte {offset} does not fit in "
                               f"{buffer.nbytes} bytes")  # fmt: skip
-        flat = np.asarray(buffer)[offset : offset + count * kind.itemsize]
-        return flat.view(kind).reshape(tuple(shape))
+        return np.ndarray(tuple(shape), kind, np.asarray(buffer), offset)
 
     def copy_in(self, buffer: Buffer, data: np.ndarray | memoryview | bytes) -> None:
         np.copyto(np.asarray(buffer), host_bytes(data, buffer.nbytes, "CPU.copy_in"))

@@ -22,7 +22,7 @@ import numpy as np
 from muladd import device as devices
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
-from muladd.llm.layout import memory_of
+from muladd.llm.layout import lanes_of, memory_of
 from muladd.llm.model import Decoder
 from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad
@@ -44,9 +44,9 @@ class Text:
 
 
 class Pool:
-    """Pages of keys and values, for one decoder: per layer an array of keys (pages, key heads, head
-    width, PAGE) and one of values (pages, key heads, PAGE, head width), each as a product reads it.
-    Who holds which page is up to the caller.
+    """Pages of keys and values, for one decoder: per layer an array of values (pages, key heads,
+    PAGE, head width), and one of keys (pages, key heads, PAGE / lanes, head width, lanes), each as
+    a product reads it in vectors. Who holds which page is up to the caller.
 
     `huge` takes memory in huge pages: for a pool that will be full. (Else a huge page for each
     layer's first position might be all there is of them.)
@@ -62,15 +62,16 @@ class Pool:
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
         shape = (pages, c.key_heads)
+        self.lanes = lanes_of()
+        keys = (PAGE // self.lanes, c.head_width, self.lanes)
         made = [_zeros(c.layers, (*shape, *sizes), self.dtype, huge)
-                for sizes in ((c.head_width, PAGE), (PAGE, c.head_width))]  # fmt: skip
+                for sizes in (keys, (PAGE, c.head_width))]  # fmt: skip
         if self.coded:
             made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32, huge) for _ in range(2)]
         self.arrays = [array for pair in (made[:2], made[2:]) if pair
                        for both in zip(pair[0][0], pair[1][0]) for array in both]  # fmt: skip
-        # of all layers: keys, values, their scales, each (layers, pages, key heads, PAGE, n)
-        self._memory = [memory if memory is None or i == 1 else memory.swapaxes(-1, -2)
-                        for i, (_, memory) in enumerate(made)]  # fmt: skip
+        # of all layers: keys, values, their scales, each (layers, pages, key heads, ...)
+        self._memory = [memory for _, memory in made]
         most = max(2, pages)
         sizes = {"pages": {1: ("pages", 1, 64 * most)}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
@@ -146,37 +147,36 @@ class Pool:
     ) -> None:  # fmt: skip
         """Put new keys and values (key heads, slots x rows, head width) into their pages; a text's
         are `counts` from its `first` row on."""
-        at = np.concatenate([t.length + np.arange(n) for t, n in zip(texts, counts)])
-        row = np.concatenate([i + np.arange(n) for i, n in zip(first, counts)])
-        page = np.concatenate([np.array(t.pages, np.int32)[(t.length + np.arange(n)) // PAGE]
-                               for t, n in zip(texts, counts)])  # fmt: skip
+        places = [(text.pages[n // PAGE], n % PAGE, i + n - text.length)
+                  for text, count, i in zip(texts, counts, first)
+                  for n in range(text.length, text.length + count)]  # fmt: skip
+        page, at, row = np.array(places, np.int32).T
         if self._memory[0] is None:
-            self._put(*(Tensor(x.astype(np.int32)) for x in (page, at % PAGE, row)), new_ones)
+            self._put(*map(Tensor, (page, at, row)), new_ones)
             return
         arrays = list(map(as_array, new_ones))
         if arrays[0].ndim == 3:
             count = 2 * self.decoder.config.layers
             arrays = [np.stack(arrays[i : i + count]) for i in range(0, len(arrays), count)]
-        runs = _runs(page, at % PAGE, row) if len(texts) == 1 else None
         for i, memory in enumerate(self._memory):
             assert memory is not None
-            values = arrays[i // 2][i % 2 :: 2]
-            if runs is None:
-                memory[:, page, :, at % PAGE] = values[:, :, row].transpose(2, 0, 1, 3)
-                continue
-            for p, first, r, n in runs:
-                memory[:, p, :, first : first + n] = values[:, :, r : r + n]
+            values = arrays[i // 2][i % 2 :: 2][:, :, row]  # (layers, key heads, n, width)
+            memory[(slice(None), *self._place(i, page, at))] = values.transpose(2, 0, 1, 3)
+
+    def _place(self, i: int, page: Any, at: Any) -> tuple[Any, ...]:
+        """Where positions of pages lie in a layer's keys, values, or scales of these."""
+        every = slice(None)
+        if i == 0:
+            return page, every, at // self.lanes, every, at % self.lanes
+        return (page, every, at) if i == 1 else (page, every, every, at)
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
         count = 2 * self.decoder.config.layers
         found = [x for t in new_ones for x in _apart(t)]
         for i, (whole, new) in enumerate(zip(self.arrays, found)):
-            new = new[:, row].permute(1, 0, 2)
-            if i % 2 and i < count:
-                whole[page, :, at] = new
-            else:
-                whole[page, :, :, at] = new
+            place = self._place(i % 2 + 2 * (i >= count), page, at)
+            whole[place] = new[:, row].permute(1, 0, 2)
 
     # --- the graph -------------------------------------------------------------------------------
 
@@ -262,6 +262,7 @@ class _Seen:
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
         keys, values, *scales = (t[number].cast("float32") for t in old)
+        keys = keys.permute(0, 1, 3, 2, 4).reshape(-1, c.key_heads, c.head_width, PAGE)
         windowed = self.decoder.is_windowed(i)
         scores = self._scores(q[self.run], keys, self.old[windowed], _LOW, *scales[:1])
         top = scores.amax(-1, keepdim=True)
@@ -322,12 +323,6 @@ def _listed(runs: Sequence[tuple[Text, int]]) -> np.ndarray:
     found = [(page, i, n * PAGE) for text, i in runs
              for n, page in enumerate(text.pages[: -(-text.length // PAGE)])]  # fmt: skip
     return np.ascontiguousarray(np.array(found or [(0, 0, _NOWHERE)], np.int32).T)
-
-
-def _runs(page: np.ndarray, at: np.ndarray, row: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """(page, first place, first row, count) of neighbours in one page."""
-    cuts = [0, *(np.flatnonzero(np.diff(page)) + 1).tolist(), len(page)]
-    return [(int(page[a]), int(at[a]), int(row[a]), b - a) for a, b in zip(cuts, cuts[1:])]
 
 
 def _zeros(

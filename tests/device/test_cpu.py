@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from muladd import config, device
-from muladd.device import Arg, Copy, Launch, Repeat, Variable
+from muladd.device import Arg, Copy, Launch, Repeat, Variable, cpu
 from muladd.device.native import layout, walker
 from muladd.errors import DeviceError, OutOfMemory
 
@@ -368,7 +368,7 @@ def test_workers_are_pinned_within_the_mask_and_pins_are_given_up(cpu):
 def test_without_futexes_workers_poll(monkeypatch):
     original = walker.source
     monkeypatch.setattr(walker, "source", lambda triple: original(triple, futex=False))
-    polling = device.cpu.Cpu()
+    polling = cpu.Cpu()
     polling.set_threads(3)
     buffer = numbers(polling, np.zeros(50))
     program = polling.program([Repeat(100, (count(polling, 50),))], 1)
@@ -391,12 +391,12 @@ def test_the_runtime_compiles_for_arm():
 
 def test_the_compiled_runtime_can_be_kept(monkeypatch):
     kept = {}
-    monkeypatch.setattr(device.cpu, "find_object", kept.get)
-    monkeypatch.setattr(device.cpu, "keep_object", kept.__setitem__)
-    device.cpu.Cpu()
+    monkeypatch.setattr(cpu, "find_object", kept.get)
+    monkeypatch.setattr(cpu, "keep_object", kept.__setitem__)
+    cpu.Cpu()
     (key,) = kept
-    monkeypatch.setattr(device.cpu, "keep_object", None)  # it is not made again
-    again = device.cpu.Cpu()
+    monkeypatch.setattr(cpu, "keep_object", None)  # it is not made again
+    again = cpu.Cpu()
     assert list(kept) == [key]
     buffer = numbers(again, [0])
     again.program([count(again, 1)], 1).run([buffer])
