@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from muladd import config, device
-from muladd.device import Arg, Copy, Launch, Repeat, Variable, cpu
+from muladd.device import Arg, Copy, Launch, Repeat, Variable
+from muladd.device import cpu as host
 from muladd.device.native import layout, walker
 from muladd.errors import DeviceError, OutOfMemory
 
@@ -368,7 +369,7 @@ def test_workers_are_pinned_within_the_mask_and_pins_are_given_up(cpu):
 def test_without_futexes_workers_poll(monkeypatch):
     original = walker.source
     monkeypatch.setattr(walker, "source", lambda triple: original(triple, futex=False))
-    polling = cpu.Cpu()
+    polling = host.Cpu()
     polling.set_threads(3)
     buffer = numbers(polling, np.zeros(50))
     program = polling.program([Repeat(100, (count(polling, 50),))], 1)
@@ -391,12 +392,12 @@ def test_the_runtime_compiles_for_arm():
 
 def test_the_compiled_runtime_can_be_kept(monkeypatch):
     kept = {}
-    monkeypatch.setattr(cpu, "find_object", kept.get)
-    monkeypatch.setattr(cpu, "keep_object", kept.__setitem__)
-    cpu.Cpu()
+    monkeypatch.setattr(host, "find_object", kept.get)
+    monkeypatch.setattr(host, "keep_object", kept.__setitem__)
+    host.Cpu()
     (key,) = kept
-    monkeypatch.setattr(cpu, "keep_object", None)  # it is not made again
-    again = cpu.Cpu()
+    monkeypatch.setattr(host, "keep_object", None)  # it is not made again
+    again = host.Cpu()
     assert list(kept) == [key]
     buffer = numbers(again, [0])
     again.program([count(again, 1)], 1).run([buffer])
