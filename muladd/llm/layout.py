@@ -90,7 +90,7 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     of where it is mapped from a file, so at no time is there a second copy.
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
-    lanes = lanes_of()
+    lanes = _lanes()
     bits, shift = _NARROW.get(kind.name, (8, 0))
     blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
     scale, offset = _scales(blocks[:1, :1], kind)
@@ -174,8 +174,7 @@ def _machine() -> Machine | None:
     return None if place == INTERPRETER else getattr(devices.get(place), "machine", None)
 
 
-def lanes_of() -> int:
-    """How many float32 a vector of the device holds."""
+def _lanes() -> int:
     machine = _machine()
     return machine.float_lanes if machine is not None else _LANES
 
@@ -260,4 +259,4 @@ def _bases(raw: np.ndarray) -> Iterator[object]:
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
 
 
-__all__ = ["GROUP", "Form", "in_rows", "lanes_of", "lay", "memory_of", "release"]
+__all__ = ["GROUP", "Form", "in_rows", "lay", "memory_of", "release"]

@@ -22,7 +22,7 @@ import numpy as np
 from muladd import device as devices
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
-from muladd.llm.layout import lanes_of, memory_of
+from muladd.llm.layout import memory_of
 from muladd.llm.model import Decoder
 from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad
@@ -44,9 +44,9 @@ class Text:
 
 
 class Pool:
-    """Pages of keys and values, for one decoder: per layer an array of values (pages, key heads,
-    PAGE, head width), and one of keys (pages, key heads, PAGE / lanes, head width, lanes), each as
-    a product reads it in vectors. Who holds which page is up to the caller.
+    """Pages of keys and values, for one decoder: per layer an array of keys (pages, key heads, head
+    width, PAGE) and one of values (pages, key heads, PAGE, head width), each as a product reads it.
+    Who holds which page is up to the caller.
 
     `huge` takes memory in huge pages: for a pool that will be full. (Else a huge page for each
     layer's first position might be all there is of them.)
@@ -62,10 +62,8 @@ class Pool:
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
         shape = (pages, c.key_heads)
-        self.lanes = lanes_of()
-        keys = (PAGE // self.lanes, c.head_width, self.lanes)
         made = [_zeros(c.layers, (*shape, *sizes), self.dtype, huge)
-                for sizes in (keys, (PAGE, c.head_width))]  # fmt: skip
+                for sizes in ((c.head_width, PAGE), (PAGE, c.head_width))]  # fmt: skip
         if self.coded:
             made += [_zeros(c.layers, (*shape, 1, PAGE), dt.float32, huge) for _ in range(2)]
         self.arrays = [array for pair in (made[:2], made[2:]) if pair
@@ -161,21 +159,14 @@ class Pool:
         for i, memory in enumerate(self._memory):
             assert memory is not None
             values = arrays[i // 2][i % 2 :: 2][:, :, row]  # (layers, key heads, n, width)
-            memory[(slice(None), *self._place(i, page, at))] = values.transpose(2, 0, 1, 3)
-
-    def _place(self, i: int, page: Any, at: Any) -> tuple[Any, ...]:
-        """Where positions of pages lie in a layer's keys, values, or scales of these."""
-        every = slice(None)
-        if i == 0:
-            return page, every, at // self.lanes, every, at % self.lanes
-        return (page, every, at) if i == 1 else (page, every, every, at)
+            memory[(slice(None), *_place(i, page, at))] = values.transpose(2, 0, 1, 3)
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
         count = 2 * self.decoder.config.layers
         found = [x for t in new_ones for x in _apart(t)]
         for i, (whole, new) in enumerate(zip(self.arrays, found)):
-            place = self._place(i % 2 + 2 * (i >= count), page, at)
+            place = _place(i % 2 + 2 * (i >= count), page, at)
             whole[place] = new[:, row].permute(1, 0, 2)
 
     # --- the graph -------------------------------------------------------------------------------
@@ -262,7 +253,6 @@ class _Seen:
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
         keys, values, *scales = (t[number].cast("float32") for t in old)
-        keys = keys.permute(0, 1, 3, 2, 4).reshape(-1, c.key_heads, c.head_width, PAGE)
         windowed = self.decoder.is_windowed(i)
         scores = self._scores(q[self.run], keys, self.old[windowed], _LOW, *scales[:1])
         top = scores.amax(-1, keepdim=True)
@@ -295,6 +285,12 @@ class _Seen:
         groups = self.config.heads // self.config.key_heads
         apart = scores.reshape(*shape[:-2], groups, self.rows, shape[-1])
         return seen.where(apart, none).reshape(*shape)
+
+
+def _place(i: int, page: Any, at: Any) -> tuple[Any, ...]:
+    """Where positions of pages lie in a layer's keys, values, or scales of these."""
+    every = slice(None)
+    return (page, every, at) if i == 1 else (page, every, every, at)
 
 
 def _apart(x: Any) -> Any:
