@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -150,7 +151,8 @@ class Service:
         return self._bodies(answers.CompletionAnswer(asked, self.tokenizer, jobs))
 
     async def _bodies(self, answer: answers.Answer) -> AsyncIterator[Any]:
-        async with Events(self.engine, [c.job for c in answer.choices]) as events:
+        jobs = [c.job for c in answer.choices]
+        async with Events(self.engine, jobs, at_once=answer.asked.stream) as events:
             async for i, piece in events:
                 for body in answer.put(i, piece):
                     yield body
@@ -168,7 +170,8 @@ class Service:
         self.check_model(asked.model)
         texts = [await self._reading(self.ids, t, "input", 0) for t in asked.inputs]
         found: list[Any] = [None] * len(texts)
-        async with Events(self.engine, [self._job(ids, None) for ids in texts]) as events:
+        jobs = [self._job(ids, None) for ids in texts]
+        async with Events(self.engine, jobs, at_once=False) as events:
             async for i, vector in events:
                 found[i] = vector
         return answers.vectors(self.name, found, sum(map(len, texts)), asked.base64)
@@ -185,12 +188,18 @@ class Service:
 
 class Events:
     """What jobs say, with their numbers, until all are done: an asynchronous iterator, and a
-    context whose end cancels what is left. Raises ApiError when a job fails or cannot be taken."""
+    context whose end cancels what is left. Raises ApiError when a job fails or cannot be taken.
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job]) -> None:
-        self.engine, self.jobs, self.left = engine, jobs, len(jobs)
+    If it need not be `at_once`, nobody is woken before a job has said its last: that takes time
+    from the next step of all jobs.
+    """
+
+    def __init__(self, engine: Engine, jobs: Sequence[Job], at_once: bool) -> None:
+        self.engine, self.jobs, self.left, self.at_once = engine, jobs, len(jobs), at_once
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._said: list[tuple[int, Event]] = []  # what nobody was woken for, in engine's thread
+        self._queue: asyncio.Queue[list[tuple[int, Event]]] = asyncio.Queue()
+        self._heard: deque[tuple[int, Event]] = deque()
         for i, job in enumerate(jobs):
             job.emit = partial(self._emit, i)
         try:
@@ -199,8 +208,12 @@ class Events:
             raise _told(error) from None
 
     def _emit(self, i: int, event: Event) -> None:
+        self._said.append((i, event))
+        if not (self.at_once or _is_last(event)):
+            return
+        said, self._said = self._said, []
         try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (i, event))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, said)
         except RuntimeError:  # the loop is closed: nobody listens
             pass
 
@@ -217,11 +230,18 @@ class Events:
     async def __anext__(self) -> tuple[int, Any]:
         if not self.left:
             raise StopAsyncIteration
-        i, event = await self._queue.get()
+        if not self._heard:
+            self._heard.extend(await self._queue.get())
+        i, event = self._heard.popleft()
         if isinstance(event, MuladdError):
             raise _told(event)
-        self.left -= not isinstance(event, Piece) or event.finish is not None
+        self.left -= _is_last(event)
         return i, event
+
+
+def _is_last(event: Event) -> bool:
+    """Whether a job says no more after it."""
+    return not isinstance(event, Piece) or event.finish is not None
 
 
 def _nowhere(event: Event) -> None:
