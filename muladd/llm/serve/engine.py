@@ -2,8 +2,8 @@
 
 Each turn reads one chunk of what is not read yet (a part of the oldest prompt; after its end the
 next ones begin) and then writes one token of every answer on its way, in one step. So a new job
-begins at once, and those that write are held up by no more than a chunk. If the pool has no page left, the youngest job gives its pages back and
-reads its text again later.
+begins at once, and those that write are held up by no more than a chunk. If the pool has no page
+left, the youngest job gives its pages back and reads its text again later.
 """
 from __future__ import annotations
 

@@ -33,22 +33,13 @@ class Sharing:
     def begin(self, ids: Sequence[int]) -> Text:
         """A text whose length says how many of the ids are there already: whole pages, and never
         all of them, as something must be left to compute."""
-        text = self._found(ids)
-        for page in text.pages:
-            self._unused.pop(page, None)
-            self._users[page] += 1
-        return text
-
-    def covers(self, ids: Sequence[int]) -> int:
-        """How many of the ids a text that begins now would find."""
-        return self._found(ids).length
-
-    def _found(self, ids: Sequence[int]) -> Text:
         text = Text()
         while text.length + PAGE < len(ids):
             page = self._known.get(self._key_after(text, ids))
             if page is None:
                 break
+            self._unused.pop(page, None)
+            self._users[page] += 1
             text.pages.append(page)
             text.length += PAGE
         return text
@@ -65,11 +56,16 @@ class Sharing:
         return True
 
     def seal(self, text: Text, ids: Sequence[int]) -> None:
-        """A page of the text may have become full (ids are all of the text): it is known from now
-        on. If an equal one is known already, the text holds that instead."""
-        if not text.length or text.length % PAGE:
-            return
-        n = text.length // PAGE - 1
+        """Pages of the text may have become full (ids are all of the text): they are known from now
+        on. Where an equal one is known already, the text holds that instead."""
+        full = text.length // PAGE
+        first = full
+        while first and text.pages[first - 1] not in self._key:
+            first -= 1
+        for n in range(first, full):
+            self._seal(text, n, ids)
+
+    def _seal(self, text: Text, n: int, ids: Sequence[int]) -> None:
         page = text.pages[n]
         key = self._key_after(Text(text.pages[:n], n * PAGE), ids)
         known = self._known.setdefault(key, page)

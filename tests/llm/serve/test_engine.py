@@ -80,6 +80,21 @@ def test_the_same_beginning_is_read_once(engine, rng):
     assert engine.totals.cached_tokens == 5 * 2 * PAGE and engine.totals.preempted == 0
 
 
+def test_a_prompt_that_begins_within_a_chunk_is_known_page_by_page(engine, model, rng):
+    """Its parts end where no page does."""
+    short, long = (rng.integers(0, 96, n).tolist() for n in (50, 220))
+    jobs = [Answer(p, most(5)) for p in (short, long)]
+    engine.submit(jobs)
+    said = [[p.token for p in job.pieces()] for job in jobs]
+    assert [job.cached for job in jobs] == [0, 0]
+    again = Answer(long, most(5))
+    engine.submit([again])
+    assert [p.token for p in again.pieces()] == said[1]
+    assert again.cached == 3 * PAGE
+    for prompt, tokens in zip((short, long), said):
+        assert [p.token for p in model.generate(prompt, max_tokens=5)] == tokens
+
+
 @pytest.mark.parametrize("engine", [{"slots": 4, "tokens": 256}], indirect=True)
 def test_too_few_pages_for_all(engine, model, rng):
     """Four texts of 200 tokens in a pool for 256: the youngest wait, and lose nothing."""

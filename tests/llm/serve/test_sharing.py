@@ -76,10 +76,11 @@ def test_random_lives(rng):
         for n in range(text.length // PAGE):
             assert content[text.pages[n]] == ids[: (n + 1) * PAGE]
         while text.length < len(ids):
-            length = min(text.length + PAGE, len(ids))
+            length = min(text.length + int(rng.integers(1, 2 * PAGE)), len(ids))
             if not sharing.grow(text, length):
                 break
-            content[text.pages[-1]] = ids[:length]
+            for n in range(text.length // PAGE, len(text.pages)):
+                content[text.pages[n]] = ids[: (n + 1) * PAGE]
             text.length = length
             sharing.seal(text, ids)
         texts.append((text, ids))
