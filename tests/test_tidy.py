@@ -15,7 +15,7 @@ NAMES = [str(p.relative_to(ROOT)) for p in MODULES]
 # A floor imports the floors below it, never above; two rooms of one floor never import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "config"),
-    ("garbage", "options", "progress", "signals"),
+    ("garbage", "options", "progress", "signals", "cache"),
     ("ir", "device", "store"),
     ("interp", "rewrite"),
     ("transform", "loop"),

@@ -51,7 +51,7 @@ def display() -> tune.Display:
 
 
 def records() -> list[tuned.Tuned]:
-    from muladd.compile.cache import cache
+    from muladd.cache import cache
 
     return [tuned.parse(json.loads(x)) for x in cache().values(tuned.KIND)]
 

@@ -22,8 +22,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from muladd import config
-from muladd.compile import cache
+from muladd import cache, config
 from muladd.compile.donate import donatable
 from muladd.compile.kernels import CompiledKernel, compiler_version, load_kernels
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use

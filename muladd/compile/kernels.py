@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from muladd import config
-from muladd.compile import backends, cache, forked, tuned
+from muladd import cache, config
+from muladd.compile import backends, forked, tuned
 from muladd.device import Device
 from muladd.ir import Dim, Node, codec, ops, sym, toposort
 from muladd.loop.bounds import prove

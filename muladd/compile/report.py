@@ -154,8 +154,9 @@ def _roof(work: int, moved: int, seconds: float) -> float:
 
 def ceilings() -> Any:
     """This machine's measured peaks, for the threads in use: measured once, kept on disk."""
+    from muladd import cache
     from muladd import device as devices
-    from muladd.compile import cache, roofline
+    from muladd.compile import roofline
 
     place: Any = devices.get("CPU")
     threads = place.pool.threads

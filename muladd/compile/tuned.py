@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from muladd import config
-from muladd.compile import cache
+from muladd import cache, config
 from muladd.device import Device
 from muladd.errors import FormatError, ScheduleError
 from muladd.loop.bounds import prove

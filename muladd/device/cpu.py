@@ -6,34 +6,34 @@ args points to addresses, variables to int64.
 """
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import math
 import os
 import struct
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite
 import numpy as np
 
 from muladd import config
+from muladd.cache import cache
 from muladd.device.base import Buffer, Device, Executable, LaunchTime, Step, host_bytes
 from muladd.device.machine import Machine, memory_bytes
-from muladd.device.native import layout, table, walker
+from muladd.device.native import jit, layout, linker, table, walker
 from muladd.device.native.memory import Block, Memory
 from muladd.device.native.pool import Pool
 from muladd.errors import DeviceError, OutOfMemory
 
 _RUNTIME = ("muladd_call", "muladd_worker", "muladd_try_lock", "muladd_unlock", "muladd_stop")
-# Where the compiled runtime may be kept between processes: bytes by key. Set by whoever has a
-# cache, before the device is opened; compiling anew costs about 35 ms.
-find_object: Callable[[bytes], bytes | None] = lambda key: None  # noqa: E731
-keep_object: Callable[[bytes, bytes], None] = lambda key, value: None  # noqa: E731
+Library = linker.Linked | jit.Linked
 
 
 @dataclass(frozen=True)
@@ -46,32 +46,21 @@ class Kernel:
     library: Library
 
 
-class Library:
-    """Linked machine code; unloaded when nobody holds it."""
-
-    def __init__(self, linker: llvm.LLJIT, blob: bytes, exports: Sequence[str], name: str) -> None:
-        builder = llvm.JITLibraryBuilder().add_object_img(blob).add_current_process()
-        for export in exports:
-            builder.export_symbol(export)
-        try:
-            # Whoever drops any one of a library's trackers unloads it, so all are kept.
-            self._trackers = [builder.link(linker, name)]
-        except RuntimeError as error:
-            raise DeviceError(
-                f"CPU.load: {len(blob)} bytes with entry {exports[0]!r} cannot be linked: {error}; "
-                "expected an object file for this machine"
-            ) from None
-        self.addresses = {export: self._trackers[0][export] for export in exports}
-        self.linker, self.name = linker, name
-
-    def address(self, entry: str) -> int:
-        if entry not in self.addresses:
-            try:
-                self._trackers.append(self.linker.lookup(self.name, entry))
-            except RuntimeError as error:
-                raise DeviceError(f"CPU.load: no entry {entry!r}: {error}") from None
-            self.addresses[entry] = self._trackers[-1][entry]
-        return self.addresses[entry]
+def _linked(blob: bytes, entries: Sequence[str]) -> Library:
+    """Machine code of an object file in memory. Raises DeviceError."""
+    try:
+        if sys.platform == "linux":
+            with contextlib.suppress(linker.NotKnown):
+                library = linker.Linked(blob)
+                if missing := [e for e in entries if e not in library.addresses]:
+                    raise DeviceError(f"there is no entry {missing[0]!r}")
+                return library
+        return jit.Linked(blob, entries)
+    except DeviceError as error:
+        raise DeviceError(
+            f"CPU.load: {len(blob)} bytes with entry {entries[0]!r} cannot be linked: {error}; "
+            "expected an object file for this machine"
+        ) from None
 
 
 class HostBuffer(Buffer):
@@ -210,16 +199,11 @@ class Cpu(Device):
     name = "CPU"
 
     def __init__(self) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
         self.machine = Machine.host()
-        self._linker = llvm.create_lljit_compiler(use_jit_link=True)
         self._libraries: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
         self._loading = threading.Lock()
-        self._loaded = 0
-        self._runtime = Library(self._linker, _runtime_object(self.machine), _RUNTIME, "muladd")
-        for forever in (self._linker, self._runtime):  # threads may run it while Python ends
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(forever))
+        self._runtime = _linked(_runtime_object(self.machine), _RUNTIME)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._runtime))  # threads run it to the end
         self.door = _Door(self._runtime.addresses["muladd_call"])
         self.pool = Pool(self._runtime.addresses)
         self.memory = Memory(config.get("MEMORY") or memory_bytes())
@@ -276,18 +260,16 @@ class Cpu(Device):
         np.copyto(host_bytes(into, buffer.nbytes, "CPU.copy_out"), np.asarray(buffer))
 
     def load(self, blob: bytes, entry: str, grid_entry: str | None = None) -> Kernel:
-        key = hashlib.sha256(blob).digest()
         wanted = [entry] if grid_entry is None else [entry, grid_entry]
+        key = hashlib.sha256(" ".join(wanted).encode() + blob).digest()
         with self._loading:
             library = self._libraries.get(key)
             if library is None:
                 if blob[:4] != b"\x7fELF" and blob[:4] not in (b"\xcf\xfa\xed\xfe",):
                     raise DeviceError(f"CPU.load: {len(blob)} bytes for {entry!r} are no object "
                                       "file; expected ELF or Mach-O")  # fmt: skip
-                self._loaded += 1
-                library = Library(self._linker, blob, wanted, f"kernel {self._loaded}")
-                self._libraries[key] = library
-            addresses = [library.address(one) for one in wanted]
+                self._libraries[key] = library = _linked(blob, wanted)
+            addresses = [library.addresses[one] for one in wanted]
         return Kernel(entry, addresses[0], addresses[1] if grid_entry else 0, library)
 
     def kernel_addresses(self, kernel: Any) -> tuple[int, int]:
@@ -303,12 +285,16 @@ class Cpu(Device):
 
 
 def _runtime_object(machine: Machine) -> bytes:
-    """The native runtime as an object file."""
+    """The native runtime as an object file; compiling it anew costs about 35 ms."""
     text = walker.source(machine.triple)
-    key = hashlib.sha256((machine.key + str(llvm.llvm_version_info) + text).encode()).digest()
-    found = find_object(key)
+    key = hashlib.sha256((machine.key + llvmlite.__version__ + text).encode()).digest()
+    found = cache().get("objects", key)
     if found is not None:
         return found
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     target = llvm.Target.from_triple(machine.triple).create_target_machine(
         cpu=machine.cpu, features=machine.features, opt=2, reloc="pic", codemodel="small"
     )
@@ -321,7 +307,7 @@ def _runtime_object(machine: Machine) -> bytes:
     builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=1))
     passes.run(module, builder)
     made = target.emit_object(module)
-    keep_object(key, made)
+    cache().put("objects", key, made)
     return made
 
 

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import llvmlite
+
+from muladd.cache import cache
 from muladd.errors import DeviceError
+
+_CHANGES = ("cpu MHz", "bogomips")  # what Linux says of a processor that is not always the same
 
 
 @dataclass(frozen=True)
@@ -133,11 +139,8 @@ NAMED = {
 
 @functools.cache
 def _host() -> Machine:
-    import llvmlite.binding as llvm
-
-    found = llvm.get_host_cpu_features()
-    has = {name for name, present in found.items() if present}
-    triple = llvm.get_process_triple()
+    triple, cpu, features = _processor()
+    has = {name[1:] for name in features.split(",") if name.startswith("+")}
     arm = triple.startswith(("aarch64", "arm64"))
     if arm:
         bits, registers = 128, 32  # SVE is used through NEON-width code: its width is not asked for
@@ -147,7 +150,7 @@ def _host() -> Machine:
         bits, registers = (256 if "avx2" in has else 128), 16
     caches = _caches() if "apple" not in triple else _apple_caches(_system_control)
     return Machine(
-        triple=triple, cpu=llvm.get_host_cpu_name(), features=found.flatten(),
+        triple=triple, cpu=cpu, features=features,
         vector_bits=bits, vector_registers=registers, fma=arm or "fma" in has,
         vnni=bool(has & {"avx512vnni", "avxvnni", "dotprod"}),
         bf16_dot=bool(has & {"avx512bf16", "bf16"}),
@@ -156,6 +159,27 @@ def _host() -> Machine:
         cores=usable_cores(), chains=16 if arm else 8, line=128 if "apple" in triple else 64,
         masked=1 if has & {"sve", "avx512bw"} else 4 if "avx" in has else 0,
     )  # fmt: skip
+
+
+def _processor() -> tuple[str, str, str]:
+    """(triple, name, features) of this process and its processor, as LLVM calls them. What Linux
+    says of a processor is the key to what LLVM said: so it need not be loaded to say it again."""
+    try:
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    except OSError:
+        first = ""
+    told = [line for line in first.splitlines() if not line.startswith(_CHANGES)]
+    who = "\n".join([*told, platform.machine(), llvmlite.__version__])
+    key = hashlib.sha256(who.encode()).digest()
+    if first and (known := cache().get("machine", key)):
+        triple, cpu, features = known.decode().split("\n")
+        return triple, cpu, features
+    import llvmlite.binding as llvm
+
+    found = (llvm.get_process_triple(), llvm.get_host_cpu_name(),
+             llvm.get_host_cpu_features().flatten())  # fmt: skip
+    cache().put("machine", key, "\n".join(found).encode())
+    return found
 
 
 def _caches(folder: str = "/sys/devices/system/cpu") -> dict[int, int]:

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from muladd import Tensor, config, jit
-from muladd.compile import cache, compile_graph, kept, kernels, parameters, pipeline
+from muladd import Tensor, cache, config, jit
+from muladd.compile import compile_graph, kept, kernels, parameters, pipeline
 from muladd.compile.donate import donatable
 from muladd.compile.program import Loop
 from muladd.ir import codec, const, dtype, make, ops, param, sym, var

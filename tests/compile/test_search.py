@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from muladd import Tensor, config
+from muladd import Tensor, cache, config
 from muladd import device as devices
-from muladd.compile import backends, cache, compile_graph, kernels, parameters, pipeline, tuned
+from muladd.compile import backends, compile_graph, kernels, parameters, pipeline, tuned
 from muladd.compile import search as searching
 from muladd.compile.search import process, search, worker
 from muladd.errors import FormatError

@@ -390,15 +390,15 @@ def test_the_runtime_compiles_for_arm():
     assert len(target.emit_object(module)) > 2000
 
 
-def test_the_compiled_runtime_can_be_kept(monkeypatch):
-    kept = {}
-    monkeypatch.setattr(host, "find_object", kept.get)
-    monkeypatch.setattr(host, "keep_object", kept.__setitem__)
-    host.Cpu()
-    (key,) = kept
-    monkeypatch.setattr(host, "keep_object", None)  # it is not made again
-    again = host.Cpu()
-    assert list(kept) == [key]
+def test_the_compiled_runtime_is_kept(monkeypatch, tmp_path):
+    with config.context(CACHE_DIR=tmp_path):
+        host.Cpu()
+        monkeypatch.setattr(walker, "source", lambda triple: "the same as before")
+        with pytest.raises(RuntimeError):
+            host.Cpu()
+        monkeypatch.undo()
+        monkeypatch.setattr(llvm, "parse_assembly", None)  # it is not made again
+        again = host.Cpu()
     buffer = numbers(again, [0])
     again.program([count(again, 1)], 1).run([buffer])
     assert read(again, buffer) == [1]

@@ -26,8 +26,9 @@ def write_small(path, vocabulary=96, width=32, layers=2, **other):
     return path
 
 
-def write_speaking(path, context=2048):
-    """The same with a vocabulary of bytes and the usual template: it speaks, if nonsense."""
+def write_speaking(path, context=2048, endless=False):
+    """The same with a vocabulary of bytes and the usual template: it speaks, if nonsense. One that
+    is endless never likes best to end."""
     write_small(path, vocabulary=258, layers=1, context_length=context)
     found = gguf.load(path)
     letters = sorted(byte_letters(), key=byte_letters().get)
@@ -38,6 +39,8 @@ def write_speaking(path, context=2048):
     head = {**found.metadata, **{f"tokenizer.{k}" if k == "chat_template" else
                                  f"tokenizer.ggml.{k}": v for k, v in names.items()}}
     weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
+    if endless:
+        weights["token_embd.weight"][257] = 0.0
     gguf.save(path, head, weights)
     return path
 

@@ -25,7 +25,7 @@ from typing import TypeVar
 from muladd import config
 from muladd.errors import MuladdError
 
-KINDS = ("objects", "programs", "schedules", "tuned")
+KINDS = ("objects", "programs", "schedules", "tuned", "machine")
 SCHEMA = 2  # raise when a table changes; an older file's content is then forgotten
 TRIM_EVERY = 64  # writes between looks at the file's size
 BUSY_MILLISECONDS = 5000

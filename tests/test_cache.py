@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from muladd import config
-from muladd.compile.cache import Cache, cache
+from muladd.cache import Cache, cache
 from muladd.errors import MuladdError
 
 WRITER = """
 import sys, hashlib
 from pathlib import Path
-from muladd.compile.cache import Cache
+from muladd.cache import Cache
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 cache = Cache(Path(path))
 print("ready", flush=True)
