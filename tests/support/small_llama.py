@@ -28,7 +28,7 @@ def write_small(path, vocabulary=96, width=32, layers=2, **other):
 
 def write_speaking(path, context=2048, endless=False):
     """The same with a vocabulary of bytes and the usual template: it speaks, if nonsense. One that
-    is endless never likes best to end."""
+    is endless likes letters best, and never to end."""
     write_small(path, vocabulary=258, layers=1, context_length=context)
     found = gguf.load(path)
     letters = sorted(byte_letters(), key=byte_letters().get)
@@ -40,7 +40,7 @@ def write_speaking(path, context=2048, endless=False):
                                  f"tokenizer.ggml.{k}": v for k, v in names.items()}}
     weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
     if endless:
-        weights["token_embd.weight"][257] = 0.0
+        weights["token_embd.weight"][: ord("a")] = weights["token_embd.weight"][ord("z") + 1 :] = 0
     gguf.save(path, head, weights)
     return path
 

@@ -39,7 +39,7 @@ def until(browser, what, seconds=60):
 def test_a_conversation_on_the_page(browser, tmp_path):
     # no answer may end by itself before a slow browser clicks
     model = write_speaking(tmp_path / "nonsense.gguf", context=65536, endless=True)
-    with serving(model, "--slots", "2", "--api-key", "secret") as server:
+    with serving(model, "--slots", "1", "--api-key", "secret", "--context", "65536") as server:
         browser.get(server.url)
 
         def at(name):
