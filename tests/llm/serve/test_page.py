@@ -38,8 +38,8 @@ def until(browser, what, seconds=60):
 
 def test_a_conversation_on_the_page(browser, tmp_path):
     # no answer may end by itself before a slow browser clicks
-    model = write_speaking(tmp_path / "nonsense.gguf", context=65536, endless=True)
-    with serving(model, "--slots", "1", "--api-key", "secret", "--context", "65536") as server:
+    model = write_speaking(tmp_path / "nonsense.gguf", context=32768, endless=True)
+    with serving(model, "--slots", "1", "--api-key", "secret", "--context", "32768") as server:
         browser.get(server.url)
 
         def at(name):
@@ -75,7 +75,7 @@ def test_a_conversation_on_the_page(browser, tmp_path):
 
         # an answer comes piece by piece, and is stopped by the same button
         at("most").clear()
-        at("most").send_keys("60000")
+        at("most").send_keys("30000")
         say("tell me all")
         first = until(browser, lambda: len(lines("assistant")) == 3 and lines("assistant")[2])
         until(browser, lambda: len(lines("assistant")[2]) > len(first))
