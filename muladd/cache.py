@@ -185,12 +185,12 @@ class Cache:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA:
-            return
-        for kind in KINDS:
-            connection.execute(f"DROP TABLE IF EXISTS {kind}")
+        new = connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA
+        for kind in KINDS:  # an older version's file may lack one
+            if new:
+                connection.execute(f"DROP TABLE IF EXISTS {kind}")
             connection.execute(
-                f"CREATE TABLE {kind} (key BLOB PRIMARY KEY, value BLOB NOT NULL,"
+                f"CREATE TABLE IF NOT EXISTS {kind} (key BLOB PRIMARY KEY, value BLOB NOT NULL,"
                 " checksum BLOB NOT NULL, used REAL NOT NULL)"
             )
         connection.execute(f"PRAGMA user_version = {SCHEMA}")

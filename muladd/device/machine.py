@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -165,14 +166,15 @@ def _processor() -> tuple[str, str, str]:
     """(triple, name, features) of this process and its processor, as LLVM calls them. What Linux
     says of a processor is the key to what LLVM said: so it need not be loaded to say it again."""
     try:
-        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        first = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
     except OSError:
         first = ""
     told = [line for line in first.splitlines() if not line.startswith(_CHANGES)]
-    who = "\n".join([*told, platform.machine(), llvmlite.__version__])
+    who = "\n".join([*told, platform.machine(), platform.release(), str(struct.calcsize("P")),
+                     llvmlite.__version__])  # fmt: skip
     key = hashlib.sha256(who.encode()).digest()
     if first and (known := cache().get("machine", key)):
-        triple, cpu, features = known.decode().split("\n")
+        triple, cpu, features = known.decode().split("\n", 2)
         return triple, cpu, features
     import llvmlite.binding as llvm
 

@@ -2,10 +2,10 @@
 
 A conversation holds a list of pages anywhere in the pool, each of PAGE positions. A step takes the
 next tokens of one conversation or of several, and a list of all pages that any of them looks at:
-every page is attended to for itself, by the queries of its owner, and the parts are joined by their
-maxima (Milakov and Gimelshein, 2018; Kwon et al., 2023). So a step costs what the conversations
-hold together, however different they are in length; and as the number of pages is a symbolic size,
-one program serves them all.
+every page is attended to for itself, by the queries of who listed it, and the parts are joined by
+their maxima (Milakov and Gimelshein, 2018; Kwon et al., 2023). So a step costs what the
+conversations hold together, however different they are in length; and as the number of pages is a
+symbolic size, one program serves them all.
 
 A step only reads the pool. The new keys and values are results, which are put into their places
 afterwards: so nothing passes over all the room there is.
@@ -61,7 +61,7 @@ class Pool:
         c = decoder.config
         self.decoder, self.pages, self.dtype = decoder, pages, dt.dtype(dtype)
         self.coded = self.dtype is dt.int8
-        shape = (pages, c.key_heads)
+        shape = (pages + 1, c.key_heads)  # the last stays empty: for texts that have none yet
         made = [_zeros(c.layers, (*shape, *sizes), self.dtype, huge)
                 for sizes in ((c.head_width, PAGE), (PAGE, c.head_width))]  # fmt: skip
         if self.coded:
@@ -78,7 +78,7 @@ class Pool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pages."""
+        """Bytes of all pages, the empty one included."""
         return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.arrays)  # type: ignore
 
     def take(self) -> None:
@@ -86,6 +86,16 @@ class Pool:
         for memory in self._memory:
             if memory is not None:
                 memory.fill(0)
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Forget what stands in pages: for numbers that are none, which even unseen do harm."""
+        for memory in self._memory:
+            if memory is not None:
+                memory[:, pages] = 0
+        if self._memory[0] is None and pages:
+            with no_grad():
+                for array in self.arrays:
+                    array[Tensor(np.array(pages, np.int32))] = 0
 
     # --- running ---------------------------------------------------------------------------------
 
@@ -100,6 +110,7 @@ class Pool:
         (texts, rows, vocabulary), of which those after a text's last id mean nothing. With `hidden`
         what the logits are made of: (texts, rows, width).
         """
+        assert max(map(len, ids)) <= rows or not (every or hidden), "a text's rows are one run"
         found = as_array(self.run(texts, ids, rows, slots, answers, hidden, every))
         if every or hidden:
             found = found.reshape(-1, rows, found.shape[-1])
@@ -130,7 +141,7 @@ class Pool:
             start[:, n] = texts[i].length + at, texts[i].length, first[i]
             last[i] = n * rows + len(some) - 1
         wanted = np.arange(count * rows, dtype=np.int32) if every or hidden else last
-        listed = _listed([(texts[i], n) for n, (i, _) in enumerate(runs)])
+        listed = _listed([(texts[i], n) for n, (i, _) in enumerate(runs)], self.pages)
         with no_grad():
             step = self.look if hidden else self.step
             logits, *new_ones = step(*map(Tensor, (given.reshape(-1), start, listed, wanted)))
@@ -226,8 +237,8 @@ class _Seen:
         self.mine = mine.reshape(self.count, t, 1, 1, 1)
         places = pages[2].unsqueeze(1) + Tensor.arange(PAGE, dtype="int32")  # (t, PAGE)
         old = (places < start[1][self.run].unsqueeze(1)).reshape(t, 1, 1, 1, PAGE)
-        mine = at.reshape(self.count, 1, 1, self.rows, 1)
-        new = at <= mine
+        here = at.reshape(self.count, 1, 1, self.rows, 1)
+        new = at <= here
         if self.count != 1:  # (runs, 1, 1, rows, new tokens of all)
             whose = start[2].unsqueeze(1).expand(self.count, self.rows).reshape(-1)
             new = new & (start[2].reshape(self.count, 1, 1, 1, 1) == whose)
@@ -237,7 +248,7 @@ class _Seen:
             begin = begin + Tensor.arange(self.rows, dtype="int32")  # (t, rows)
             near = places.unsqueeze(1) > begin.unsqueeze(2)
             self.old.append(old & near.reshape(t, 1, 1, self.rows, PAGE))
-            self.new.append(new & (at > mine - self.config.window))
+            self.new.append(new & (at > here - self.config.window))
 
     def attend(
         self, i: int, q: Tensor, new: tuple[Tensor, Tensor], old: Sequence[Tensor]
@@ -250,6 +261,8 @@ class _Seen:
         q = q.reshape(*lies).permute(2, 0, 1, 3, 4)
         q = q.reshape(count, c.key_heads, group * rows, c.head_width)
         k, v = (t.unsqueeze(0) for t in new)
+        if count != 1:  # a text's NaN is no other text's, though that one counts it 0 times
+            v = (v.abs() < math.inf).where(v, 0.0)
         # what lies in pages, each for itself: (t, key heads, group x rows, ...)
         number = self.pages % old[0].shape[0]  # proves that it lies inside
         keys, values, *scales = (t[number].cast("float32") for t in old)
@@ -313,12 +326,12 @@ def _coded(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round().cast("int8"), scale
 
 
-def _listed(runs: Sequence[tuple[Text, int]]) -> np.ndarray:
+def _listed(runs: Sequence[tuple[Text, int]], empty: int) -> np.ndarray:
     """(3, t) int32: all pages that runs of texts look at, with the run's number and the page's
-    first position."""
+    first position. If there is none, an empty page that nobody sees."""
     found = [(page, i, n * PAGE) for text, i in runs
              for n, page in enumerate(text.pages[: -(-text.length // PAGE)])]  # fmt: skip
-    return np.ascontiguousarray(np.array(found or [(0, 0, _NOWHERE)], np.int32).T)
+    return np.ascontiguousarray(np.array(found or [(empty, 0, _NOWHERE)], np.int32).T)
 
 
 def _zeros(

@@ -66,9 +66,19 @@ def test_code_reaches_its_constants_and_functions_of_the_process():
 
 @pytest.mark.parametrize("blob", [
     made("@x = global i64 7\ndefine ptr @kernel() {\n ret ptr @x\n}"), made(model="large"),
+    made("@far = private constant [8 x i8] c\"12345678\", align 65536\n"
+         "define ptr @kernel() {\n ret ptr @far\n}"),
+    made("declare extern_weak i32 @perhaps()\ndefine ptr @kernel() {\n ret ptr @perhaps\n}"),
     b"\xcf\xfa\xed\xfe" + bytes(100),
-], ids=["writable", "far", "other"])  # fmt: skip
+], ids=["writable", "far", "aligned", "weak", "other"])  # fmt: skip
 def test_what_is_not_known_is_left_to_llvm(blob):
+    with pytest.raises(linker.NotKnown):
+        linker.Linked(blob)
+
+
+def test_code_for_another_machine_is_left_to_llvm(monkeypatch):
+    blob = made()
+    monkeypatch.setattr(linker.platform, "machine", lambda: "aarch64")
     with pytest.raises(linker.NotKnown):
         linker.Linked(blob)
 

@@ -70,4 +70,4 @@ def test_what_is_not_written_to_stays(tmp_path, rng):
             values = values.swapaxes(-1, -2)
         assert values[1, :, :4].any(-1).all() and not values[1, :, 4:].any()
         assert not values[0].any() and not values[2].any()
-    assert pool.nbytes == 3 * PAGE * 2 * 2 * 16 * 4
+    assert pool.nbytes == 4 * PAGE * 2 * 2 * 16 * 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELOCATION = struct.Struct("<QQq")
 _RELOCATABLE, _X86_64 = 1, 62  # an object's type, and machine
-_SYMBOLS, _RELOCATIONS, _EMPTY, _UNWINDING = 2, 4, 8, 0x70000001  # types of sections
+_SYMBOLS, _RELOCATIONS, _EMPTY, _SHORT_RELOCATIONS = 2, 4, 8, 9  # types of sections
+_UNWINDING = 0x70000001
+_WEAK, _CHOSEN = 2, 10  # a symbol that may be absent; a function that chooses a function
 _WRITABLE, _PLACED = 1, 2  # flags of sections
 _UNDEFINED = 0  # the section of symbols that lie outside
 _WHOLE, _NEAR, _CALL, _SLOTS = 1, 2, 4, (9, 41, 42)  # how a place refers to a symbol
@@ -64,12 +67,14 @@ class Linked:
             raise DeviceError(f"an object file of {len(blob)} bytes is damaged ({error})") from None
 
     def _link(self, blob: bytes) -> None:
-        ident, kind, machine, _, _, _, at, _, _, _, _, _, count, _ = _HEADER.unpack_from(blob)
-        if ident[:6] != b"\x7fELF\2\1" or (kind, machine) != (_RELOCATABLE, _X86_64):
+        ident, what, machine, _, _, _, first, _, _, _, _, _, count, _ = _HEADER.unpack_from(blob)
+        if ident[:6] != b"\x7fELF\2\1" or (what, machine) != (_RELOCATABLE, _X86_64):
+            raise NotKnown
+        if platform.machine() != "x86_64" or struct.calcsize("P") != 8:
             raise NotKnown
         sections = []
         for i in range(count):
-            _, *rest = _SECTION.unpack_from(blob, at + i * _SECTION.size)
+            _, *rest = _SECTION.unpack_from(blob, first + i * _SECTION.size)
             kind, flags, _, offset, size, link, info, align, _ = rest
             sections.append(_Section(kind, flags, offset, size, link, info, align))
         places, end = _laid(sections)
@@ -115,10 +120,12 @@ class Linked:
 def _laid(sections: list[_Section]) -> tuple[dict[int, int], int]:
     """Where the sections that are wanted in memory lie, and the end of all."""
     places, end = {}, 0
+    if any(s.kind == _SHORT_RELOCATIONS for s in sections):
+        raise NotKnown
     for i, s in enumerate(sections):
         if not s.flags & _PLACED or s.kind == _UNWINDING:
             continue
-        if s.flags & _WRITABLE:
+        if s.flags & _WRITABLE or s.align > mmap.PAGESIZE:
             raise NotKnown
         align = max(1, s.align)
         places[i] = -(-end // align) * align
@@ -131,7 +138,9 @@ def _symbols(blob: bytes, sections: list[_Section]) -> list[_Symbol]:
     for s in sections:
         if s.kind == _SYMBOLS:
             texts = sections[s.link].offset
-            for name, _, _, section, value, _ in _entries(blob, s, _SYMBOL):
+            for name, info, _, section, value, _ in _entries(blob, s, _SYMBOL):
+                if section == _UNDEFINED and info >> 4 == _WEAK or info & 15 == _CHOSEN:
+                    raise NotKnown
                 end = blob.index(b"\0", texts + name)
                 found.append(_Symbol(blob[texts + name : end].decode(), section, value))
     return found

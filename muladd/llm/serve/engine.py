@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 
-from muladd.errors import ArgumentError, MuladdError
+from muladd.errors import ArgumentError, FormatError, MuladdError
 from muladd.llm.checks import check_number
 from muladd.llm.generate import LanguageModel
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text, as_array
@@ -31,8 +31,10 @@ from muladd.tensor.jit import jit
 
 SIZES = (1, 4, 8, 16, 32, 64)  # how many conversations a step's programs are compiled for
 SHORT = 16  # tokens up to which a prompt's rest is read as such, if it is the only one
-TOGETHER, RUN = 4, 4  # prompts in a chunk; one that shares it takes a multiple of so many rows
-_FEW = 4  # texts whose tokens are drawn one by one
+TOGETHER = 4  # prompts that share a chunk, at most
+RUN = 4  # a prompt that shares one takes a multiple of so many rows
+PAGES = 8  # and has so many pages before, at most
+_ROWS = 4  # texts from which on it is worth to weigh all their tokens at once
 
 
 class Busy(MuladdError, RuntimeError):
@@ -137,7 +139,7 @@ class Engine:
         for i, (length, rows, slots, answers) in enumerate(steps):
             progress(i, len(steps) + 1)
             logits = self.pool.run([Text([0], length)], [[0]], rows, slots, answers)
-            if rows == 1 and slots >= _FEW:
+            if rows == 1 and slots >= _ROWS:
                 self._weighed(logits, [1.0] * slots)
         progress(len(steps), len(steps) + 1)
         self._logits(self.pool.read([Text([0])], [[0]], CHUNK, hidden=True)[0])
@@ -225,20 +227,24 @@ class Engine:
 
     def _parts(self) -> dict[Job, int]:
         """The jobs that are read next, and how many tokens of each: together no more than a chunk.
-        One of which more than the last token's logits are wanted has it for itself."""
+        One of which more than the last token's logits are wanted has it for itself, and so has one
+        of many pages: where it shares, each run of tokens reads them all."""
         parts: dict[Job, int] = {}
         left = CHUNK
         for job in self._running:
             if left <= 0 or len(parts) == TOGETHER:
                 break
-            if job.unread <= 1 and job.options or job.looks and parts:
+            if job.unread <= 1 and job.options:
                 continue
             if not job.text.pages and not job.looks:
                 job.text = self.sharing.begin(job.all_ids)
                 if job.writer is None:
                     job.cached = job.text.length
+            alone = job.looks or len(job.text.pages) > PAGES
+            if alone and parts:
+                continue
             parts[job] = min(job.unread, left)
-            left = 0 if job.looks else left - -(-parts[job] // RUN) * RUN
+            left = 0 if alone else left - -(-parts[job] // RUN) * RUN
         return parts
 
     def _guarded(self, jobs: list[Job], run: Callable[[], None]) -> None:
@@ -250,6 +256,8 @@ class Engine:
                 if job in self._running:
                     self.totals.failed += 1
                     told = error if isinstance(error, MuladdError) else MuladdError(repr(error))
+                    if isinstance(error, FormatError):  # what it has put away is no numbers
+                        self.pool.clear(self.sharing.forget(job.text))
                     self._finish(job, told)
 
     def _read(self, parts: dict[Job, int]) -> None:
@@ -318,7 +326,7 @@ class Engine:
         fifth of the time."""
         warmth = [job.options.sampling.temperature if job.options and job.options.draws else 0.0
                   for job in jobs]  # fmt: skip
-        if len(jobs) < _FEW or not any(warmth):
+        if len(jobs) < _ROWS or not any(warmth):
             return [None] * len(jobs)
         found = self._weighed(logits, warmth)
         return [known if warm else None for known, warm in zip(found, warmth)]

@@ -82,6 +82,18 @@ class Sharing:
             self._give_back(page)
         text.pages, text.length = [], 0
 
+    def forget(self, text: Text) -> list[int]:
+        """Nobody begins any more as this text did. Gives the pages that no other text holds."""
+        gone = set(text.pages)
+        while more := {p for (before, _), p in self._known.items() if before in gone} - gone:
+            gone |= more
+        for page in gone & self._key.keys():
+            del self._known[self._key.pop(page)]
+            if page in self._unused:
+                del self._unused[page]
+                self._empty.append(page)
+        return [p for p in gone if self._users[p] == (p in text.pages)]
+
     def _key_after(self, text: Text, ids: Sequence[int]) -> _Key:
         before = text.pages[-1] if text.pages else -1
         return before, tuple(ids[text.length : text.length + PAGE])

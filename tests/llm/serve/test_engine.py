@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from support.small_llama import write_small
 
-from muladd.errors import ArgumentError, MuladdError
+from muladd.errors import ArgumentError, FormatError, MuladdError
+from muladd.formats import gguf
 from muladd.llm.generate import LanguageModel
 from muladd.llm.model import Decoder
 from muladd.llm.pages import PAGE
@@ -175,6 +176,32 @@ def test_a_failure_ends_one_job_and_the_engine_goes_on(engine):
     with pytest.raises(MuladdError, match="nobody thought of this"):
         wrong.pieces()
     assert len(right.pieces()) == 5 and engine.totals.failed == 1
+
+
+def test_numbers_that_are_none_stay_with_their_text(tmp_path, rng):
+    """Beside others in a chunk, and in a step; and no page of theirs is read again."""
+    found = gguf.load(write_small(tmp_path / "small.gguf"))
+    weights = {n: t.dequantize().copy() for n, t in found.tensors.items()}
+    weights["output.weight"] = weights["token_embd.weight"].copy()
+    weights["token_embd.weight"][90] = np.nan
+    gguf.save(tmp_path / "nan.gguf", found.metadata, weights)
+    model = LanguageModel(Decoder(*from_gguf(tmp_path / "nan.gguf")[:2], 256))
+    engine = Engine(model, slots=4)
+    engine.start()
+    prompts = [[1, 2, 3], [4, 90, 5], [7, 8], rng.integers(0, 89, 151).tolist()]
+    jobs = [Answer(p, most(30)) for p in prompts]
+    long = rng.integers(0, 89, 151).tolist()
+    ill = [Answer([*long[:130], 90, n], most(3)) for n in range(2)]
+    engine.submit(jobs)
+    engine.submit(ill)
+    for job in (jobs[1], *ill):
+        with pytest.raises(FormatError):
+            job.pieces()
+    jobs += [Answer(long, most(5)), Answer([6], most(5))]
+    engine.submit(jobs[-2:])
+    for job in (jobs[0], *jobs[2:]):
+        assert len(job.pieces()) in (5, 30)
+    engine.close()
 
 
 def test_nothing_is_compiled_in_service(engine, rng):

@@ -63,6 +63,22 @@ def test_the_oldest_unused_page_goes_first_and_a_text_never_before_its_continuat
     assert again.length == 2 * PAGE
 
 
+def test_forgotten_pages_are_found_no_more_nor_what_stands_after_them():
+    sharing = Sharing(8)
+    ids = list(range(3 * PAGE))
+    a, _ = read(sharing, ids)
+    b, found = read(sharing, [*ids[: 2 * PAGE], *ids[:PAGE]])  # shares two pages
+    c, _ = read(sharing, [*ids, *ids[:PAGE]])
+    sharing.end(c)  # its last page is known, and nobody's
+    assert found == 2 * PAGE and sharing.held == 4
+    clear = sharing.forget(a)
+    assert not set(clear) & set(b.pages) and len(clear) == 2
+    sharing.end(a)
+    assert sharing.begin([*ids, 1]).length == 0 and sharing.held == 3
+    sharing.end(b)
+    assert sharing.held == 0 and sharing.grow(sharing.begin([1]), 8 * PAGE)
+
+
 def test_random_lives(rng):
     """Whatever happens, what is held is what texts hold, and known pages mean their tokens."""
     sharing, texts, content = Sharing(12), [], {}
