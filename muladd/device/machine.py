@@ -180,7 +180,8 @@ def _processor() -> tuple[str, str, str]:
 
     found = (llvm.get_process_triple(), llvm.get_host_cpu_name(),
              llvm.get_host_cpu_features().flatten())  # fmt: skip
-    cache().put("machine", key, "\n".join(found).encode())
+    if first:
+        cache().put("machine", key, "\n".join(found).encode())
     return found
 
 

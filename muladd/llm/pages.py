@@ -32,6 +32,7 @@ PAGE = 64  # positions of a page
 CHUNK = 64  # tokens of a prompt that are read in one step
 _LOW = -1e30  # a score that counts nothing; finite, since a whole page may have it
 _FEW = 1  # tokens up to which a step gives all keys and values in one tensor
+_RUNS = 64  # of a step, at most
 _NOWHERE = 1 << 30  # the position of a page that nobody sees
 
 
@@ -70,8 +71,7 @@ class Pool:
                        for both in zip(pair[0][0], pair[1][0]) for array in both]  # fmt: skip
         # of all layers: keys, values, their scales, each (layers, pages, key heads, ...)
         self._memory = [memory for _, memory in made]
-        most = max(2, pages)
-        sizes = {"pages": {1: ("pages", 1, 64 * most)}}  # texts may share pages
+        sizes = {"pages": {1: ("pages", 1, _RUNS * max(2, pages))}}  # texts may share pages
         self.step = jit(self._step, symbolic=sizes)
         self.look = jit(self._look, symbolic=sizes)
         self._put = jit(self._scatter)
@@ -93,9 +93,10 @@ class Pool:
             if memory is not None:
                 memory[:, pages] = 0
         if self._memory[0] is None and pages:
+            at = Tensor(np.array(pages, np.int32))
             with no_grad():
                 for array in self.arrays:
-                    array[Tensor(np.array(pages, np.int32))] = 0
+                    array[at] = 0
 
     # --- running ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from muladd.llm.checks import check_number
+from muladd.llm.weights import sizes
 from muladd.tensor import Tensor
 
 _RANGES = {
@@ -60,11 +61,11 @@ class Weights:
 def weights(logits: Tensor, temperature: Tensor) -> list[Tensor]:
     """The parts of Weights for many rows at once: logits (n, vocabulary), temperature (n,); all are
     float32. A graph."""
-    count = -(-int(logits.shape[1]) // _BLOCK) * _BLOCK  # type: ignore[arg-type]
+    rows, vocabulary = sizes(logits)
     cold = temperature.maximum(_COLDEST).unsqueeze(1)
     each = ((logits - logits.amax(-1, keepdim=True)) / cold).exp()
-    padded = each.pad((0, count - int(logits.shape[1])))  # type: ignore[arg-type]
-    return [each, padded.reshape(logits.shape[0], -1, _BLOCK).sum(-1)]
+    blocks = each.pad((0, -vocabulary % _BLOCK)).reshape(rows, -1, _BLOCK)
+    return [each, blocks.sum(-1)]
 
 
 class Sampler:

@@ -71,3 +71,15 @@ def test_what_is_not_written_to_stays(tmp_path, rng):
         assert values[1, :, :4].any(-1).all() and not values[1, :, 4:].any()
         assert not values[0].any() and not values[2].any()
     assert pool.nbytes == 4 * PAGE * 2 * 2 * 16 * 4
+
+
+def test_cleared_pages_hold_nothing_and_are_used_again(tmp_path, device):
+    config, tensors, _ = from_gguf(write_small(tmp_path / "small.gguf"))
+    pool = Pool(Decoder(config, tensors, 128), 3)
+    before = pool.read([Text([1])], [[1, 2, 3]], CHUNK)
+    assert all(array.numpy()[1].any() for array in pool.arrays)
+    pool.clear([1])
+    assert not any(array.numpy().any() for array in pool.arrays)
+    after = pool.read([Text([1])], [[1, 2, 3]], CHUNK)
+    np.testing.assert_array_equal(before, after)
+    assert all(array.numpy()[1].any() for array in pool.arrays)

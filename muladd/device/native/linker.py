@@ -31,7 +31,7 @@ _UNDEFINED = 0  # the section of symbols that lie outside
 _WHOLE, _NEAR, _CALL, _SLOTS = 1, 2, 4, (9, 41, 42)  # how a place refers to a symbol
 _JUMP = b"\xff\x25"  # to the address that stands at a distance from here
 _ENTRY = 16  # bytes for an address and the jump to it
-_READ_AND_RUN = mmap.PROT_READ | getattr(mmap, "PROT_EXEC", 4) if hasattr(mmap, "PROT_READ") else 0
+_READ_AND_RUN = mmap.PROT_READ | mmap.PROT_EXEC
 
 
 class NotKnown(Exception):

@@ -24,6 +24,7 @@ from muladd.llm.generate import LanguageModel
 from muladd.llm.pages import CHUNK, PAGE, Pool, Text, as_array
 from muladd.llm.sampling import Weights, weights
 from muladd.llm.serve.sharing import Sharing
+from muladd.llm.weights import sizes
 from muladd.llm.writing import Likelihood, Options, Piece, Writer, likelihood
 from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad
@@ -34,6 +35,8 @@ SHORT = 16  # tokens up to which a prompt's rest is read as such, if it is the o
 TOGETHER = 4  # prompts that share a chunk, at most
 RUN = 4  # a prompt that shares one takes a multiple of so many rows
 PAGES = 8  # and has so many pages before, at most
+# what reads prompts: tokens of a run, runs, and texts that end, as programs are compiled for
+_ALONE, _REST, _SHARED = (CHUNK, 1, 1), (SHORT, 1, 1), (RUN, CHUNK // RUN, TOGETHER)
 _ROWS = 4  # texts from which on it is worth to weigh all their tokens at once
 
 
@@ -134,7 +137,7 @@ class Engine:
         """Run every program once, so that nothing is compiled while somebody waits; and take the
         pool's memory, so that it is there when it is needed."""
         self.pool.take()
-        steps = [(0, CHUNK, 1, 1), (0, SHORT, 1, 1), (0, RUN, CHUNK // RUN, TOGETHER),
+        steps = [*((0, *shape) for shape in (_ALONE, _REST, _SHARED)),
                  *((1, 1, size, size) for size in self.sizes)]  # fmt: skip
         for i, (length, rows, slots, answers) in enumerate(steps):
             progress(i, len(steps) + 1)
@@ -267,11 +270,8 @@ class Engine:
             return
         looks = jobs[0].looks
         new = [job.all_ids[job.text.length :][: parts[job]] for job in jobs]
-        rows, slots, answers = CHUNK, 1, 1
-        if len(jobs) > 1:
-            rows, slots, answers = RUN, CHUNK // RUN, TOGETHER
-        elif len(new[0]) <= SHORT and not looks:
-            rows = SHORT
+        short = len(new[0]) <= SHORT and not looks
+        rows, slots, answers = _SHARED if len(jobs) > 1 else _REST if short else _ALONE
         texts = [job.text for job in jobs]
         found = self.pool.read(texts, new, rows, slots=slots, answers=answers, hidden=looks)
         self.totals.steps += 1
@@ -332,7 +332,7 @@ class Engine:
         return [known if warm else None for known, warm in zip(found, warmth)]
 
     def _weighed(self, logits: Tensor, warmth: list[float]) -> list[Weights]:
-        given = np.zeros(logits.shape[0], np.float32)  # type: ignore[arg-type]
+        given = np.zeros(sizes(logits)[0], np.float32)
         given[: len(warmth)] = warmth
         with no_grad():
             found = self._weights(logits, Tensor(given))
