@@ -14,7 +14,7 @@ from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly, long_division, plus, scaled, times, without
 from muladd.loop.kernel import reaxis, show
-from muladd.loop.narrow import Facts, along, atoms, sizes, split, tightened, whole
+from muladd.loop.narrow import Facts, along, atoms, rounded, sizes, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
 
 _DEPTH = 5  # facts used in one proof
@@ -219,11 +219,12 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     facts = tuple(dict(f) for f in dict.fromkeys(map(_frozen, facts)) if f)
     ways = [_narrowed(goal, facts)]
     for _ in range(_SPLITS):
-        loops, more = split((goal, *facts))
+        loops, more, remainder = split((goal, *facts))
         if not loops:
             break
         goal, *known = _replaced((goal, *facts), loops)
         facts = (*known, *more)
+        facts += rounded(facts, remainder)
     ways.append(_narrowed(goal, tuple(map(whole, facts))))
     return any(  # short proofs first
         _follows(*way, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)

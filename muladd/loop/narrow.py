@@ -108,9 +108,10 @@ def _with_extents(p: Poly) -> list[Node]:
     return list(found)
 
 
-def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
+def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
     """Where a remainder or quotient of e by a number d occurs, a loop i of e, such that e is
-    d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known of it."""
+    d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known of it, and
+    the remainder."""
     for atom in dict.fromkeys(a for p in known for a in atoms(p)):
         if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
             continue
@@ -130,8 +131,15 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts]:
             value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(scaled(rest, -1))])
             value = sym.mul(value, e[loop,])
             last = sym.sub(sym.sub(loop.arg.extent, 1), value)
-            return {loop: value}, (sym.poly(value), sym.poly(last))
-    return {}, ()
+            return {loop: value}, (sym.poly(value), sym.poly(last)), sym.poly(r)
+    return {}, (), {}
 
 
-__all__ = ["Facts", "along", "atoms", "split", "tightened", "whole"]
+def rounded(facts: Facts, remainder: Poly) -> Facts:
+    """What facts say of whole parts: 98 - 3q - r >= 0 makes 32 - q >= 0, for r is not negative."""
+    (mono,) = remainder
+    weaker = [{m: c for m, c in f.items() if m != mono} for f in facts if f.get(mono, 0) < 0]
+    return tuple(w for f in weaker if (w := whole(f)) is not f)
+
+
+__all__ = ["Facts", "along", "atoms", "rounded", "split", "tightened", "whole"]

@@ -91,8 +91,8 @@ def tiles(plan: Plan, p: Product) -> Plan | None:
     i, j, k = (max(x, key=extent) for x in (left, right, s.reduced))
     if min(extent(i), extent(j)) < 2 * TILE or extent(k) < STEPS or k is not s.reduced[-1]:
         return None
-    if kernel.exact and len(s.reduced) > 1:
-        return None
+    if sum(extent(a) > 1 for a in s.reduced) > 1:
+        return None  # a panel is deep along one axis
     try:
         return _tiles(plan, s.name, i.arg.name, j.arg.name, k.arg.name)
     except ScheduleError:
