@@ -126,6 +126,10 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("PROFILE", "fast|exact", "fast", _choice("fast", "exact"),
                 "arithmetic: fast lets the compiler choose the order of sums and forget the sign "
                 "of zeros; exact gives the same bits on every device"),
+        Setting("WINOGRAD", "0..4", 4, _whole(0, 4),
+                "how many neighbouring results of an axis a convolution may compute at once, from "
+                "values at points, where that is quicker (fast profile): 4 rounds up to twice as "
+                "coarsely as the plain sum, 2 finer; 0 is the plain sum"),
         Setting("THREADS", "number", 0, _whole(0, 256),
                 "threads which compute on the CPU; 0 takes the usable physical cores"),
         Setting("PIN", "0|1", True, _flag,
@@ -175,6 +179,11 @@ def _parsed(name: str, value: Any, where: str) -> Any:
 _environment: dict[str, Any] = {}  # what the environment said, parsed once per name
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _overrides: ContextVar[Mapping[str, Any]] = ContextVar("muladd.config", default=_NOTHING)
+
+
+def of_programs() -> tuple:
+    """The settings that a compiled program depends on: part of what it is remembered under."""
+    return get("PROFILE"), get("CHECK"), get("WINOGRAD")
 
 
 def get(name: str) -> Any:

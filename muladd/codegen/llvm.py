@@ -265,21 +265,24 @@ class _Renderer:
     def store_lanes(self, s: Store, stored: Typed, lanes: int) -> None:
         """Lanes that do not lie side by side are stored one by one."""
         mask = self.value(_wide(s.guard, lanes)) if s.guard is not None else None
-        kind = memory_type(s.value.dtype)
+        kind, size = memory_type(s.value.dtype), s.value.dtype.itemsize
         for lane in range(lanes):
+            known = at_lane(s.guard, lane) if s.guard is not None and s.guard.shape else None
+            if known is not None and is_const(known, False):
+                continue
             index = self.lane_index(s.index, lane, lanes)
             x = self.fresh()
             self.here(f"{x} = extractelement {stored.type()} {stored.name}, i64 {lane}")
             p = self.fresh()
             self.here(f"{p} = getelementptr {kind}, ptr {self.bases[s.place]}, i64 {index}")
-            if mask is None:
-                self.here(f"store {kind} {x}, ptr {p}, align {s.value.dtype.itemsize}")
+            if mask is None or (known is not None and is_const(known, True)):
+                self.here(f"store {kind} {x}, ptr {p}, align {size}")
                 continue
             k = self.count = self.count + 1
             self.here(f"%b{k} = extractelement <{lanes} x i1> {mask}, i64 {lane}")
             self.here(f"br i1 %b{k}, label %yes{k}, label %end{k}")
             self.here(f"yes{k}:")
-            self.here(f"store {kind} {x}, ptr {p}, align {s.value.dtype.itemsize}")
+            self.here(f"store {kind} {x}, ptr {p}, align {size}")
             self.here(f"br label %end{k}")
             self.here(f"end{k}:")
 

@@ -7,6 +7,8 @@ from muladd.compile.stages import Call, Draft, Group
 from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Argument, Kernel, Stage
 
+Place = dict[Node, tuple[Node, int]]  # see Cut
+
 
 def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
     """For arrays that only the compiler sees: the movements that its one user starts with, or the
@@ -19,7 +21,7 @@ def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
         for s in dict.fromkeys(n.srcs):
             users.setdefault(s, []).append(n)
     found = {}
-    for n in cut.stages:
+    for n in (x for x in cut.order if x in cut.chosen and x not in cut.place):
         if n in outputs or any(u.op in OPAQUE for u in users.get(n, ())):
             continue
         chain: list[Node] = []
@@ -54,8 +56,16 @@ def _axes_of(n: Node) -> int:
     return sum(not ops.equal_dims(d, 1) for d in n.shape)
 
 
-def position(node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]]) -> Dim:
-    """Where element `indices` of an array lies in memory."""
+def position(
+    node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]], place: Place
+) -> Dim:
+    """Where element `indices` of an array lies in memory; of a JOIN's part, in that of the JOIN."""
+    if node in place:
+        node, number = place[node]
+        axis = node.arg
+        start = sym.sum_of(p.shape[axis] for p in node.srcs[:number])
+        at = sym.add(indices[axis], start)
+        indices = (*indices[:axis], at, *indices[axis + 1 :])
     shape = node.shape
     for step in layouts.get(node, ()):
         indices, shape = forward(step, indices), step.shape
@@ -63,24 +73,20 @@ def position(node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node
 
 
 def assemble(
-    group: Group, drafts: dict[Node, Draft], kept: set[Node], layouts: dict, exact: bool
+    group: Group, drafts: dict[Node, Draft], kept: set[Node], cut: Cut, layouts: dict, exact: bool
 ) -> Call:
     members = {d.node: d for d in group.drafts}
     ordered = [drafts[n] for n in drafts if n in members]
-    stored = [d for d in ordered if d.node in kept or _read_outside(d, group, members)]
-    arrays: list[Node] = []
-    written: set[Node] = set()
-    for d in ordered:
-        for producer, _, _ in d.reads:
-            if producer not in members and producer not in arrays:
-                arrays.append(producer)
-    for d in stored:
-        arrays.append(d.node)
-        written.add(d.node)
-    number = {n: i for i, n in enumerate(arrays)}
+    stored = [d for d in ordered if d.node in kept or d.node in cut.place
+              or _read_outside(d, group, members)]  # fmt: skip
+    array = {p: join for p, (join, _) in cut.place.items()}  # that a part is stored in
+    read = dict.fromkeys(p for d in ordered for p, _, _ in d.reads if p not in members)
+    arrays = dict.fromkeys(array.get(p, p) for p in read)
+    written = {array.get(d.node, d.node): None for d in stored}
+    number = {n: i for i, n in enumerate({**arrays, **written})}
     shared, order, axes = _axes(group, ordered)
     home = {d.node: (f"s{i}", d.dims, order[d.node]) for i, d in enumerate(ordered)}
-    resolve = _Resolver(home, number, layouts, axes)
+    resolve = _Resolver(home, number, layouts, cut.place, axes)
     stages = []
     for d in ordered:
         old, dims = d.stage, d.dims
@@ -88,17 +94,19 @@ def assemble(
             dims = tuple(d.scatter[1] if x is d.scatter[0] else x for x in dims)
         where: Dim = 0
         if d in stored:
-            where = position(d.node, tuple(map(resolve.index, dims)), layouts)
+            where = position(d.node, tuple(map(resolve.index, dims)), layouts, cut.place)
         stages.append(Stage(
             home[d.node][0], tuple(axes[a] for a in order[d.node]), resolve(old.value),
             old.reduction, tuple(axes[a] for a in old.reduced),
-            number[d.node] if d in stored else None, where,
+            number[array.get(d.node, d.node)] if d in stored else None, where,
             d.scatter is not None, old.contracted, old.lanes,
         ))  # fmt: skip
     arguments = tuple(
         Argument(i, n.dtype, sym.product(n.shape), n in written) for n, i in number.items()
     )
-    return Call(Kernel(tuple(stages), shared, arguments, exact), tuple(arrays))
+    needs = frozenset(x for p in read for x in cut.behind(p))
+    gives = frozenset(d.node for d in stored)
+    return Call(Kernel(tuple(stages), shared, arguments, exact), tuple(number), needs, gives)
 
 
 def _axes(
@@ -142,9 +150,9 @@ class _Resolver:
 
     def __init__(
         self, home: dict[Node, tuple[str, tuple[Dim, ...], list[Node]]],
-        number: dict[Node, int], layouts: dict, axes: dict[Node, Node],
+        number: dict[Node, int], layouts: dict, place: Place, axes: dict[Node, Node],
     ) -> None:  # fmt: skip
-        self.home, self.number, self.layouts = home, number, layouts
+        self.home, self.number, self.layouts, self.place = home, number, layouts, place
         self.done: dict[Node, Node] = dict(axes)
 
     def index(self, x: Dim) -> Dim:
@@ -173,5 +181,7 @@ class _Resolver:
             index = dict(zip(dims, srcs))
             at = tuple(index[a] for a in order)
             return make(ops.READ, at, (name, len(at)), n.dtype)
-        flat = position(producer, tuple(map(sym.as_dim, srcs[:rank])), self.layouts)
-        return make(ops.LOAD, (sym.as_node(flat), *srcs[rank:]), self.number[producer], n.dtype)
+        place = tuple(map(sym.as_dim, srcs[:rank]))
+        flat = sym.as_node(position(producer, place, self.layouts, self.place))
+        array = self.place[producer][0] if producer in self.place else producer
+        return make(ops.LOAD, (flat, *srcs[rank:]), self.number[array], n.dtype)

@@ -6,6 +6,7 @@ and more than one stage uses it, or it is repeated along an axis.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from muladd.compile.empty import is_empty
@@ -22,10 +23,14 @@ _TURNED_COST = 12  # the same for values that are used in two orders of their el
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
 _CAP = 1 << 16
 _MOST_MAPS = 24  # arrays, and ways of reading them, in one expression
+_MOST_PARTS = 40  # that one kernel computes side by side
+_LITTLE = 1 << 12  # elements of all parts together, below which they need not read the same
+_MOST_MAPS_SHARED = 64  # the same in parts that are computed side by side
 
 
 class Cut:
-    """The analysis of one graph; `stages` holds its stage nodes, sources before users."""
+    """The analysis of one graph; `stages` holds its stage nodes, sources before users, and `place`
+    the JOIN that each of its parts belongs to, with the part's number there."""
 
     def __init__(self, outputs: Iterable[Node]) -> None:
         outputs = list(outputs)
@@ -36,13 +41,23 @@ class Cut:
         for n in self.order:
             if n.op in OPAQUE:
                 self.chosen.update(s for s in n.srcs if not (is_buffer(s) or is_empty(s)))
+            if n.op is ops.JOIN:
+                self.chosen.update((n, *n.srcs))
+        self.place = {p: (n, i) for n in self.order if n.op is ops.JOIN
+                      for i, p in enumerate(n.srcs)}  # fmt: skip
+        self.together = self._together()
+        self._padded()
         self._forward()
         self._repeated()
         self._turned()
         self._trimmed()
         self._shared()
         self._mixed()
-        self.stages = [n for n in self.order if n in self.chosen]
+        self.stages = [n for n in self.order if n in self.chosen and n.op is not ops.JOIN]
+        self.first: dict[tuple[Node, int], Node] = {}  # of so many parts that are computed together
+        for n in self.stages:
+            if self._user(n) in self.together:
+                self.first.setdefault(self._side(n), n)
 
     def _forward(self) -> None:
         """Costs of writing each value out, and cuts in very long chains."""
@@ -53,7 +68,7 @@ class Cut:
                 self.chosen.add(n)
             if is_buffer(n) or op.group == "reduce":
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
-            elif not n.srcs:
+            elif not n.srcs or op is ops.JOIN:
                 self.cost[n], self.loads[n], depth[n] = 0, 0, 0
             elif op.elementwise:
                 distinct = set(n.srcs)
@@ -71,12 +86,59 @@ class Cut:
             if n in self.chosen:
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
 
+    def behind(self, n: Node) -> tuple[Node, ...]:
+        """The stages (or arrays) that have to be there before n is read: of a JOIN its parts."""
+        return n.srcs if n.op is ops.JOIN else (n,)
+
+    def beside(self, n: Node) -> Node | None:
+        """The first of the parts that n is computed beside, if it is another one."""
+        if self._user(n) not in self.together:
+            return None
+        first = self.first[self._side(n)]
+        return None if first is n else first
+
+    def _side(self, part: Node) -> tuple[Node, int]:
+        join, number = self.place[part]
+        return join, number // _MOST_PARTS
+
+    def _together(self) -> set[Node]:
+        """The JOINs whose parts are computed side by side: they have one shape, and read the same
+        or are small. (Not where one part needs another.)"""
+        if not self.place:
+            return set()
+        found = {n for n in self.order if n.op is ops.JOIN and _alike(n.srcs)}
+        below: dict[Node, frozenset[Node]] = {}  # JOINs of which a part lies below a node
+        for n in self.order:
+            mine: frozenset[Node] = frozenset()
+            for s in n.srcs:
+                mine |= below[s]
+                if s in self.place and n.op is not ops.JOIN:
+                    mine |= {self.place[s][0]}
+            below[n] = mine
+            if n in self.place:
+                found -= mine & {self.place[n][0]}
+        return found
+
+    def _padded(self) -> None:
+        """What is padded below parts that are computed side by side is computed and padded before:
+        each of them would ask, for each of its elements, whether there is one."""
+        for join in self.together:
+            into = lambda m: m.op is not ops.PAD and not _ends(m)  # noqa: E731
+            found = Counter(m for p in join.srcs for m in toposort((p,), into=into)
+                            if m.op is ops.PAD)  # fmt: skip
+            pads = [m for m, parts in found.items() if parts > 1]
+            below = [_below_movement(m.srcs[0]) for m in pads]
+            self.chosen.update(pads, (b for b in below if b.op.elementwise))
+
     def _mixed(self) -> None:
         """Cuts where too many arrays, or ways of reading them, meet in one expression."""
         maps: dict[Node, frozenset[int]] = {}
+        parts = {p for join in self.together for p in join.srcs}
+        shared = set(toposort(parts, into=lambda m: not _ends(m)))
         for n in self.order:
             maps[n] = self._maps(n, maps)
-            if len(maps[n]) > _MOST_MAPS and n.op.elementwise and n not in self.chosen:
+            most = _MOST_MAPS_SHARED if n in shared else _MOST_MAPS
+            if len(maps[n]) > most and n.op.elementwise and n not in self.chosen:
                 # what is repeated along an axis (a side of a product) is cut before it is
                 sides = [b for s in n.srcs if (b := _below_movement(s)) is not s
                          and b.op.elementwise and elements(b) < elements(n)]  # fmt: skip
@@ -155,7 +217,7 @@ class Cut:
             for s in dict.fromkeys(n.srcs):
                 users.setdefault(s, []).append(n)
         for n in reversed(self.order):
-            mine = n if n in self.chosen else user.get(n)
+            mine = self._user(n) if n in self.chosen else user.get(n)
             wider = _narrow(n) is not n  # then what it is a copy of is kept
             if mine is many and n.op.elementwise and n not in self.chosen and not wider:
                 dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
@@ -168,6 +230,11 @@ class Cut:
                 user[s] = mine if user.get(s, mine) is mine else many
 
 
+    def _user(self, n: Node) -> Node:
+        """Who uses what a stage reads: parts that are computed side by side are one user."""
+        join = self.place[n][0] if n in self.place else n
+        return join if join in self.together else n
+
     def _as_used(self, n: Node, users: dict[Node, list[Node]]) -> Node:
         """A value in the order of elements that its users see, where windows were put together."""
         top, permuted, joined = n, False, False
@@ -176,6 +243,22 @@ class Cut:
             permuted = permuted or top.op is ops.PERMUTE
             joined = joined or permuted and top.op is ops.RESHAPE
         return top if joined and top not in self.chosen else n
+
+
+def _ends(n: Node) -> bool:
+    """Whether an expression ends here, at an array."""
+    return is_buffer(n) or n.op.group == "reduce" or n.op is ops.JOIN
+
+
+def _alike(parts: tuple[Node, ...]) -> bool:
+    """Whether values have one shape, and others read more than half of what they read, or they are
+    less work than a launch."""
+    if any(not ops.equal_shapes(p.shape, parts[0].shape) for p in parts):
+        return False
+    if elements(parts[0]) * len(parts) <= _LITTLE:
+        return True
+    read = [{m for m in toposort((p,), into=lambda m: not _ends(m)) if _ends(m)} for p in parts]
+    return 2 * len(set().union(*read)) <= sum(map(len, read))
 
 
 def _grows(n: Node) -> bool:

@@ -33,13 +33,16 @@ def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     outputs = list(outputs)
     cut = Cut(outputs)
     layouts = layouts_of(cut, set(outputs))
-    drafts = {n: draft(n, cut, i, exact) for i, n in enumerate(cut.stages)}
-    groups = _merge(drafts, cut.order)
+    drafts: dict[Node, Draft] = {}
+    for i, n in enumerate(cut.stages):
+        first = cut.beside(n)
+        drafts[n] = draft(n, cut, i, exact, drafts[first] if first is not None else None)
+    groups = _merge(drafts, cut)
     kept = set(outputs)
     for n in cut.order:
         if n.op in OPAQUE:
             kept.update(n.srcs)
-    calls = [assemble(g, drafts, kept, layouts, exact) for g in groups]
+    calls = [assemble(g, drafts, kept, cut, layouts, exact) for g in groups]
     _freed({*groups, *(n for g in groups for n in g.before | g.after)})
     return calls
 
@@ -54,13 +57,16 @@ def _freed(groups: Iterable[Group]) -> None:
 # --- merging -------------------------------------------------------------------------------------
 
 
-def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
+def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
     home: dict[Node, Group] = {}
     scans: dict[tuple, Group] = {}
-    for number, n in enumerate(order):
+    for number, n in enumerate(cut.order):
         if n in drafts:
             d = drafts[n]
             g = Group([d], [{d: a} for a in d.axes], order=number, first=number)
+            first = cut.beside(n)
+            if first is not None:
+                g = _beside(home[first], d, number)
             if d.scatter is not None:  # the compared axis is no loop
                 g.shared = [s for s in g.shared if s[d] is not d.scatter[0]]
             reads = [producer for producer, _, _ in d.reads]
@@ -71,16 +77,29 @@ def _merge(drafts: dict[Node, Draft], order: list[Node]) -> list[Group]:
         else:
             continue
         home[n] = g
-        for producer in reads:
-            if producer in home:
+        for producer in (x for r in reads for x in cut.behind(r)):
+            if producer in home and home[producer] is not g:
                 g.before.add(home[producer])
                 home[producer].after.add(g)
     edges = [(p, n) for n, d in drafts.items() for p in dict.fromkeys(p for p, _, _ in d.reads)]
     # the largest arrays first: what a merge makes of the axes may rule out another
+    tried: set[tuple[Group, Group]] = set()
     for producer, n in sorted(edges, key=lambda e: -elements(e[0])):
-        if producer in drafts and home[producer] is not home[n]:
-            _try(home[producer], home[n], home, drafts)
+        if producer in drafts and (pair := (home[producer], home[n])) not in tried:
+            tried.add(pair)
+            if pair[0] is not pair[1]:
+                _try(*pair, home, drafts)
     return [g for g in _in_order(set(home.values())) if g.drafts]
+
+
+def _beside(g: Group, d: Draft, number: int) -> Group:
+    """A group with one more part of a JOIN, whose axes are those of the parts before."""
+    first = g.drafts[0]
+    g.drafts.append(d)
+    for s in g.shared:
+        s[d] = d.axes[first.axes.index(s[first])]
+    g.order, g.first, g.joined = max(g.order, number), min(g.first, number), True
+    return g
 
 
 def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft]) -> None:
@@ -89,7 +108,7 @@ def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft])
         return
     merged = Group(p.drafts + c.drafts, shared, (p.before | c.before) - {p, c},
                    (p.after | c.after) - {p, c}, max(p.order, c.order),
-                   min(p.first, c.first))  # fmt: skip
+                   min(p.first, c.first), p.joined or c.joined)  # fmt: skip
     for d in merged.drafts:
         home[d.node] = merged
     for other in merged.before:
@@ -109,6 +128,8 @@ def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft
     links: set[tuple[int, int]] | None = None
     for d in c.drafts:
         for producer, indices, guarded in d.reads:
+            if producer.op is ops.JOIN and any(home.get(x) is p for x in producer.srcs):
+                return None
             if home.get(producer) is not p:
                 continue
             source = next(x for x in p.drafts if x.node is producer)
@@ -193,6 +214,8 @@ def _worth(
         return False
     group = Group(drafts, shared)
     points = group.points()
+    if (p.joined or c.joined) and max(p.points(), c.points()) > points:
+        return False  # parts that are computed side by side keep their axes
     work = max(d.work for d in drafts)
     if work <= _SMALL_WORK:
         return True

@@ -37,7 +37,9 @@ _ODD = (KeyError, IndexError, TypeError, ValueError, RecursionError, FormatError
 _LEAST = 1024  # bytes of a graph worth a record: some two hundred nodes
 
 
-def key_of(outputs: tuple[Node, ...], device: Device, exact: bool) -> bytes | None:
+def key_of(
+    outputs: tuple[Node, ...], device: Device, exact: bool, fixed: frozenset[int] = frozenset()
+) -> bytes | None:
     """What a graph's program is kept under; None if it is not to be kept."""
     if config.get("CHECK"):
         return None
@@ -47,7 +49,8 @@ def key_of(outputs: tuple[Node, ...], device: Device, exact: bool) -> bytes | No
         return None
     if len(graph) < _LEAST:
         return None
-    text = f"{compiler_version()}|{device.name}|{device.machine.key}|{exact}|"
+    how = f"{exact}|{config.of_programs()}|{sorted(fixed)}"
+    text = f"{compiler_version()}|{device.name}|{device.machine.key}|{how}|"
     return hashlib.blake2b(text.encode() + graph, digest_size=20).digest()
 
 
@@ -82,6 +85,7 @@ class _Writer:
         self.kernels: dict[CompiledKernel, int] = {}
         self.sizes: dict[Node, int] = {}
         self.record: dict[str, Any] = {
+            "given": [self.array(a) for a in program.given],
             "inputs": [self.array(a) for a in program.inputs],
             "outputs": [self.array(a) for a in program.outputs],
             "actions": self.actions(program.actions),
@@ -90,6 +94,7 @@ class _Writer:
             "kernels": [[k.key, k.name, list(k.writes)] for k in self.kernels],
             "arrays": [[a.dtype.name, self.size(a.size), a.kind, a.number] for a in self.arrays],
         }
+        self.record["held"] = None if program.held is None else _Writer(program.held).record
         self.record["sizes"] = codec.encode(tuple(self.sizes)).hex()  # last: all have been met
 
     def size(self, n: Dim) -> Any:
@@ -122,7 +127,7 @@ class _Reader:
     def __init__(
         self, record: Any, outputs: tuple[Node, ...], device: Device, again: Callable[[], Program]
     ) -> None:
-        self.record, self.device = record, device
+        self.record, self.device, self.again = record, device, again
         known = variables(outputs)
         self.names = tuple(sorted(v.arg.name for v in known))
         self.sizes = codec.decode(bytes.fromhex(record["sizes"]))
@@ -138,14 +143,20 @@ class _Reader:
         inputs = [_at(self.arrays, i) for i in record["inputs"]]
         outputs = [_at(self.arrays, i) for i in record["outputs"]]
         actions = self.actions(record["actions"])
-        program = Program(self.device, actions, inputs, outputs, self.names)
+        given = [_at(self.arrays, i) for i in record["given"]]
+        program = Program(self.device, actions, inputs, outputs, self.names, given)
+        if record["held"] is not None:
+            again = functools.partial(_held, self.again)
+            program.held = _Reader(record["held"], (), self.device, again).program()
+            if len(program.held.outputs) != len(given):
+                raise ValueError("another number of arrays is held than is given")
         pairs = [(_number(o, len(outputs)), _number(i, len(inputs))) for o, i in record["donated"]]
         program.donatable = set(pairs)
         program.order = [_at(self.arrays, i) for i in record["order"]]
         return program
 
     def array(self, name: Any, size: Any, kind: Any, number: Any) -> Array:
-        if kind not in ("input", "output", "temporary"):
+        if kind not in ("input", "output", "held", "temporary"):
             raise ValueError(f"a kind of array: {kind!r}")
         return Array(dtype(str(name)), self.size(size), kind, _number(number))
 
@@ -179,6 +190,12 @@ class _Reader:
             else:
                 raise ValueError(f"a kind of action: {kind!r}")
         return out
+
+
+def _held(again: Callable[[], Program]) -> Program:
+    program = again().held
+    assert program is not None
+    return program
 
 
 def _algorithm(again: Callable[[], Program], key: str) -> Kernel:

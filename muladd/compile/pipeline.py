@@ -2,12 +2,14 @@
 
 parameters    arrays become numbered parameters: equal graphs over other arrays are one program
 name          exp and cos, spelled with two operations, become one each (ir/named.py)
-join          scans over the same steps become one
+join scans    scans over the same steps become one
 inline        calls become their bodies, unless these are to be recomputed
 canonicalise  algebra, constants, dead code
 empty         what has no elements is nobody's work
 crop          what is cut off a reduction is not computed (fast profile only)
+winograd      convolutions with fewer products (fast profile only)
 partial       long reductions to few results in two steps (fast profile only)
+join          values put together from parts are computed part by part (join.py)
 fuse          graph -> kernels (fuse.py)
 actions       kernels in order; scans become loops over the actions of their bodies
 compile       schedule, lower, render, object code: each distinct kernel once (kernels.py), on all
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any, cast
 
@@ -34,10 +36,12 @@ from muladd.compile.crop import crop
 from muladd.compile.empty import drop_empty, is_empty
 from muladd.compile.fuse import Call, fuse
 from muladd.compile.index import OPAQUE
+from muladd.compile.join import joined
 from muladd.compile.kernels import CompiledKernel, compile_kernels
 from muladd.compile.numbers import lifted
 from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
+from muladd.compile.winograd import fewer_products, may_hold
 from muladd.device import Device
 from muladd.errors import GraphError
 from muladd.garbage import uncollected
@@ -53,6 +57,7 @@ from muladd.ir import (
     ops,
     param,
     rebuild,
+    substitute,
     sym,
     toposort,
 )
@@ -96,8 +101,8 @@ def parameters(roots: tuple[Node, ...]) -> tuple[tuple[Node, ...], list[Storage]
     return tuple([done[r] for r in roots]), storages
 
 
-def _key(graph: tuple[Node, ...], device: str) -> tuple:
-    return graph, device, config.get("PROFILE"), config.get("CHECK")
+def _key(graph: tuple[Node, ...], device: str, fixed: frozenset[int] = frozenset()) -> tuple:
+    return graph, device, fixed, *config.of_programs()
 
 
 def _stored(number: Node, place: Device) -> Any:
@@ -121,16 +126,24 @@ def program_of(
     return compile_graph(graph, device), [_stored(n, place) for n in numbers]
 
 
-def compile_graph(outputs: Sequence[Node], device: str) -> Program:
-    """The program of a graph over Params (and symbolic sizes), from the cache if it was seen."""
+def compile_graph(
+    outputs: Sequence[Node], device: str, fixed: frozenset[int] = frozenset()
+) -> Program:
+    """The program of a graph over Params (and symbolic sizes), from the cache if it was seen.
+
+    fixed: the numbers of Params that stay the same from run to run, mostly. What is then better
+    computed once is computed by the program's `held`, whose results its `run` is given.
+    """
     outputs = tuple(outputs)
-    key = _key(outputs, device)
+    if fixed and not may_hold(outputs):
+        fixed = frozenset()  # the program is that of anybody
+    key = _key(outputs, device, fixed)
     found = _programs.get(key)
     if found is None:
         start = time.perf_counter()
         with uncollected():
             exact = config.get("PROFILE") == "exact"
-            found = _kept_or_compiled(outputs, devices.get(device), exact)
+            found = _kept_or_compiled(outputs, devices.get(device), exact, fixed)
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found
@@ -138,9 +151,11 @@ def compile_graph(outputs: Sequence[Node], device: str) -> Program:
     return found
 
 
-def _kept_or_compiled(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
-    again = functools.partial(_compile, outputs, device, exact)
-    key = kept.key_of(outputs, device, exact)
+def _kept_or_compiled(
+    outputs: tuple[Node, ...], device: Device, exact: bool, fixed: frozenset[int]
+) -> Program:
+    again = functools.partial(_compile, outputs, device, exact, fixed)
+    key = kept.key_of(outputs, device, exact, fixed)
     if key is None:
         return again()
     found = kept.find(key, outputs, device, again)
@@ -161,10 +176,12 @@ def forget() -> None:
 
 def compiled() -> list[Program]:
     """Every program in the cache."""
-    return list(_programs.values())
+    return [x for p in _programs.values() for x in (p, p.held) if x is not None]
 
 
-def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
+def _compile(
+    outputs: tuple[Node, ...], device: Device, exact: bool, fixed: frozenset[int] = frozenset()
+) -> Program:
     names = tuple(sorted(v.arg.name for v in variables(outputs)))
     inputs: dict[int, Array] = {}
     for n in toposort(outputs):
@@ -172,11 +189,23 @@ def _compile(outputs: tuple[Node, ...], device: Device, exact: bool) -> Program:
             inputs[n.arg.index] = Array(n.dtype, sym.product(n.shape), "input", n.arg.index)
     count = max(inputs, default=-1) + 1
     results = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(outputs)]
-    builder = _Builder(device, exact, names)
-    actions = builder.graph(outputs, dict(inputs), list(results), 0)
-    builder.compile()
     all_inputs = [inputs.get(i) or Array(outputs[0].dtype, 0, "input", i) for i in range(count)]
-    return Program(device, actions, all_inputs, results, names)
+    builder = _Builder(device, exact, names)
+    graph, held = builder.simplified(outputs, 0, fixed)
+    given = [Array(n.dtype, sym.product(n.shape), "held", i) for i, n in enumerate(held)]
+    places = {n: param(count + i, n.shape, n.dtype) for i, n in enumerate(held)}
+    known = {**inputs, **{p.arg.index: given[i] for i, p in enumerate(places.values())}}
+    graph = tuple(substitute(graph, places)) if held else graph
+    actions = builder.actions(graph, dict(known), list(results), 0)
+    before: list[Action] = []
+    if held:
+        made = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(held)]
+        before = builder.actions(held, dict(inputs), list(made), 0)
+    builder.compile()
+    program = Program(device, actions, all_inputs, results, names, given)
+    if held:
+        program.held = Program(device, before, all_inputs, made, ())
+    return program
 
 
 class _Builder:
@@ -203,15 +232,31 @@ class _Builder:
         results: list[Array | Use], depth: int,
     ) -> list[Action]:  # fmt: skip
         """The actions that compute outputs (over Params) into results."""
+        return self.actions(self.simplified(outputs, depth)[0], inputs, results, depth)
+
+    def simplified(
+        self, outputs: tuple[Node, ...], depth: int, fixed: frozenset[int] = frozenset()
+    ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+        """The outputs as `fuse` wants them, and which values in them, over fixed Params alone, are
+        to be computed once."""
         profile = "exact" if self.exact else "fast"
         outputs = through_bodies(outputs, named)
         simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
         if self.exact and depth == 0:
             simple = tuple(_one_nan(n) for n in simple)
         simple = drop_empty(simple)
+        held: tuple[Node, ...] = ()
         if not self.exact:
-            simple = split_reductions(crop(simple))
-        simple = tuple(map(_unshaped, simple))
+            lanes = self.device.machine.float_lanes
+            simple, held = fewer_products(crop(simple), lanes, fixed)
+            simple = split_reductions(simple)
+        return joined(tuple(map(_unshaped, simple))), held
+
+    def actions(
+        self, simple: tuple[Node, ...], inputs: dict[int, Array | Use],
+        results: list[Array | Use], depth: int,
+    ) -> list[Action]:  # fmt: skip
+        """The actions that compute simplified outputs."""
         arrays: dict[Node, Use] = {}
         for n in toposort(simple):
             if n.op is ops.INPUT and isinstance(n.arg, Param):
@@ -355,12 +400,11 @@ def _use(x: Array | Use) -> Use:
     return x if isinstance(x, Use) else Use(x)
 
 
-def _flow(item: Call | list[Node]) -> tuple[set[Node], set[Node]]:
+def _flow(item: Call | list[Node]) -> tuple[Set[Node], Set[Node]]:
     """(what must exist before, what exists after)."""
     if isinstance(item, Call):
-        pairs = list(zip(item.arguments, item.kernel.arguments))
-        return {n for n, a in pairs if not a.written}, {n for n, a in pairs if a.written}
-    return set(item[0].srcs), set(item)
+        return item.needs, item.gives
+    return {p for s in item[0].srcs for p in (s.srcs if s.op is ops.JOIN else (s,))}, set(item)
 
 
 def _zeros(n: Node) -> Kernel:

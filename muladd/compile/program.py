@@ -30,7 +30,7 @@ class Array:
 
     dtype: DType
     size: Dim  # elements
-    kind: str = "temporary"  # input | output | temporary
+    kind: str = "temporary"  # input | output | held | temporary
     number: int = 0  # which input or output
     view: Array | None = None  # an array whose memory this one shares
 
@@ -124,6 +124,8 @@ class Program:
     inputs: list[Array]
     outputs: list[Array]
     variables: tuple[str, ...]
+    given: list[Array] = field(default_factory=list)  # what `held` computes, before the inputs
+    held: Program | None = None  # from the same inputs, for as long as some of them stay
     bound: dict[tuple[int, ...], Bound] = field(default_factory=dict)
     tables: dict[tuple[int, ...], Table] = field(default_factory=dict)
     donatable: set[tuple[int, int]] | None = None  # see donate.py; None until it is known
@@ -149,14 +151,20 @@ class Program:
             self.memory = self.device.allocate(bound.table.arena)
         return self.memory
 
-    def run(self, inputs: Sequence[Any], values: Sequence[int] = (),
-            outputs: Sequence[Any] | None = None) -> list[Any]:  # fmt: skip
-        """Run over device buffers; gives the output buffers (new ones unless given)."""
+    def run(
+        self, inputs: Sequence[Any], values: Sequence[int] = (),
+        outputs: Sequence[Any] | None = None, given: Sequence[Any] | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Run over device buffers; gives the output buffers (new ones unless given). `given` are
+        those which `held` gave for these inputs, if that was run before."""
+        if given is None:
+            given = self.held.run(inputs) if self.held is not None else ()
         bound = self.bind(values)
         if outputs is None:
             outputs = [self.device.allocate(n) for n in bound.outputs]
         with self.lock:
-            bound.executable.run([*inputs, *outputs, self.room(bound)], bound.variables)
+            buffers = [*given, *inputs, *outputs, self.room(bound)]
+            bound.executable.run(buffers, bound.variables)
             if config.get("DEBUG"):
                 report.after_run(self, bound, values)
         return list(outputs)
@@ -225,11 +233,9 @@ class Program:
         number = functools.partial(sym.evaluate, values=values)
         placed, arena = place(self.actions, number, self.arrangement())
         slots: dict[Array, tuple[int, int]] = {}
-        for a in self.inputs:
-            slots[a] = (a.number, 0)
-        for a in self.outputs:
-            slots.setdefault(a, (len(self.inputs) + a.number, 0))
-        own = len(self.inputs) + len(self.outputs)
+        for i, a in enumerate((*self.given, *self.inputs, *self.outputs)):
+            slots.setdefault(a, (i, 0))
+        own = len(self.given) + len(self.inputs) + len(self.outputs)
         slots.update({a: (own, offset) for a, offset in placed.items()})
         derived: dict[Dim, int] = {}
 

@@ -21,6 +21,7 @@ class Draft:
     stage: Stage
     reads: list[tuple[Node, tuple[Node, ...], bool]]  # node, indices, guarded
     scatter: tuple[Node, Dim] | None = None  # the axis that is not a loop, and its index
+    indexer: Indexer | None = None  # of a part of a JOIN, what wrote it out
 
     @property
     def axes(self) -> tuple[Node, ...]:
@@ -74,6 +75,7 @@ class Group:
     after: set[Group] = field(default_factory=set)
     order: int = 0  # the last of its nodes' places in the graph's order
     first: int = 0  # the first of them
+    joined: bool = False  # parts of an array are computed side by side here
 
     def points(self) -> int:
         """How many points the shared axes have, at most."""
@@ -82,28 +84,25 @@ class Group:
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel and the graph node (array) that each of its arguments is."""
+    """A kernel, the graph node (array) that each of its arguments is, and the nodes that must be
+    there before it runs and are afterwards. (Of a JOIN's array, kernels make a part each.)"""
 
     kernel: Kernel
     arguments: tuple[Node, ...]
+    needs: frozenset[Node]
+    gives: frozenset[Node]
 
 
-def draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
-    dims = tuple(0 if ops.equal_dims(n, 1) else sym.axis(f"x{number}_{i}", n)
-                 for i, n in enumerate(node.shape))  # fmt: skip
-    axes = tuple(d for d in dims if isinstance(d, Node))
-    # exact: a sum multiplies and adds with one rounding, whoever else wants the product
-    inlined = node.srcs[0] if exact and _contracted(node) else None
-
-    def reader(n: Node, idx: tuple[Dim, ...], guard: object) -> Node | None:
-        if n is node or n is inlined or not (n in cut.chosen or is_buffer(n)):
-            return None
-        srcs = tuple(map(sym.as_node, idx))
-        if guard is not True:
-            srcs += (guard if isinstance(guard, Node) else make(ops.CONST, (), guard, dtype.bool_),)
-        return make(ops.READ, srcs, (n, len(idx)), n.dtype)
-
-    indexer = Indexer(reader)
+def draft(node: Node, cut: Cut, number: int, exact: bool, like: Draft | None = None) -> Draft:
+    """The draft of a node; `like` is that of a part which it is computed beside, over whose axes
+    it is written, so that what they have in common is one expression."""
+    if like is not None and like.indexer is not None:
+        dims, axes, indexer = like.dims, like.axes, like.indexer
+    else:
+        dims = tuple(0 if ops.equal_dims(n, 1) else sym.axis(f"x{number}_{i}", n)
+                     for i, n in enumerate(node.shape))  # fmt: skip
+        axes = tuple(d for d in dims if isinstance(d, Node))
+        indexer = _indexer(node, cut, exact)
     stage = _stage(node, dims, axes, indexer, f"n{number}", exact)
     scattered = scatter(stage) if stage.reduced else None
     if scattered is not None:
@@ -115,7 +114,27 @@ def draft(node: Node, cut: Cut, number: int, exact: bool) -> Draft:
     for r in found:
         producer, rank = r.arg
         reads.append((producer, r.srcs[:rank], len(r.srcs) > rank))
-    return Draft(node, dims, stage, reads, scattered[1:] if scattered else None)
+    beside = indexer if node in cut.place else None
+    return Draft(node, dims, stage, reads, scattered[1:] if scattered else None, beside)
+
+
+def _indexer(node: Node, cut: Cut, exact: bool) -> Indexer:
+    """What writes a node out: other stages and arrays are read."""
+    # exact: a sum multiplies and adds with one rounding, whoever else wants the product
+    inlined = node.srcs[0] if exact and _contracted(node) else None
+    written = {node}
+    if node in cut.place and cut.place[node][0] in cut.together:
+        written.update(cut.place[node][0].srcs)
+
+    def reader(n: Node, idx: tuple[Dim, ...], guard: object) -> Node | None:
+        if n in written or n is inlined or not (n in cut.chosen or is_buffer(n)):
+            return None
+        srcs = tuple(map(sym.as_node, idx))
+        if guard is not True:
+            srcs += (guard if isinstance(guard, Node) else make(ops.CONST, (), guard, dtype.bool_),)
+        return make(ops.READ, srcs, (n, len(idx)), n.dtype)
+
+    return Indexer(reader)
 
 
 def _stage(node: Node, dims: tuple, axes: tuple, indexer: Indexer, name: str, exact: bool) -> Stage:

@@ -159,6 +159,16 @@ def _shape_slice(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     return tuple(size for _, size, _ in arg)
 
 
+def _shape_join(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
+    from muladd.ir import sym
+
+    first = srcs[0].shape
+    others = [(*s.shape[:arg], *s.shape[arg + 1 :]) for s in srcs]
+    if any(not equal_shapes(o, others[0]) for o in others):
+        raise ShapeError(f"{[s.shape for s in srcs]} differ outside axis {arg}")
+    return (*first[:arg], sym.sum_of(s.shape[arg] for s in srcs), *first[arg + 1 :])
+
+
 def _shape_body(srcs: tuple[Node, ...], arg: Any, d: DType | None) -> Shape:
     return arg.result_shape(srcs)
 
@@ -337,11 +347,14 @@ DOT = _op("DOT", "kernel", -1, "srcs[0] + the sums of so many neighbours of srcs
           "make a lane, of srcs[3] * srcs[4], ...: bytes into int32",
           ("the first's", lambda s, a, d: s[0].shape), _GIVEN, "", 2)
 
-# What runs a graph gives names to two pairs of operations (named.py), so as to round once.
+# What runs a graph gives names to two pairs of operations (named.py), so as to round once, and to
+# what many SLICEs, PADs and WHEREs say together (compile/join.py).
 EXP = _op("EXP", "unary", 1, "EXP2(x * log2(e)), the product not rounded", _SAME, _F, "", 2, np.exp,
           inside=True)
 COS = _op("COS", "unary", 1, "SIN(x + pi/2), the sum not rounded", _SAME, _F, "", 2, np.cos,
           inside=True)
+JOIN = _op("JOIN", "movement", -1, "the sources, one after the other along axis arg",
+           ("the axis' sizes added", _shape_join), _T, "", inside=True)
 # fmt: on
 
 ELEMENTWISE = tuple(o for o in OPS if o.elementwise)

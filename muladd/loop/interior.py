@@ -16,6 +16,20 @@ from muladd.loop.plan import Plan
 _MOST_NODES = 400  # of a value that is written twice
 
 
+def apart(plan: Plan, loop: Node) -> Node | None:
+    """The axis of an outer loop whose last turn overhangs and is done by itself, if there is one:
+    where parts of one array are computed side by side, a condition in each would part them."""
+    stored = [s.argument for s in plan.kernel.stages if s.argument is not None]
+    if len(set(stored)) == len(stored) or plan.group:
+        return None
+    axis = plan.owner(loop)
+    first, *rest = plan.leaves[axis]
+    n = axis.arg.extent
+    if first.loop is not loop or not isinstance(n, int) or any(x.loop in plan.outer for x in rest):
+        return None
+    return axis if n > first.stride and n % first.stride else None
+
+
 def interior(
     plan: Plan, stage: Stage, full: set[Node]
 ) -> tuple[Node, Stage, set[Node]] | None:

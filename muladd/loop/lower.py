@@ -15,7 +15,7 @@ from math import lcm
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
 from muladd.loop.dots import dot, factors
-from muladd.loop.interior import interior
+from muladd.loop.interior import apart, interior
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
 from muladd.loop.plan import Leaf, Plan, in_lanes
@@ -78,23 +78,28 @@ class _Lowering:
         size = sym.product(x.arg.extent for x in grid)
         return Lowered(self.kernel, [Grid(grid, body)], size, self.arrays)
 
-    def _level(self, depth: int) -> list[Statement]:
-        """What runs inside the first `depth` outer loops: stages of that level, then deeper."""
+    def _level(
+        self, depth: int, values: Values | None = None, whole: frozenset = frozenset()
+    ) -> list[Statement]:
+        """What runs inside the first `depth` outer loops: stages of that level, then deeper.
+
+        values: loops around that are at a known turn; whole: axes of which none overhangs there.
+        """
         plan = self.plan
-        out: list[Statement] = []
-        if depth >= plan.parallel:
-            mine = [s for s in self.kernel.stages if s.name not in (plan.inside or {})
-                    and max(plan.levels[s.name], plan.parallel) == depth]  # fmt: skip
-            deeper = any(plan.levels[s.name] > depth for s in self.kernel.stages)
-            first = [s for s in mine if deeper]
-            for s in first or mine:
-                out.extend(self._stage(s))
-            if deeper:
-                loop = plan.outer[depth]
-                meet: list[Statement] = [Barrier()] if plan.group else []
-                out.append(For(loop, 0, loop.arg.extent, self._level(depth + 1) + meet))
-        else:
+        if depth < plan.parallel:
             return self._level(plan.parallel)
+        mine = [s for s in self.kernel.stages if s.name not in (plan.inside or {})
+                and max(plan.levels[s.name], plan.parallel) == depth]  # fmt: skip
+        out = [x for s in mine for x in self._stage(s, values, whole)]
+        if any(plan.levels[s.name] > depth for s in self.kernel.stages):
+            loop = plan.outer[depth]
+            axis = apart(plan, loop)
+            known = whole if axis is None else whole | {axis}
+            stop = loop.arg.extent if axis is None else loop.arg.extent - 1
+            body = self._level(depth + 1, values, known)
+            out.append(For(loop, 0, stop, [*body, Barrier()] if plan.group else body))
+            if axis is not None:  # the last turn, which overhangs
+                out += self._level(depth + 1, {**(values or {}), loop: stop}, whole)
         return out
 
     # --- storage of stages that stay inside the kernel ---

@@ -83,10 +83,17 @@ def work(stage: Stage) -> int:
     return size((*stage.axes, *stage.reduced))
 
 
-def cost_of_lanes(kernel: Kernel, stage: Stage, axis: Node) -> float:
-    """How badly a stage's accesses suit vectors along an axis: 0 is best."""
+def cost_of_lanes(
+    kernel: Kernel, stage: Stage, axis: Node, known: set[Access] | None = None
+) -> float:
+    """How badly a stage's accesses suit vectors along an axis: 0 is best. What is `known` was
+    loaded before; this stage's loads are then, too."""
     total = 0.0
     for x in accesses(kernel, stage):
+        if known is not None and not x.store:
+            if x in known:
+                continue
+            known.add(x)
         s = abs(x.stride(axis))
         total += STRIDED * (s > 1)
         if x.store and s == 0:

@@ -44,7 +44,6 @@ _MOST_SIGNATURES = 128  # kept per function; the oldest go first
 _MOST_TRACES = 16  # kept per signature
 _MANY = 32  # traces after which a warning tells what keeps changing
 _INPUT = ops.INPUT
-_SETTINGS = ("PROFILE", "DEVICE", "CHECK")
 
 
 def jit(
@@ -293,7 +292,7 @@ def _key(leaves: list[Any], structure: Structure, named: dict[int, dict]) -> Any
         shape = tuple(axes[k] if k in axes else n for k, n in enumerate(t.shape))
         alias = first.setdefault(id(t._root), i)
         sizes.append((shape, t.dtype, t.device, t._leaf, t._stopped, alias))
-    settings = tuple(config.get(name) for name in _SETTINGS)
+    settings = (config.get("DEVICE"), *config.of_programs())
     return (tuple(sizes), _frozen(structure), grad_enabled(), settings, tuple(_around()))
 
 

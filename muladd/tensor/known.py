@@ -105,8 +105,7 @@ def run(roots: Sequence[Node], reading: Reading, device: str) -> list[Storage]:
 
     short = len(reading.key) <= _LONGEST
     arrays = reading.arrays
-    key = (device, config.get("PROFILE"), config.get("CHECK"), len(roots), *reading.key) \
-        if short else ()  # fmt: skip
+    key = (device, *config.of_programs(), len(roots), *reading.key) if short else ()
     found = _programs.get(key) if short else None
     if found is None:
         # what the walk saw, not what is at hand by now: other threads compute meanwhile

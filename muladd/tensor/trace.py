@@ -407,17 +407,20 @@ class Trace:
         self.names = tuple(sorted(v.arg.name for v in variables(graph)))
         self.shapes = [r.shape for r in self.roots]
         self.types = [r.dtype for r in self.roots]
+        self.changing = bool(self.changed or self.grads or self.effects)
         self.program: Any
         if self.device == backend.INTERPRETER:
             self.program = _Interpreted(graph, list(inputs.values()))
         else:
             from muladd.compile import compile_graph
 
-            self.program = compile_graph(graph, self.device)
+            fixed = [i for i, x in enumerate(self.inputs) if not self.changing and _is_fixed(x)]
+            self.program = compile_graph(graph, self.device, frozenset(fixed))
+        self.held_of: list[tuple[Any, weakref.ref]] = []
+        self.held: list[Any] | None = None
         self.donated = self._find_donated()
         self.fixed: tuple | None = None
         self.lock = self.program.lock
-        self.changing = bool(self.changed or self.grads or self.effects)
         self.quick = not self.changing and not self.names and self.results == [0] \
             and isinstance(self.structure, Leaf) and self.device == "CPU" \
             and not config.get("DEBUG") and not config.get("CHECK") \
@@ -477,9 +480,11 @@ class Trace:
             results = self._run_steadily(leaves, values)
         else:
             buffers = [self._buffer(x, leaves) for x in self.inputs]
-            given = (values, self._outputs(buffers, leaves)) if self.donated and not values \
-                else (values,)
-            results = self.program.run(buffers, *given)
+            outputs = self._outputs(buffers, leaves) if self.donated and not values else None
+            if self.device == backend.INTERPRETER:
+                results = self.program.run(buffers, values)
+            else:
+                results = self.program.run(buffers, values, outputs, self._held(leaves))
         number = dict(zip(self.names, values))
         stores = [
             Storage(s if not self.names else tuple(sym.evaluate(d, number) for d in s), d,
@@ -513,18 +518,43 @@ class Trace:
         bound = self.program.bind(values)
         with self.lock:
             memory = self.program.room(bound)
-            if self.fixed is None:
-                held = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
+            fixed = self.fixed
+            if fixed is None:
+                held = self._captured(leaves)
                 given = [x for x in self.inputs if type(x) is int]
                 packed = struct.pack(f"={len(held)}q", *[b.address for b in held])
-                self.fixed = (packed, given, held)
-            head, given = self.fixed[:2]
+                fixed = (packed, given, held)
+                self.fixed = None if self._may_change() else fixed
+            head, given = fixed[:2]
             used = [storage_of(leaves[x]).buffer for x in given]
             used += [place.allocate(n) for n in bound.outputs]
             addresses = [*[b.address for b in used], memory.address, *bound.variables]
             executable: Any = bound.executable
             executable.call(head + struct.pack(f"={len(addresses)}q", *addresses))
         return used[len(given) :]
+
+    def _captured(self, leaves: Sequence[Any]) -> list[Any]:
+        """What a program is given before the arguments, while captured tensors stay as they are."""
+        captured = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
+        return self._held(leaves) + captured
+
+    def _held(self, leaves: Sequence[Any]) -> list[Any]:
+        """What the program computes of captured tensors once, and again when they have others."""
+        before = self.program.held
+        if before is None:
+            return []
+        if self.held is None or self._may_change() or any(
+            storage_of(x) is not old() for x, old in self.held_of
+        ):
+            buffers = [self._buffer(x, leaves) for x in self.inputs]
+            self.held = before.run(buffers)
+            self.held_of = [(x, weakref.ref(storage_of(x))) for x in self.inputs
+                            if isinstance(x, Handle)]  # fmt: skip
+        return self.held
+
+    def _may_change(self) -> bool:
+        """Whether captured tensors have come to lie in memory that others write to as well."""
+        return self.program.held is not None and not all(_is_fixed(x) for x, _ in self.held_of)
 
     def _outputs(self, buffers: list[Any], leaves: Sequence[Any]) -> list[Any]:
         """The memory of the outputs: new, or that of the state which each replaces, if nobody else
@@ -616,14 +646,24 @@ class Trace:
         self.place: Any = devices.get(self.device)
         bound = self.program.bind()
         memory = self.program.room(bound)
-        held = [self._buffer(x, leaves) for x in self.inputs if type(x) is not int]
+        held = self._captured(leaves)
         given = [x for x in self.inputs if type(x) is int]
         ring = [self._fresh(bound.outputs[0]) for _ in range(4)]
         head = struct.pack(f"={len(held)}q", *[b.address for b in held])
         pack = struct.Struct(f"={len(given) + 2}q").pack
         executable: Any = bound.executable
-        self.fixed = (head, given, pack, executable.call, memory.address, ring, held)
-        return self.fixed
+        fixed = (head, given, pack, executable.call, memory.address, ring, held)
+        self.fixed = None if self._may_change() else fixed
+        return fixed
+
+
+def _is_fixed(x: Any) -> bool:
+    """Whether an input of a trace is a captured tensor in memory that only muladd writes to."""
+    if not isinstance(x, Handle | Storage):
+        return False
+    buffer = (x if isinstance(x, Storage) else storage_of(x)).buffer
+    flags = getattr(buffer.owner, "flags", None)  # of a NumPy array, if it is its memory
+    return buffer.owner is None or (flags is not None and not flags.writeable)
 
 
 def _tensor(storage: Storage) -> Tensor:

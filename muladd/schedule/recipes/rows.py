@@ -67,7 +67,8 @@ def _lanes_axis(kernel: Kernel) -> Node | None:
         return None
     best: tuple[float, Node] | None = None
     for a in kernel.shared:
-        cost = sum(work(s) * cost_of_lanes(kernel, s, a) for s in kernel.stages)
+        known: set = set()  # what a stage before has loaded
+        cost = sum(work(s) * cost_of_lanes(kernel, s, a, known) for s in kernel.stages)
         if best is None or cost <= best[0]:
             best = (cost, a)
     if best is None:
@@ -114,13 +115,13 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
     # partial results that do not wait for each other, and are whole lines of the cache
     most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
-    turns = min(most, max(1, extent(axis) // lanes))
+    turns = 1 if _side_by_side(kernel) else min(most, max(1, extent(axis) // lanes))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
     inner = turns * lanes
     steps = extent(axis) // inner
     block = max(1, GRAIN // max(per_point * inner, 1))
-    if not reduces and steps >= 2:
+    if not reduces and steps >= 2 and not _side_by_side(kernel):
         block = min(block, steps)
         plan = step(plan, f"split {name} {block} {turns} {lanes}")
         plan = _outer(plan, others, name, per_point * block * inner)
@@ -142,6 +143,13 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
             plan = step(plan, f"layout {s.name} {' '.join([*first, unroll, vector])}")
     plan = step(plan, f"unroll {unroll}")
     return step(plan, f"vector {vector}")
+
+
+def _side_by_side(kernel: Kernel) -> bool:
+    """Whether stages are parts of one array: what they load and compute in common is done once
+    where they share all loops."""
+    stored = [s.argument for s in kernel.stages if s.argument is not None]
+    return len(set(stored)) < len(stored)
 
 
 def _pairs(kernel: Kernel, stage: Stage) -> list[str]:

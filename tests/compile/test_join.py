@@ -1,0 +1,160 @@
+"""Arrays that are put together from parts: each part is computed where it belongs."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import compare
+
+import muladd
+from muladd import Tensor
+from muladd.compile import compile_graph, parameters
+from muladd.compile.join import join, joined
+from muladd.ir import ops, toposort
+from muladd.rewrite.canonical import canonicalise
+from muladd.tensor import backend
+
+
+def graph_of(*tensors: Tensor) -> tuple:
+    roots, _ = backend.expand([t.node for t in tensors], "CPU")
+    return parameters(tuple(roots))[0]
+
+
+def given(*shape: int, seed: int = 0) -> Tensor:
+    values = np.random.default_rng(seed).standard_normal(shape).astype("float32")
+    return Tensor(values, device="CPU").realize()
+
+
+def costly(x, k):
+    return (x * float(k + 2)).exp() + (x + float(k)).tanh() * x
+
+
+def joins(*tensors: Tensor) -> list:
+    outputs = joined(canonicalise(graph_of(*tensors)))
+    return [n for n in toposort(outputs) if n.op is ops.JOIN]
+
+
+def test_few_plain_parts_are_chosen_among() -> None:
+    x = given(4, 6)
+    assert not joins(Tensor.cat(x * 2.0, x + 1.0))
+
+
+def test_what_is_dear_is_joined_and_computed_once_for_each_element() -> None:
+    x = given(5, 7)
+    stacked = Tensor.stack(*[costly(x, k) for k in range(4)])
+    (join_,) = joins(stacked)
+    assert len(join_.srcs) == 4 and join_.shape == (4, 5, 7)
+    (kernel,) = compile_graph(graph_of(stacked), "CPU").kernels()  # parts side by side
+    assert [s.argument for s in kernel.kernel.stages] == [1] * 4
+
+
+def test_the_work_of_many_parts_is_that_of_their_elements() -> None:
+    """An element that looked at all parts would cost as much as all of them."""
+    x = given(64, 32)
+    for count in (4, 16):
+        stacked = Tensor.stack(*[costly(x, k) for k in range(count)])
+        kernels = compile_graph(graph_of(stacked), "CPU").kernels()
+        work = sum(len(toposort((s.value,))) for k in kernels for s in k.kernel.stages)
+        assert work < 60 * count
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (1, 4, 2, 5), (8, 1, 1, 9)])
+def test_parts_of_all_sizes_along_all_axes(device, axis, sizes):
+    def f(*xs):
+        parts = [(x * float(k + 2)).exp() + (x + float(k)).tanh() * x for k, x in enumerate(xs)]
+        cat = Tensor.cat if isinstance(parts[0], Tensor) else None
+        if cat is not None:
+            return cat(*parts, dim=axis) * 0.5
+        import torch
+
+        return torch.cat(parts, dim=axis) * 0.5
+
+    rng = np.random.default_rng(1)
+    shapes = [[3, 4, 5] for _ in sizes]
+    for s, n in zip(shapes, sizes):
+        s[axis] = n
+    compare(f, *[rng.standard_normal(s).astype("float32") * 0.5 for s in shapes])
+
+
+def test_parts_that_others_want_too(device):
+    """A result that is also a part, a part that stands twice, a reduction, an array itself."""
+    x = given(6, 8).to(device)
+
+    def f(x):
+        a = costly(x, 1)
+        b = costly(x, 2).sum(0).unsqueeze(0)
+        return a, Tensor.cat(a, a, b, x, costly(x, 3)), a * 2.0
+
+    expected = [t.numpy() for t in f(x)]
+    plain = [costly(x, k).realize() for k in (1, 2, 3)]
+    a, b, c = (t.numpy() for t in plain)
+    whole = np.concatenate([a, a, b.sum(0)[None], x.numpy(), c])
+    np.testing.assert_allclose(expected[1], whole, rtol=2e-6, atol=2e-6)
+    step = muladd.jit(f)
+    for _ in range(3):
+        got = step(x)
+        for g, e in zip(got, (a, whole, a * 2)):
+            np.testing.assert_allclose(g.numpy(), e, rtol=2e-6, atol=2e-6)
+
+
+def test_a_part_that_needs_another_one(device):
+    x = given(4, 8).to(device)
+
+    def f(x):
+        first = costly(x, 1)
+        second = costly(first - first.sum(1, keepdim=True), 2)
+        third = costly(second * first, 3)
+        return Tensor.stack(first, second, third, costly(x, 4)).sum(1)
+
+    x = x * 0.1
+    first = costly(x, 1).realize()
+    second = costly((first - first.sum(1, keepdim=True)).realize(), 2).realize()
+    third = costly((second * first).realize(), 3).realize()
+    expected = np.stack([t.numpy() for t in (first, second, third, costly(x, 4))]).sum(1)
+    np.testing.assert_allclose(f(x).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_in_a_scan(device):
+    def step(carry, x):
+        parts = [costly(carry * 0.1, k) for k in range(3)]
+        carry = Tensor.cat(*parts, x)[:6] * 0.5
+        return carry, Tensor.stack(*[costly(carry * 0.1, k) for k in range(3)])
+
+    from muladd import scan
+
+    start, xs = given(6).to(device), given(5, 2, seed=1).to(device)
+    end, all_ = scan(step, start, xs)
+    carry, rows = start, []
+    for i in range(5):
+        carry, row = step(carry.realize(), xs[i])
+        rows.append(row.realize().numpy())
+    np.testing.assert_allclose(end.numpy(), carry.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(all_.numpy(), np.stack(rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [39, 41, 90])
+def test_many_parts_are_a_few_kernels(count, device):
+    """Small arrays, values of one array, and large ones that have nothing in common."""
+    rng = np.random.default_rng(3)
+    rows = [rng.standard_normal(5).astype("float32") for _ in range(count)]
+    given_rows = [Tensor(r, device=device).realize() for r in rows]
+    x = given(9, 7).to(device).realize()
+
+    def many() -> tuple:
+        shifted = [(x * float(k)).abs() + float(k) for k in range(count)]
+        return Tensor.stack(*given_rows), Tensor.stack(*shifted, dim=1)
+
+    first, second = many()
+    np.testing.assert_array_equal(first.numpy(), np.stack(rows))
+    expected = [np.abs(x.numpy() * k) + k for k in range(count)]
+    np.testing.assert_allclose(second.numpy(), np.stack(expected, 1), rtol=1e-6)
+    for tensor in many() if device == "CPU" else ():
+        assert len(compile_graph(graph_of(tensor), "CPU").kernels()) == -(-count // 40)
+
+
+def test_a_join_copies_what_is_not_its_own() -> None:
+    x = given(2, 3)
+    node = graph_of(x * 2.0)[0]
+    (source,) = {n for n in toposort((node,)) if n.op is ops.INPUT}
+    made = join([node, node, source], 0)
+    assert made.shape == (6, 3) and len({*made.srcs}) == 3 and source not in made.srcs
