@@ -115,16 +115,20 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
     # partial results that do not wait for each other, and are whole lines of the cache
     most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
-    turns = 1 if _side_by_side(kernel) else min(most, max(1, extent(axis) // lanes))
+    together = _side_by_side(kernel)  # all stages for a step, then for the next
+    turns = 1 if together else min(most, max(1, extent(axis) // lanes))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
     inner = turns * lanes
     steps = extent(axis) // inner
     block = max(1, GRAIN // max(per_point * inner, 1))
-    if not reduces and steps >= 2 and not _side_by_side(kernel):
+    if not reduces and steps >= 2 and not (together and extent(axis) % inner):
         block = min(block, steps)
+        while together and steps % block:  # a condition in each stage would part them
+            block -= 1
         plan = step(plan, f"split {name} {block} {turns} {lanes}")
-        plan = _outer(plan, others, name, per_point * block * inner)
+        within = [f"{name}.1"] if together else []
+        plan = _outer(plan, others, name, per_point * block * inner, within)
         vector, unroll = f"{name}.3", f"{name}.2"
     else:
         plan = step(plan, f"split {name} {turns} {lanes}")
@@ -159,8 +163,10 @@ def _pairs(kernel: Kernel, stage: Stage) -> list[str]:
     return [a.arg.name for a in stage.axes if a in turned]
 
 
-def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
-    """The other shared axes and the outermost part of `name` as outer loops."""
+def _outer(
+    plan: Plan, others: list[Node], name: str, inside: int, within: Sequence[str] = ()
+) -> Plan:
+    """The other shared axes and the outermost part of `name` as outer loops, and those `within`."""
     names = [a.arg.name for a in others]
     last = f"{name}.0"
     outer_first = not others
@@ -169,7 +175,7 @@ def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
     total = points * max(1, extent_of(plan, last))
     wanted = max(1, total * inside // GRAIN)
     if outer_first or total <= 2 * wanted:
-        plan = step(plan, "outer " + " ".join([*names, last]))
+        plan = step(plan, "outer " + " ".join([*names, last, *within]))
         return step(plan, f"parallel {len(names) + 1}")
     # many small points: the outermost axes are the grid, split where they would be too many
     chosen: list[str] = []
@@ -188,7 +194,7 @@ def _outer(plan: Plan, others: list[Node], name: str, inside: int) -> Plan:
         else:
             chosen.append(a.arg.name)
             have *= n
-    plan = step(plan, "outer " + " ".join([*chosen, *serial, last]))
+    plan = step(plan, "outer " + " ".join([*chosen, *serial, last, *within]))
     return step(plan, f"parallel {len(chosen)}")
 
 
