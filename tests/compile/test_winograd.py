@@ -98,11 +98,14 @@ SHAPES = [  # image, out, taps, padding
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("most", [2, 4])
-@pytest.mark.parametrize(("image", "out", "taps", "padding"), SHAPES)
-def test_results_and_gradients_are_those_of_torch(
-    image, out, taps, padding, most, device, always
-):
+@pytest.mark.parametrize(
+    ("where", "most", "which"),
+    [*(("CPU", 4, i) for i in range(len(SHAPES))), ("CPU", 2, 0), ("CPU", 2, 1), ("OPENCL", 4, 4)],
+)
+def test_results_and_gradients_are_those_of_torch(where, most, which, always, request):
+    if where == "OPENCL":
+        request.getfixturevalue("opencl")
+    image, out, taps, padding = SHAPES[which]
     rng = np.random.default_rng(2)
     x = rng.standard_normal(image).astype("float32")
     w = (rng.standard_normal((out, image[-3], taps, taps)) / (taps * image[-3] ** 0.5))
@@ -113,7 +116,7 @@ def test_results_and_gradients_are_those_of_torch(
         y = conv(w, b, padding=padding)
         return y.relu(), y.sum()
 
-    with config.context(WINOGRAD=most):
+    with config.context(WINOGRAD=most, DEVICE=where):
         compare(f, x, w.astype("float32"), b, rtol=2e-5, atol=5e-5)  # what docs/accuracy.md says
 
 
