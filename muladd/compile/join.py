@@ -9,8 +9,10 @@ stages of their own, which store into one array.
 """
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Sequence
 
+from muladd.compile.empty import is_empty
 from muladd.compile.index import OPAQUE, is_buffer
 from muladd.ir import Node, make, ops, rebuild, toposort
 
@@ -19,37 +21,56 @@ _MOST = 1024  # operations below parts that are looked at
 
 
 def joined(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
-    """The graph with JOINs where they save work."""
+    """The graph with JOINs where they save work, each over parts of its own."""
     order = toposort(outputs)
-    if not any(n.op is ops.WHERE for n in order):
+    done: dict[Node, Node] = {}
+    if any(n.op is ops.WHERE for n in order):
+        for n in order:
+            found = _parts(n)
+            if found is not None and _price(found[1]) >= _LEAST:
+                done[n] = join([done[p] for p in found[1]], found[0])
+            else:
+                done[n] = _again(n, done)
+        outputs = tuple(done[o] for o in outputs)
+    return _apart(outputs)
+
+
+def join(parts: Sequence[Node], axis: int) -> Node:
+    """The parts one after the other along an axis."""
+    return make(ops.JOIN, tuple(parts), axis)
+
+
+def _apart(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The graph with JOINs whose parts are stored in their place alone: what lies in memory
+    elsewhere (an array, a result, another JOIN or its part) is copied."""
+    order = toposort(outputs)
+    if not any(n.op is ops.JOIN for n in order):
         return outputs
     done: dict[Node, Node] = {}
     taken = {*outputs, *(s for n in order if n.op in OPAQUE for s in n.srcs)}
+    copies: Counter[Node] = Counter()
     for n in order:
-        parts = _parts(n)
-        if parts is not None and _price(parts[1]) >= _LEAST:
-            axis, found = parts
-            wanted = {done[p] for p in found if p in taken}
-            done[n] = join([done[p] for p in found], axis, wanted)
-            taken.update(found)
-        else:
-            srcs = tuple(done[s] for s in n.srcs)
-            done[n] = n if all(a is b for a, b in zip(srcs, n.srcs)) else rebuild(n, srcs)
+        new = _again(n, done)
+        if n.op is ops.JOIN:
+            parts = []
+            for old, p in zip(n.srcs, new.srcs):
+                if is_empty(p):
+                    continue
+                if {old, p} & taken or is_buffer(p) or p.op is ops.JOIN or p.op.group == "reduce":
+                    copies[p] += 1
+                    longer = make(ops.RESHAPE, (p,), (*[1] * copies[p], *p.shape))
+                    p = make(ops.RESHAPE, (longer,), p.shape)  # to and fro: a value of its own
+                taken |= {old, p}
+                parts.append(p)
+            new = join(parts, n.arg)
+        done[n] = new
     return tuple(done[o] for o in outputs)
 
 
-def join(parts: list[Node], axis: int, taken: Collection[Node] = ()) -> Node:
-    """The parts along an axis. A part is stored as one of this JOIN's alone: what lies in memory
-    elsewhere, or is `taken`, is copied."""
-    seen = set(taken)
-    own = []
-    for i, p in enumerate(parts):
-        if is_buffer(p) or p.op is ops.JOIN or p.op.group == "reduce" or p in seen:
-            longer = make(ops.RESHAPE, (p,), (*[1] * (i + 1), *p.shape))
-            p = make(ops.RESHAPE, (longer,), p.shape)  # a movement to and fro: its own value
-        seen.add(p)
-        own.append(p)
-    return make(ops.JOIN, tuple(own), axis)
+def _again(n: Node, done: dict[Node, Node]) -> Node:
+    """n over what its sources have become."""
+    srcs = tuple(done[s] for s in n.srcs)
+    return n if all(a is b for a, b in zip(srcs, n.srcs)) else rebuild(n, srcs)
 
 
 def _parts(n: Node) -> tuple[int, list[Node]] | None:

@@ -191,11 +191,9 @@ def _compile(
     results = [Array(n.dtype, sym.product(n.shape), "output", i) for i, n in enumerate(outputs)]
     all_inputs = [inputs.get(i) or Array(outputs[0].dtype, 0, "input", i) for i in range(count)]
     builder = _Builder(device, exact, names)
-    graph, held = builder.simplified(outputs, 0, fixed)
+    graph, held = builder.simplified(outputs, 0, fixed, count)
     given = [Array(n.dtype, sym.product(n.shape), "held", i) for i, n in enumerate(held)]
-    places = {n: param(count + i, n.shape, n.dtype) for i, n in enumerate(held)}
-    known = {**inputs, **{p.arg.index: given[i] for i, p in enumerate(places.values())}}
-    graph = tuple(substitute(graph, places)) if held else graph
+    known = {**inputs, **{count + i: a for i, a in enumerate(given)}}
     actions = builder.actions(graph, dict(known), list(results), 0)
     before: list[Action] = []
     if held:
@@ -235,10 +233,11 @@ class _Builder:
         return self.actions(self.simplified(outputs, depth)[0], inputs, results, depth)
 
     def simplified(
-        self, outputs: tuple[Node, ...], depth: int, fixed: frozenset[int] = frozenset()
-    ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-        """The outputs as `fuse` wants them, and which values in them, over fixed Params alone, are
-        to be computed once."""
+        self, outputs: tuple[Node, ...], depth: int, fixed: frozenset[int] = frozenset(),
+        count: int = 0,
+    ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:  # fmt: skip
+        """The outputs as `fuse` wants them; and values, over fixed Params alone, that are to be
+        computed once: the outputs have them as Params from number `count` on."""
         profile = "exact" if self.exact else "fast"
         outputs = through_bodies(outputs, named)
         simple = canonicalise(inline_calls(tuple(join_scans(outputs))), profile)
@@ -249,8 +248,10 @@ class _Builder:
         if not self.exact:
             lanes = self.device.machine.float_lanes
             simple, held = fewer_products(crop(simple), lanes, fixed)
+            places = {n: param(count + i, n.shape, n.dtype) for i, n in enumerate(held)}
+            simple = tuple(substitute(simple, places)) if held else simple
             simple = split_reductions(simple)
-        return joined(tuple(map(_unshaped, simple))), held
+        return joined(tuple(map(_unshaped, simple))), joined(held)
 
     def actions(
         self, simple: tuple[Node, ...], inputs: dict[int, Array | Use],

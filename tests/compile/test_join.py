@@ -9,7 +9,7 @@ import muladd
 from muladd import Tensor
 from muladd.compile import compile_graph, parameters
 from muladd.compile.join import join, joined
-from muladd.ir import ops, toposort
+from muladd.ir import make, ops, toposort
 from muladd.rewrite.canonical import canonicalise
 from muladd.tensor import backend
 
@@ -152,9 +152,36 @@ def test_many_parts_are_a_few_kernels(count, device):
         assert len(compile_graph(graph_of(tensor), "CPU").kernels()) == -(-count // 40)
 
 
-def test_a_join_copies_what_is_not_its_own() -> None:
+def test_parts_of_two_arrays(device):
+    """One array, and one value, in two that are put together."""
+    a, b = given(8).to(device), given(8, seed=1).to(device)
+
+    def f(a, b):
+        first = Tensor.cat(a, costly(b, 4), costly(b, 1), costly(b, 2))
+        second = Tensor.cat(a, costly(b, 3), costly(b, 4), costly(a, 5), a[:0])
+        return first, second, Tensor.cat(first[4:12], second[4:12])
+
+    def value(x, k):
+        return costly(x, k).numpy()
+
+    one = np.concatenate([a.numpy(), value(b, 4), value(b, 1), value(b, 2)])
+    two = np.concatenate([a.numpy(), value(b, 3), value(b, 4), value(a, 5)])
+    step = muladd.jit(f)
+    for run in (f, step, step, step):
+        for g, e in zip(run(a, b), (one, two, np.concatenate([one[4:12], two[4:12]]))):
+            np.testing.assert_allclose(g.numpy(), e, rtol=2e-6, atol=2e-6)
+
+
+def test_a_joins_parts_are_its_own() -> None:
     x = given(2, 3)
     node = graph_of(x * 2.0)[0]
     (source,) = {n for n in toposort((node,)) if n.op is ops.INPUT}
-    made = join([node, node, source], 0)
-    assert made.shape == (6, 3) and len({*made.srcs}) == 3 and source not in made.srcs
+    shape = (1, *node.shape)
+    value = make(ops.RESHAPE, (make(ops.ADD, (node, node)),), shape)
+    first = join([make(ops.RESHAPE, (node,), shape), value, value], 0)
+    second = join([value, make(ops.RESHAPE, (source,), shape)], 0)
+    outputs = joined((first, second, value))
+    joins_ = [n for n in toposort(outputs) if n.op is ops.JOIN]
+    parts = [p for n in joins_ for p in n.srcs]
+    assert [n.shape for n in joins_] == [(3, 2, 3), (2, 2, 3)]
+    assert len({*parts}) == 5 and outputs[2] is value and value not in parts

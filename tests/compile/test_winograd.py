@@ -182,6 +182,25 @@ def test_what_cannot_follow_is_right(kind, always):
         np.testing.assert_allclose(g.numpy(), e.numpy(), rtol=1e-4, atol=2e-5)
 
 
+def test_one_weight_for_images_of_two_sizes(monkeypatch):
+    """With four results at once and with two: some values of the weight at points are the same."""
+    forget()
+    monkeypatch.setattr(winograd, "_best", lambda c, *rest: 4 if c.size[0] > 10 else 2)
+    x, y = given(1, 64, 24, 24), given(1, 64, 8, 8, seed=1)
+    w = given(64, 64, 3, 3, scale=0.05)
+
+    def f(x, y):
+        return x.conv2d(w, padding=1), y.conv2d(w, padding=1)
+
+    with config.context(WINOGRAD=0):
+        expected = [t.numpy() for t in f(x, y)]
+    step = muladd.jit(f)
+    for run in (f, step, step, step):
+        for g, e in zip(run(x, y), expected):
+            np.testing.assert_allclose(g.numpy(), e, rtol=1e-4, atol=2e-5)
+    forget()
+
+
 # --- what is computed of captured tensors once ----------------------------------------------------
 
 
