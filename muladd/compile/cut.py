@@ -45,7 +45,8 @@ class Cut:
                 self.chosen.update((n, *n.srcs))
         self.place = {p: (n, i) for n in self.order if n.op is ops.JOIN
                       for i, p in enumerate(n.srcs)}  # fmt: skip
-        self.together = self._together()
+        # whose parts are computed side by side, if none needs another
+        self.together = {n for n in self.order if n.op is ops.JOIN and _alike(n.srcs)}
         self._padded()
         self._forward()
         self._repeated()
@@ -100,24 +101,6 @@ class Cut:
     def _side(self, part: Node) -> tuple[Node, int]:
         join, number = self.place[part]
         return join, number // _MOST_PARTS
-
-    def _together(self) -> set[Node]:
-        """The JOINs whose parts are computed side by side: they have one shape, and read the same
-        or are small. (Not where one part needs another.)"""
-        if not self.place:
-            return set()
-        found = {n for n in self.order if n.op is ops.JOIN and _alike(n.srcs)}
-        below: dict[Node, frozenset[Node]] = {}  # JOINs of which a part lies below a node
-        for n in self.order:
-            mine: frozenset[Node] = frozenset()
-            for s in n.srcs:
-                mine |= below[s]
-                if s in self.place and n.op is not ops.JOIN:
-                    mine |= {self.place[s][0]}
-            below[n] = mine
-            if n in self.place:
-                found -= mine & {self.place[n][0]}
-        return found
 
     def _padded(self) -> None:
         """What is padded below parts that are computed side by side is computed and padded before:

@@ -25,6 +25,7 @@ from muladd.compile.assemble import assemble, layouts_of
 from muladd.compile.cut import Cut, elements
 from muladd.compile.index import OPAQUE
 from muladd.compile.stages import Call, Draft, Group, draft
+from muladd.errors import GraphError
 from muladd.ir import Node, ops, sym
 
 
@@ -60,27 +61,29 @@ def _freed(groups: Iterable[Group]) -> None:
 def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
     home: dict[Node, Group] = {}
     scans: dict[tuple, Group] = {}
+    wide: set[Group] = set()
     for number, n in enumerate(cut.order):
         if n in drafts:
             d = drafts[n]
-            g = Group([d], [{d: a} for a in d.axes], order=number, first=number)
-            first = cut.beside(n)
-            if first is not None:
-                g = _beside(home[first], d, number)
+            g = Group([d], [{d: a} for a in d.axes], order=number, first=number, wide=wide)
             if d.scatter is not None:  # the compared axis is no loop
                 g.shared = [s for s in g.shared if s[d] is not d.scatter[0]]
             reads = [producer for producer, _, _ in d.reads]
         elif n.op in OPAQUE:  # runs between kernels, so it takes part in their order
-            g = scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), Group([], [], order=number,
-                                                                          first=number))
+            g = Group([], [], order=number, first=number, wide=wide)
+            g = scans.setdefault((n.op, n.srcs, replace(n.arg, out=0)), g)
             reads = list(n.srcs)
         else:
             continue
         home[n] = g
         for producer in (x for r in reads for x in cut.behind(r)):
-            if producer in home and home[producer] is not g:
+            if producer in home:
                 g.before.add(home[producer])
                 home[producer].after.add(g)
+    for n, d in drafts.items():
+        first = cut.beside(n)
+        if first is not None:
+            _beside(home[first], d, home)
     edges = [(p, n) for n, d in drafts.items() for p in dict.fromkeys(p for p, _, _ in d.reads)]
     # the largest arrays first: what a merge makes of the axes may rule out another
     tried: set[tuple[Group, Group]] = set()
@@ -92,23 +95,33 @@ def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
     return [g for g in _in_order(set(home.values())) if g.drafts]
 
 
-def _beside(g: Group, d: Draft, number: int) -> Group:
-    """A group with one more part of a JOIN, whose axes are those of the parts before."""
-    first = g.drafts[0]
-    g.drafts.append(d)
-    for s in g.shared:
-        s[d] = d.axes[first.axes.index(s[first])]
-    g.order, g.first, g.joined = max(g.order, number), min(g.first, number), True
-    return g
+def _beside(g: Group, d: Draft, home: dict[Node, Group]) -> None:
+    """One more part of a JOIN in a group of such, whose axes it shares, unless one needs another
+    (or something that needs it)."""
+    own, first = home[d.node], g.drafts[0]
+    if _leads([g], own) or _leads([own], g):
+        return
+    shared = [{**s, d: d.axes[first.axes.index(s[first])]} for s in g.shared]
+    g.joined = True
+    _merged(g, own, shared, home)
 
 
 def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft]) -> None:
     shared = _common_axes(p, c, home)
     if shared is None or not _worth(p, c, shared, home) or _between(p, c):
         return
+    _merged(p, c, shared, home)
+
+
+def _merged(
+    p: Group, c: Group, shared: list[dict[Draft, Node]], home: dict[Node, Group]
+) -> Group:
+    """The group that two become."""
     merged = Group(p.drafts + c.drafts, shared, (p.before | c.before) - {p, c},
                    (p.after | c.after) - {p, c}, max(p.order, c.order),
-                   min(p.first, c.first), p.joined or c.joined)  # fmt: skip
+                   min(p.first, c.first), p.joined or c.joined, p.wide)  # fmt: skip
+    p.wide -= {p, c}
+    p.wide |= {merged} if merged.joined else set()
     for d in merged.drafts:
         home[d.node] = merged
     for other in merged.before:
@@ -118,6 +131,7 @@ def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft])
         other.before -= {p, c}
         other.before.add(merged)
     _freed((p, c))
+    return merged
 
 
 def _common_axes(p: Group, c: Group, home: dict[Node, Group]) -> list[dict[Draft, Node]] | None:
@@ -165,6 +179,7 @@ def _between(p: Group, c: Group) -> bool:
 
 def _leads(some: Iterable[Group], c: Group) -> bool:
     """Whether c must run after one of these groups."""
+    last = _last(c)
     todo = list(some)
     seen: set[Group] = set(todo)
     while todo:
@@ -172,10 +187,19 @@ def _leads(some: Iterable[Group], c: Group) -> bool:
         if c in g.after:
             return True
         for n in g.after:
-            if n not in seen and n.first <= c.order:
+            if n not in seen and n.first <= last:
                 seen.add(n)
                 todo.append(n)
     return False
+
+
+def _last(c: Group) -> int:
+    """The place in the graph's order after which no group begins that leads to c. One whose parts
+    come from here and there may be entered late, and left early."""
+    last, wide = c.order, list(c.wide)
+    while beyond := [g for g in wide if g.first <= last < g.order]:
+        last = max(g.order for g in beyond)
+    return last
 
 
 def _in_order(groups: set[Group]) -> list[Group]:
@@ -189,6 +213,8 @@ def _in_order(groups: set[Group]) -> list[Group]:
             waiting[n] -= 1
             if waiting[n] == 0:
                 ready.append(n)
+    if len(out) < len(groups):
+        raise GraphError("fuse: kernels wait for each other")
     return out
 
 

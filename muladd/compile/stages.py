@@ -76,6 +76,7 @@ class Group:
     order: int = 0  # the last of its nodes' places in the graph's order
     first: int = 0  # the first of them
     joined: bool = False  # parts of an array are computed side by side here
+    wide: set[Group] = field(default_factory=set)  # all groups in which they are
 
     def points(self) -> int:
         """How many points the shared axes have, at most."""
