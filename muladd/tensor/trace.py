@@ -201,6 +201,8 @@ class Trace:
     ) -> None:  # fmt: skip
         self.name = name
         self.guards = Guards([function, *statics])
+        captured = set(map(id, self.guards.tensors))  # arguments among these are one with them
+        self.both = [(i, weakref.ref(t)) for i, t in enumerate(leaves) if id(t) in captured]
         self.device = leaves[0].device if leaves else backend.default_device()
         self.overrides = config._overrides.get()
         self.seen_changes = -1
@@ -421,7 +423,8 @@ class Trace:
         self.donated = self._find_donated()
         self.fixed: tuple | None = None
         self.lock = self.program.lock
-        self.quick = not self.changing and not self.names and self.results == [0] \
+        self.quick = not self.changing and not self.names and not self.both \
+            and self.results == [0] \
             and isinstance(self.structure, Leaf) and self.device == "CPU" \
             and not config.get("DEBUG") and not config.get("CHECK") \
             and not any(x is RANDOM or type(x) is tuple for x in self.inputs)  # fmt: skip
@@ -451,7 +454,7 @@ class Trace:
     def holds(self, leaves: Sequence[Any]) -> bool:
         """Whether the trace still fits what the function can see."""
         moved = handles.changes[0] != self.seen_changes
-        if not self.guards.hold(moved):
+        if not self.guards.hold(moved) or any(leaves[i] is not t() for i, t in self.both):
             return False
         if moved:
             for reference, raw in self.history:

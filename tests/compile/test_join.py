@@ -172,6 +172,38 @@ def test_parts_of_two_arrays(device):
             np.testing.assert_allclose(g.numpy(), e, rtol=2e-6, atol=2e-6)
 
 
+def test_arrays_whose_parts_need_each_others(device):
+    """No array's parts need one another, but brought together they would go round in a ring."""
+    a, b = given(2).to(device), given(2, seed=1).to(device)
+
+    def f(a, b):
+        s = Tensor.stack(b, costly(b, 4), costly(b, 1))
+        t = Tensor.stack(costly(a, 2), b, costly(a, 1))
+        return Tensor.cat(s.sum(0), Tensor.cat(t[2], costly(b, 4))[0:2])
+
+    one, four = costly(b, 1).numpy(), costly(b, 4).numpy()
+    expected = np.concatenate([b.numpy() + four + one, costly(a, 1).numpy()])
+    step = muladd.jit(f)
+    for run in (f, step, step):
+        np.testing.assert_allclose(run(a, b).numpy(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_a_part_that_another_parts_sum_needs(device):
+    x, y = given(8).to(device), given(8, seed=1).to(device)
+
+    def red(v):
+        return v + v.sum(0, keepdim=True) * 0.1
+
+    def f(x, y):
+        return Tensor.cat(red(costly(x, 3) + costly(y, 4)), red(red(costly(x, 5))), costly(y, 4))
+
+    four = costly(y, 4).realize()
+    first, second = (costly(x, 3) + four).realize(), costly(x, 5).realize()
+    second = red(second).realize()
+    expected = np.concatenate([red(first).numpy(), red(second).numpy(), four.numpy()])
+    np.testing.assert_allclose(f(x, y).numpy(), expected, rtol=5e-6, atol=5e-6)
+
+
 def test_a_joins_parts_are_its_own() -> None:
     x = given(2, 3)
     node = graph_of(x * 2.0)[0]

@@ -55,6 +55,22 @@ def test_view_then_assigned_root():
     assert f(v).tolist() == [50, 60]
 
 
+def test_an_argument_that_the_function_sees_anyway():
+    w, x = T(3, 3), T(1, 2)
+    f = jit(lambda a, b: a * w + a * b)
+    for _ in range(3):
+        assert f(x, w).tolist() == [6, 12]
+    for other in (T(1, 1), T(2, 5)):
+        assert f(x, other).tolist() == [3 + other.tolist()[0], 2 * (3 + other.tolist()[1])]
+    assert f(x, w).tolist() == [6, 12] and f.traces == 2
+    w.assign(w + 1)
+    assert f(x, w).tolist() == [8, 16] and f(x, x).tolist() == [5, 12]
+    one = jit(lambda a: a * w)
+    for _ in range(3):
+        assert one(w).tolist() == [16, 16]
+    assert one(x).tolist() == [4, 8] and one(w).tolist() == [16, 16]
+
+
 def test_const_argument():
     f = jit(lambda x: x + 1)
     for i in range(4):
