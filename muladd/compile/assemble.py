@@ -7,8 +7,6 @@ from muladd.compile.stages import Call, Draft, Group
 from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
 from muladd.loop.kernel import Argument, Kernel, Stage
 
-Place = dict[Node, tuple[Node, int]]  # see Cut
-
 
 def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
     """For arrays that only the compiler sees: the movements that its one user starts with, or the
@@ -57,11 +55,11 @@ def _axes_of(n: Node) -> int:
 
 
 def position(
-    node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]], place: Place
+    node: Node, indices: tuple[Dim, ...], layouts: dict[Node, list[Node]], cut: Cut
 ) -> Dim:
     """Where element `indices` of an array lies in memory; of a JOIN's part, in that of the JOIN."""
-    if node in place:
-        node, number = place[node]
+    if node in cut.place:
+        node, number = cut.place[node]
         axis = node.arg
         start = sym.sum_of(p.shape[axis] for p in node.srcs[:number])
         at = sym.add(indices[axis], start)
@@ -79,14 +77,13 @@ def assemble(
     ordered = [drafts[n] for n in drafts if n in members]
     stored = [d for d in ordered if d.node in kept or d.node in cut.place
               or _read_outside(d, group, members)]  # fmt: skip
-    array = {p: join for p, (join, _) in cut.place.items()}  # that a part is stored in
     read = dict.fromkeys(p for d in ordered for p, _, _ in d.reads if p not in members)
-    arrays = dict.fromkeys(array.get(p, p) for p in read)
-    written = {array.get(d.node, d.node): None for d in stored}
+    arrays = dict.fromkeys(map(cut.array, read))
+    written = dict.fromkeys(cut.array(d.node) for d in stored)
     number = {n: i for i, n in enumerate({**arrays, **written})}
     shared, order, axes = _axes(group, ordered)
     home = {d.node: (f"s{i}", d.dims, order[d.node]) for i, d in enumerate(ordered)}
-    resolve = _Resolver(home, number, layouts, cut.place, axes)
+    resolve = _Resolver(home, number, layouts, cut, axes)
     stages = []
     for d in ordered:
         old, dims = d.stage, d.dims
@@ -94,11 +91,11 @@ def assemble(
             dims = tuple(d.scatter[1] if x is d.scatter[0] else x for x in dims)
         where: Dim = 0
         if d in stored:
-            where = position(d.node, tuple(map(resolve.index, dims)), layouts, cut.place)
+            where = position(d.node, tuple(map(resolve.index, dims)), layouts, cut)
         stages.append(Stage(
             home[d.node][0], tuple(axes[a] for a in order[d.node]), resolve(old.value),
             old.reduction, tuple(axes[a] for a in old.reduced),
-            number[array.get(d.node, d.node)] if d in stored else None, where,
+            number[cut.array(d.node)] if d in stored else None, where,
             d.scatter is not None, old.contracted, old.lanes,
         ))  # fmt: skip
     arguments = tuple(
@@ -150,9 +147,9 @@ class _Resolver:
 
     def __init__(
         self, home: dict[Node, tuple[str, tuple[Dim, ...], list[Node]]],
-        number: dict[Node, int], layouts: dict, place: Place, axes: dict[Node, Node],
+        number: dict[Node, int], layouts: dict, cut: Cut, axes: dict[Node, Node],
     ) -> None:  # fmt: skip
-        self.home, self.number, self.layouts, self.place = home, number, layouts, place
+        self.home, self.number, self.layouts, self.cut = home, number, layouts, cut
         self.done: dict[Node, Node] = dict(axes)
 
     def index(self, x: Dim) -> Dim:
@@ -182,6 +179,6 @@ class _Resolver:
             at = tuple(index[a] for a in order)
             return make(ops.READ, at, (name, len(at)), n.dtype)
         place = tuple(map(sym.as_dim, srcs[:rank]))
-        flat = sym.as_node(position(producer, place, self.layouts, self.place))
-        array = self.place[producer][0] if producer in self.place else producer
-        return make(ops.LOAD, (flat, *srcs[rank:]), self.number[array], n.dtype)
+        flat = sym.as_node(position(producer, place, self.layouts, self.cut))
+        array = self.number[self.cut.array(producer)]
+        return make(ops.LOAD, (flat, *srcs[rank:]), array, n.dtype)

@@ -69,7 +69,7 @@ class Cut:
                 self.chosen.add(n)
             if is_buffer(n) or op.group == "reduce":
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
-            elif not n.srcs or op is ops.JOIN:
+            elif not n.srcs:
                 self.cost[n], self.loads[n], depth[n] = 0, 0, 0
             elif op.elementwise:
                 distinct = set(n.srcs)
@@ -86,6 +86,10 @@ class Cut:
                 self.loads[n] = 0 if grows else self.loads[s]
             if n in self.chosen:
                 self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+
+    def array(self, n: Node) -> Node:
+        """The node in whose array n is stored: of a JOIN's part the JOIN, of others themselves."""
+        return self.place[n][0] if n in self.place else n
 
     def behind(self, n: Node) -> tuple[Node, ...]:
         """The stages (or arrays) that have to be there before n is read: of a JOIN its parts."""
@@ -215,8 +219,8 @@ class Cut:
 
     def _user(self, n: Node) -> Node:
         """Who uses what a stage reads: parts that are computed side by side are one user."""
-        join = self.place[n][0] if n in self.place else n
-        return join if join in self.together else n
+        array = self.array(n)
+        return array if array in self.together else n
 
     def _as_used(self, n: Node, users: dict[Node, list[Node]]) -> Node:
         """A value in the order of elements that its users see, where windows were put together."""

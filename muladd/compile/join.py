@@ -122,9 +122,9 @@ def _place(condition: Node) -> tuple[int, int] | None:
 def _lies(pad: Node, axis: int, start: object, end: object) -> bool:
     """Whether a PAD puts its source at start to end of an axis, and nothing along the others."""
     n = pad.shape[axis]
-    if not all(isinstance(x, int) for x in (n, start, end)):
+    if not (isinstance(n, int) and isinstance(start, int) and isinstance(end, int)):
         return False
-    around = (start, n - end, 0)  # type: ignore[operator]
+    around = (start, n - end, 0)
     return all(p == (around if a == axis else (0, 0, 0)) for a, p in enumerate(pad.arg[0]))
 
 

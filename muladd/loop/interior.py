@@ -19,8 +19,7 @@ _MOST_NODES = 400  # of a value that is written twice
 def apart(plan: Plan, loop: Node) -> Node | None:
     """The axis of an outer loop whose last turn overhangs and is done by itself, if there is one:
     where parts of one array are computed side by side, a condition in each would part them."""
-    stored = [s.argument for s in plan.kernel.stages if s.argument is not None]
-    if len(set(stored)) == len(stored) or plan.group:
+    if not plan.kernel.side_by_side() or plan.group:
         return None
     axis = plan.owner(loop)
     first, *rest = plan.leaves[axis]

@@ -86,6 +86,12 @@ class Kernel:
     def stage(self, name: str) -> Stage:
         return next(s for s in self.stages if s.name == name)
 
+    def side_by_side(self) -> bool:
+        """Whether stages are parts of one array: what they load and compute in common is done once
+        where they share all loops."""
+        stored = [s.argument for s in self.stages if s.argument is not None]
+        return len(set(stored)) < len(stored)
+
     def free_axes(self, stage: Stage) -> tuple[Node, ...]:
         """The axes of a stage that are not shared."""
         return tuple(a for a in stage.axes if a not in self.shared)

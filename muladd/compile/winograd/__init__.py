@@ -10,7 +10,7 @@ Sums over channels are taken before A, so the products are (m + r - 1)^2 matrix 
 each pair of points; the values of x and the results y are put together from as many parts (join.py)
 by kernels that hold a tile in registers.
 
-    points.py     the matrices, made exactly for any m and r, and graphs that apply them
+    points.py     the matrices, made exactly from the points, and graphs that apply them
     windows.py    which sums are convolutions
     results.py    what is done with results in place: a bias, a norm, an activation
 
@@ -24,10 +24,11 @@ from collections.abc import Collection
 
 from muladd import config
 from muladd.compile.index import OPAQUE
-from muladd.compile.winograd.points import MOST, matrices, on_both_sides, reshape, slice_, stacked
+from muladd.compile.winograd.points import MOST, matrices, on_both_sides, stacked
 from muladd.compile.winograd.results import Graph, Results
 from muladd.compile.winograd.windows import Convolution, convolution
 from muladd.ir import Node, Param, make, ops, toposort
+from muladd.transform.build import reshape, slice_
 
 _TAPS = (3, 5)
 

@@ -13,7 +13,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from muladd.compile.join import join
-from muladd.ir import Dim, Node, const, make, ops
+from muladd.ir import Node, const, make, ops
+from muladd.transform.build import reshape
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 Grid = list[list[Node]]
@@ -91,14 +92,4 @@ def _scaled(x: Node, by: float) -> Node:
 
 def stacked(values: Grid) -> Node:
     """All values one after the other, along a new axis in front."""
-    return join([reshape(x, [1, *x.shape]) for row in values for x in row], 0)
-
-
-def reshape(n: Node, shape: Sequence[Dim]) -> Node:
-    return make(ops.RESHAPE, (n,), tuple(shape))
-
-
-def slice_(n: Node, slices: Sequence[tuple[Dim, Dim, int]]) -> Node:
-    whole = all(start == 0 and ops.equal_dims(size, d) and step == 1
-                for (start, size, step), d in zip(slices, n.shape))  # fmt: skip
-    return n if whole else make(ops.SLICE, (n,), tuple(slices))
+    return join([reshape(x, (1, *x.shape)) for row in values for x in row], 0)

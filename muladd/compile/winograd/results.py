@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from muladd.compile.winograd.points import Grid, reshape, slice_, stacked
+from muladd.compile.winograd.points import Grid, stacked
 from muladd.ir import Dim, Node, make, ops, rebuild, toposort
+from muladd.transform.build import reshape, slice_
 
 _DEEP = 8  # operations in a row that make a number for a channel
 _MOST = 24  # operations on results that are done in place

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from muladd.compile.index import Indexer, Indices
-from muladd.compile.winograd.points import reshape, slice_
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.sym import Condition
+from muladd.transform.build import reshape, slice_
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Convolution:
 
     @property
     def taps(self) -> int:
-        return int(self.weight.shape[-1])  # type: ignore[arg-type]
+        r = self.weight.shape[-1]
+        assert isinstance(r, int)
+        return r
 
     def sizes(self) -> tuple[int, int, int]:
         """N, O and C."""
@@ -174,8 +176,8 @@ def _reads(c: Convolution, image: Node, number: Any, channel: Node, places: Any,
     """Whether the image with zeros around it, and nothing else, is what the sum reads: the same
     place under the same condition."""
     whole = [size + c.taps - 1 for size in c.size]
-    if any(start >= n or start + size <= 0  # type: ignore[operator]  # static sizes
-           for start, size, n in zip(c.start, whole, c.image.shape[2:])):  # fmt: skip
-        return False  # windows that see nothing
+    for start, size, n in zip(c.start, whole, c.image.shape[2:]):
+        if not isinstance(n, int) or start >= n or start + size <= 0:
+            return False  # of unknown size, or windows that see nothing
     at = (0 if number is None else number, channel, *map(sym.add, places, taps))
     return _read(c.seen(*whole), at, (image.arg[0],)) is image

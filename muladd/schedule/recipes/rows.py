@@ -115,7 +115,7 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     per_point = sum(work(s) for s in kernel.stages) // max(size(kernel.shared), 1)
     # partial results that do not wait for each other, and are whole lines of the cache
     most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
-    together = _side_by_side(kernel)  # all stages for a step, then for the next
+    together = kernel.side_by_side()  # all stages for a step, then for the next
     turns = 1 if together else min(most, max(1, extent(axis) // lanes))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
@@ -147,13 +147,6 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
             plan = step(plan, f"layout {s.name} {' '.join([*first, unroll, vector])}")
     plan = step(plan, f"unroll {unroll}")
     return step(plan, f"vector {vector}")
-
-
-def _side_by_side(kernel: Kernel) -> bool:
-    """Whether stages are parts of one array: what they load and compute in common is done once
-    where they share all loops."""
-    stored = [s.argument for s in kernel.stages if s.argument is not None]
-    return len(set(stored)) < len(stored)
 
 
 def _pairs(kernel: Kernel, stage: Stage) -> list[str]:
