@@ -216,7 +216,7 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     """Whether goal >= 0 can be proven from facts, each of which is >= 0."""
     if sym.lower(goal) >= 0:
         return True
-    facts = tuple(dict(f) for f in dict.fromkeys(map(_frozen, facts)) if f)
+    facts = tuple(dict(f) for f in dict.fromkeys(_frozen(whole(f)) for f in facts) if f)
     ways = [_narrowed(goal, facts)]
     for _ in range(_SPLITS):
         loops, more, remainder = split((goal, *facts))

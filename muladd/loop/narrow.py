@@ -11,7 +11,7 @@ from itertools import product
 from math import gcd, prod
 
 from muladd.ir import Dim, Node, ops, sym, toposort
-from muladd.ir.polynomial import Poly, is_size, scaled
+from muladd.ir.polynomial import Poly, is_size, plus, scaled
 
 _FEW = 64  # values of all symbolic sizes together that are tried one by one
 
@@ -109,9 +109,9 @@ def _with_extents(p: Poly) -> list[Node]:
 
 
 def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
-    """Where a remainder or quotient of e by a number d occurs, a loop i of e, such that e is
-    d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known of it, and
-    the remainder."""
+    """Where a remainder or quotient of e by a number d occurs, a loop or symbolic size i of e, such
+    that e is d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known
+    of it, and the remainder."""
     for atom in dict.fromkeys(a for p in known for a in atoms(p)):
         if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
             continue
@@ -120,7 +120,7 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
         if d < 2 or lowest < -(1 << 61) or highest > 1 << 61:
             continue
         for loop in atoms(e):
-            if loop.op is not ops.RANGE or abs(e.get((loop,), 0)) != 1:
+            if not (loop.op is ops.RANGE or is_size(loop)) or abs(e.get((loop,), 0)) != 1:
                 continue
             rest = {m: c for m, c in e.items() if m != (loop,)}
             if any(x is loop for a in atoms(rest) for x in toposort((a,))):
@@ -130,16 +130,28 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
             r = sym.axis(f"{loop.arg.name}%{d}", d)
             value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(scaled(rest, -1))])
             value = sym.mul(value, e[loop,])
-            last = sym.sub(sym.sub(loop.arg.extent, 1), value)
-            return {loop: value}, (sym.poly(value), sym.poly(last)), sym.poly(r)
+            low, high = (loop.arg.low, loop.arg.high) if is_size(loop) else (
+                0, sym.sub(loop.arg.extent, 1))  # fmt: skip
+            known = (sym.poly(sym.sub(value, low)), sym.poly(sym.sub(high, value)))
+            return {loop: value}, known, sym.poly(r)
     return {}, (), {}
 
 
 def rounded(facts: Facts, remainder: Poly) -> Facts:
-    """What facts say of whole parts: 98 - 3q - r >= 0 makes 32 - q >= 0, for r is not negative."""
+    """What facts say of whole parts: 98 - 3q - r >= 0 makes 32 - q >= 0, for r is not negative.
+    Also two together: 2i + 1 - 8q - r >= 0 and 35 - i >= 0 make 8 - q >= 0."""
     (mono,) = remainder
-    weaker = [{m: c for m, c in f.items() if m != mono} for f in facts if f.get(mono, 0) < 0]
+    least = max([0, *(-f.get((), 0) for f in facts if set(f) <= {mono, ()} and f.get(mono) == 1)])
+    with_it = [f for f in facts if f.get(mono, 0) < 0]
+    for f in tuple(with_it):
+        with_it += [plus(f, g, k) for g in facts for k in _eliminating(f, g)]
+    weaker = [plus(f, {mono: f[mono], (): -f[mono] * least}, -1) for f in with_it if mono in f]
     return tuple(w for f in weaker if (w := whole(f)) is not f)
+
+
+def _eliminating(f: Poly, g: Poly) -> set[int]:
+    """How many times g is added to f for a term of f to vanish that raises it."""
+    return {c // -d for m, c in f.items() if m and c > 0 and (d := g.get(m, 0)) < 0 and not c % d}
 
 
 __all__ = ["Facts", "along", "atoms", "rounded", "split", "tightened", "whole"]

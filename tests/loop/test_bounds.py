@@ -21,14 +21,14 @@ from muladd.loop.statements import For, Grid, If, Lowered, Store
 from muladd.loop.validate import validate
 from muladd.schedule.heuristic import schedule
 
-MACHINE = Machine.named("avx2")
 
-
-def lowered(*outputs, scheduled=True) -> list[Lowered]:
+def lowered(*outputs, machine="avx2") -> list[Lowered]:
+    """The kernels as scheduled for a machine, or as they are for one without a name."""
     made = []
     for call in fuse(list(outputs)):
         kernel = call.kernel
-        made.append(lower(schedule(kernel, MACHINE) if scheduled else plain(kernel)))
+        plan = schedule(kernel, Machine.named(machine)) if machine else plain(kernel)
+        made.append(lower(plan))
     return made
 
 
@@ -83,10 +83,10 @@ def padded():
 GRAPHS = {f.__name__: f for f in (gathered, scattered, matmul, padded)}
 
 
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("machine", ["", "sse", "avx2", "avx512", "sve"])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_kernels_are_proven(name, scheduled):
-    for low in lowered(GRAPHS[name](), scheduled=scheduled):
+def test_kernels_are_proven(name, machine):
+    for low in lowered(GRAPHS[name](), machine=machine):
         validate(low)
         assert prove(low) > 0
 
@@ -95,6 +95,28 @@ def test_random_kernels_are_proven():
     with config.context(CHECK=1):
         report = run(10 / 60, seed=9, most_graphs=15)
     assert not report.failures, str(report)
+
+
+def test_whole_parts_of_a_symbolic_size():
+    """The last vector of a row: 32 lie in each whole one, and something is left."""
+    n, lane = var("n", 1, 128), sym.axis("lane", 16)
+    left = sym.sub(sym.mod(n, 32), 1)  # 0 < n mod 32
+    at = sym.sum_of([sym.mul(sym.div(n, 32), 32), lane, 16])
+    assert holds(sym.poly(sym.sub(143, at)), [sym.poly(left)])
+    assert not holds(sym.poly(sym.sub(143, at)))  # n = 128
+    assert not holds(sym.poly(sym.sub(126, at)), [sym.poly(left)])
+
+
+def test_whole_parts_of_three_loops():
+    """Rows by tiles of 2, by 5, by chunks, in panels of 8: a condition on the tiles says which."""
+    i, j, k, lane = (sym.axis(*x) for x in (("i", 8), ("j", 5), ("k", 2), ("lane", 16)))
+    row = sym.sum_of([sym.mul(i, 10), sym.mul(j, 2), k])
+    at = sym.sum_of([sym.mul(sym.div(row, 8), 4096), sym.mul(sym.mod(row, 8), 8),
+                     sym.mul(lane, 64)])  # fmt: skip
+    whole = sym.sub(576, sym.sum_of([sym.mul(i, 80), sym.mul(j, 16), 16]))
+    assert holds(sym.poly(sym.sub(36863, at)), [sym.poly(whole)])
+    assert not holds(sym.poly(sym.sub(36863, at)))
+    assert not holds(sym.poly(sym.sub(8 * 4096 + 7 * 8 + 15 * 64 - 1, at)), [sym.poly(whole)])
 
 
 def test_holds_is_never_wrong():
