@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from muladd import Tensor, config
+from muladd.device.machine import Machine
 from muladd.errors import ArgumentError
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
@@ -36,7 +37,8 @@ def stored(kind: str, *shape: int, seed: int = 0) -> GGUFTensor:
 def test_numbers_rows_and_products_of_every_kind(kind):
     weight = stored(kind, 37, 512)  # the last panel is not full
     wanted, found = weight.dequantize(), matrix(weight, arithmetic="int8")
-    assert found.shape == (37, 512) and found.nbytes < 37 * 512 * 1.6
+    rows = -(-37 // Machine.host().float_lanes) * Machine.host().float_lanes
+    assert found.shape == (37, 512) and found.nbytes < rows * 512 * 1.4
     np.testing.assert_array_equal(found.numbers().numpy(), wanted)
     ids = np.array([3, 36, 0, 3], np.int32)
     np.testing.assert_array_equal(found.rows(Tensor(ids)).numpy(), wanted[ids])
