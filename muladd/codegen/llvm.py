@@ -15,6 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muladd.codegen import Rendered
+from muladd.codegen.addresses import (
+    Turns,
+    base_of,
+    contiguous,
+    every_second,
+    innermost,
+    is_multiple,
+    repeated,
+    terms,
+)
 from muladd.codegen.dots import emit_dot
 from muladd.codegen.llvm_ops import (
     Emitter,
@@ -27,6 +37,7 @@ from muladd.codegen.llvm_ops import (
 )
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
+from muladd.ir.polynomial import Poly
 from muladd.loop.kernel import Kernel
 from muladd.loop.lifetime import offsets
 from muladd.loop.statements import (
@@ -50,7 +61,7 @@ _STACK_BYTES = (
 )
 # numbers that are not to wait in registers while other sums need these: several vectors of them,
 # and the padding that arrays end with
-_MANY = 128
+_WAITING = 128
 
 
 @dataclass(slots=True)
@@ -59,6 +70,7 @@ class _Scope:
     memo: dict[Node, str] = field(default_factory=dict)
     writes: set[Place] = field(default_factory=set)  # arrays stored to inside
     solid: bool = False  # loads must not leave: a condition, or a loop that may not run
+    turns: Turns | None = None  # of an innermost loop
 
 # Where a tile of sums begins, as a line of source: constants of other stages must not stay in
 # vector registers across its loops, or too few are left. How to say so, the machine knows.
@@ -104,7 +116,7 @@ class _Renderer:
         waiting = _waiting(self.lowered.kernel)
         far = [name for name, a in self.lowered.arrays.items() if not a.lanes and (
                a.count * a.dtype.itemsize > _STACK_BYTES
-               or a.count >= _MANY and name in waiting)]  # fmt: skip
+               or a.count >= _WAITING and name in waiting)]  # fmt: skip
         self.offsets, self.scratch = offsets(self.lowered, far)
         for array in self.lowered.arrays.values():
             self.place(array)
@@ -165,6 +177,8 @@ class _Renderer:
              decoded: tuple[Node, ...] = ()) -> None:  # fmt: skip
         k = self.count = self.count + 1
         scope = _Scope(writes=_writes(body), solid=not runs)
+        if innermost(body) and not decoded:
+            scope.turns = Turns(loop, start)
         self.scopes.append(scope)
         for loops in (loop, *decoded):
             self.levels[loops] = len(self.scopes) - 1
@@ -186,7 +200,9 @@ class _Renderer:
         self.scopes[-1].lines += [
             f"br label %pre{k}", f"pre{k}:", test, f"head{k}:",
             f"%i{k} = phi i64 [ {start}, %pre{k} ], [ %n{k}, %latch{k} ]",
+            *(scope.turns.heads(k) if scope.turns else ()),
             *scope.lines, f"br label %latch{k}", f"latch{k}:",
+            *(scope.turns.latches() if scope.turns else ()),
             f"%n{k} = add nuw nsw i64 %i{k}, 1", f"%c{k} = icmp slt i64 %n{k}, {stop}",
             f"br i1 %c{k}, label %head{k}, label %exit{k}", f"exit{k}:",
         ]  # fmt: skip
@@ -218,16 +234,16 @@ class _Renderer:
             self.here(f"store {kind} {value}, ptr {pointer}, align {_align(array.dtype, lanes)}")
             return
         stored = self.to_memory(Typed(value, d, lanes))
-        if lanes and not _contiguous(s.index):
+        if lanes and not contiguous(s.index):
             self.store_lanes(s, stored, lanes)
         elif s.guard is not None and not lanes:
             self.store_if(s, stored)
         elif s.guard is not None:
             self.store_masked(s, stored, lanes)
         else:
-            base = _base(s.index) if lanes else s.index
+            base = base_of(s.index) if lanes else s.index
             pointer = self.pointer(s.place, base, d)
-            aligned = lanes and _multiple(base, lanes)
+            aligned = lanes and is_multiple(base, lanes)
             past = bool(s.nontemporal and aligned)  # such arrays are ours, so they are aligned
             hint = ", !nontemporal !0" if past else ""
             align = _align(d, lanes) if aligned and (past or array is not None) else d.itemsize
@@ -236,8 +252,9 @@ class _Renderer:
     def prefetch(self, s: Prefetch) -> None:
         f = "@llvm.prefetch.p0"
         self.declare(f, f"declare void {f}(ptr, i32, i32, i32)")
-        base = _base(s.index) if _lanes(s.index) else s.index
-        pointer = self.pointer(s.place, base, self.lowered.kernel.arguments[s.place].dtype)
+        base = base_of(s.index) if _lanes(s.index) else s.index
+        of = self.lowered.arrays if isinstance(s.place, str) else self.lowered.kernel.arguments
+        pointer = self.pointer(s.place, base, of[s.place].dtype)  # type: ignore[index]
         self.here(f"call void {f}(ptr {pointer}, i32 0, i32 3, i32 1)")
 
     def store_if(self, s: Store, stored: Typed) -> None:
@@ -254,7 +271,7 @@ class _Renderer:
 
     def store_masked(self, s: Store, stored: Typed, lanes: int) -> None:
         mask = self.value(_wide(s.guard, lanes))
-        pointer = self.pointer(s.place, _base(s.index), s.value.dtype)
+        pointer = self.pointer(s.place, base_of(s.index), s.value.dtype)
         kind = stored.type()
         f = f"@llvm.masked.store.{_suffix(kind)}.p0"
         self.declare(f, f"declare void {f}({kind}, ptr, i32, <{lanes} x i1>)")
@@ -304,7 +321,7 @@ class _Renderer:
             Node, str
         ] = {}  # what depends on arrays this kernel writes: this statement only
         depths: dict[Node, int] = {}
-        for n in toposort((root,), into=lambda m: self.find(m) is None):
+        for n in toposort((root,), into=lambda m: self.find(m) is None and not self.apart(m)):
             if n in fresh or self.find(n) is not None:
                 continue
             where, volatile = self.level(n, depths)
@@ -328,7 +345,7 @@ class _Renderer:
         if n.op is ops.RANGE:
             return self.levels[n], False
         level, volatile = 0, False
-        for s in n.srcs:
+        for s in self.apart(n) or n.srcs:
             volatile |= s in depths
             level = max(level, depths[s] if s in depths else self.depth_of(s))
         if n.op is not ops.LOAD:
@@ -361,6 +378,10 @@ class _Renderer:
             lines.append(f"{p} = getelementptr i64, ptr %vars, i64 {self.variables[n.arg.name]}")
             lines.append(f"{v} = load i64, ptr {p}, align 8")
             return v
+        if n.op is ops.MUL and not lanes and n.dtype is dtype.INDEX:
+            name = self.fresh()
+            if self.runs_along(n, where, name):
+                return name
         sources = [Typed(arg(s), s.dtype, _lanes(s)) for s in n.srcs]
         if n.op is ops.DOT:
             return emit_dot(n, sources, Emitter(lines, self.fresh, self.declare, True), self.dot)
@@ -368,11 +389,61 @@ class _Renderer:
 
     # --- memory ---
 
+    def turns(self) -> Turns | None:
+        """Those of the innermost loop around, if no loop stands in it."""
+        return next((s.turns for s in reversed(self.scopes) if s.turns), None)
+
+    def apart(self, n: Node) -> tuple[Node, ...]:
+        """What the address of a load depends on, if that is emitted piece by piece."""
+        if n.op is not ops.LOAD or isinstance(n.arg, tuple) or len(n.srcs) > 1:
+            return ()
+        if not self.turns() or n.shape and not contiguous(n.srcs[0]):
+            return ()
+        found = terms(base_of(n.srcs[0]) if n.shape else n.srcs[0])
+        if found is None:
+            return ()
+        atoms = dict.fromkeys(a for mono in found for a in mono)
+        for a in atoms:
+            self.value(a)
+        return tuple(atoms)
+
+    def runs_along(self, n: Node, where: int, name: str) -> bool:
+        """Whether a product of an innermost loop's turn became a register that runs along."""
+        turns = self.scopes[where].turns
+        for r, by in (n.srcs, n.srcs[::-1]):
+            if turns and r is turns.loop and (by.op is ops.CONST or self.depth_of(by) < where):
+                return turns.step(self.find(by) or "", name)
+        return False
+
+    def address(self, place: Place, index: Node, kind: str, lines: list[str]) -> str:
+        """A pointer to an element, for `lines`."""
+        def moved(to: list[str], p: str, by: Node) -> str:
+            i = self.value_in(by, to)
+            to.append(f"{(q := self.fresh())} = getelementptr {kind}, ptr {p}, i64 {i}")
+            return q
+
+        depth = next(i for i, s in enumerate(self.scopes) if s.lines is lines)
+        loop = next((i for i in range(depth, -1, -1) if self.scopes[i].turns), 0)
+        turns, found, p = self.scopes[loop].turns, terms(index), self.bases[place]
+        if turns is None or found is None:
+            return moved(lines, p, index)
+        number, outer, inner = found.pop((), 0), Poly(), Poly()
+        for mono, c in found.items():
+            for a in mono:
+                self.value_in(a, lines)
+            (outer if all(self.depth_of(a) < loop for a in mono) else inner)[mono] = c
+        if outer:
+            key = (place, kind, frozenset(outer.items()))
+            if key not in turns.pointers:
+                by = sym.as_node(sym.build(outer))
+                turns.pointers[key] = moved(self.scopes[loop - 1].lines, p, by)
+            p = turns.pointers[key]
+        if inner:
+            p = moved(lines, p, sym.as_node(sym.build(inner)))
+        return moved(lines, p, sym.as_node(number)) if number else p
+
     def pointer(self, place: Place, index: Node, d: dtype.DType) -> str:
-        i = self.value(index)
-        p = self.fresh()
-        self.here(f"{p} = getelementptr {memory_type(d)}, ptr {self.bases[place]}, i64 {i}")
-        return p
+        return self.address(place, index, memory_type(d), self.scopes[-1].lines)
 
     def element_pointer(self, place: Place, index: Node, kind: str) -> str:
         k = index.srcs[0] if index.op is ops.EXPAND else index
@@ -400,24 +471,21 @@ class _Renderer:
             return v
         guard = n.srcs[1] if len(n.srcs) > 1 else None
         kind = memory_type(n.dtype)
-        base = self.bases[place]
         if not lanes:
             return self.load_scalar(n, guard, lines, arg)
-        if _repeated(n.srcs[0]):
+        if repeated(n.srcs[0]):
             return self.load_repeated(n, lanes, lines)
-        if _every_second(n.srcs[0]) and lanes >= 4 and (
+        if every_second(n.srcs[0]) and lanes >= 4 and (
             guard is None or 0 < self.masked <= n.dtype.itemsize
         ):
             return self.load_every_second(n, lanes, guard, lines, arg)
-        if not _contiguous(n.srcs[0]):
+        if not contiguous(n.srcs[0]):
             return self.load_lanes(n, lanes, guard, lines, arg)
-        start = _base(n.srcs[0])
-        i = self.value_in(start, lines)
-        p, v = self.fresh(), self.fresh()
-        lines.append(f"{p} = getelementptr {kind}, ptr {base}, i64 {i}")
+        start = base_of(n.srcs[0])
+        p, v = self.address(place, start, kind, lines), self.fresh()
         wide = f"<{lanes} x {kind}>"
         if guard is None:
-            own = isinstance(place, str) and _multiple(start, lanes)
+            own = isinstance(place, str) and is_multiple(start, lanes)
             align = _align(n.dtype, lanes) if own else n.dtype.itemsize
             lines.append(f"{v} = load {wide}, ptr {p}, align {align}")
         else:
@@ -432,8 +500,7 @@ class _Renderer:
         kind = memory_type(n.dtype)
         wide, half = f"<{lanes} x {kind}>", lanes // 2
         e = Emitter(lines, self.fresh, self.declare, True)
-        i = self.value_in(_base(n.srcs[0]), lines)
-        p = e.put(f"getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
+        p = self.address(n.arg, base_of(n.srcs[0]), kind, lines)
         q = e.put(f"getelementptr {kind}, ptr {p}, i64 {lanes - 1}")
         parts = []
         for odd, at in enumerate((p, q)):
@@ -452,11 +519,10 @@ class _Renderer:
 
     def load_repeated(self, n: Node, lanes: int, lines: list[str]) -> str:
         """A few bytes or words, again and again: as one number, copied to all lanes of it."""
-        group, bits = _repeated(n.srcs[0]), n.dtype.bits
+        group, bits = repeated(n.srcs[0]), n.dtype.bits
         word, times = f"i{bits * group}", lanes // group
         e = Emitter(lines, self.fresh, self.declare, True)
-        p = e.put(f"getelementptr i{bits}, ptr {self.bases[n.arg]}, "
-                  f"i64 {self.value_in(_base(n.srcs[0]), lines)}")  # fmt: skip
+        p = self.address(n.arg, base_of(n.srcs[0]), f"i{bits}", lines)
         v = e.put(f"load {word}, ptr {p}, align 1")
         one = e.put(f"insertelement <{times} x {word}> poison, {word} {v}, i64 0")
         all_ = e.put(f"shufflevector <{times} x {word}> {one}, <{times} x {word}> poison, "
@@ -500,14 +566,16 @@ class _Renderer:
     def load_scalar(
         self, n: Node, guard: Node | None, lines: list[str], arg: _Operand
     ) -> str:
-        kind = memory_type(n.dtype)
-        i = arg(n.srcs[0])
-        if guard is not None:
-            safe = self.fresh()
-            lines.append(f"{safe} = select i1 {arg(guard)}, i64 {i}, i64 0")
-            i = safe
-        p, v = self.fresh(), self.fresh()
-        lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
+        kind, v = memory_type(n.dtype), self.fresh()
+        if self.apart(n):
+            p = self.address(n.arg, n.srcs[0], kind, lines)
+        else:
+            i, p = arg(n.srcs[0]), self.fresh()
+            if guard is not None:
+                safe = self.fresh()
+                lines.append(f"{safe} = select i1 {arg(guard)}, i64 {i}, i64 0")
+                i = safe
+            lines.append(f"{p} = getelementptr {kind}, ptr {self.bases[n.arg]}, i64 {i}")
         lines.append(f"{v} = load {kind}, ptr {p}, align {n.dtype.itemsize}")
         if guard is not None:
             kept = self.fresh()
@@ -586,41 +654,9 @@ def _lanes(n: Node) -> int:
     return int(n.shape[0]) if n.shape else 0  # type: ignore[arg-type]
 
 
-def _every_second(index: Node) -> bool:
-    """Whether an index is a number and twice the lane."""
-    if index.op is not ops.ADD or index.srcs[0].op is not ops.EXPAND:
-        return False
-    ramp = index.srcs[1]
-    return (ramp.op is ops.MUL and ramp.srcs[0].op is ops.IOTA
-            and ramp.srcs[1].op is ops.EXPAND and is_const(ramp.srcs[1].srcs[0], 2))  # fmt: skip
-
-
-def _contiguous(index: Node) -> bool:
-    return index.op is ops.ADD and index.srcs[0].op is ops.EXPAND and index.srcs[1].op is ops.IOTA
-
-
-def _repeated(index: Node) -> int:
-    """Of an index base + lane % k, k; 0 of others."""
-    if index.op is not ops.ADD or index.srcs[1].op is not ops.MOD:
-        return 0
-    lane, by = index.srcs[1].srcs
-    known = lane.op is ops.IOTA and by.op is ops.EXPAND and index.srcs[0].op is ops.EXPAND
-    return int(by.srcs[0].arg) if known and by.srcs[0].op is ops.CONST else 0
-
-
-def _base(index: Node) -> Node:
-    first = index.srcs[0]
-    return first.srcs[0] if first.op is ops.EXPAND else first
-
-
 def _wide(n: Node | None, lanes: int) -> Node:
     assert n is not None
     return n if n.shape else make(ops.EXPAND, (n,), (lanes,))
-
-
-def _multiple(index: Node, of: int) -> bool:
-    """Whether an index is certainly a multiple of a number (arrays begin at 64 bytes)."""
-    return all(c % of == 0 for c in sym.poly(sym.as_dim(index)).values())
 
 
 def _align(d: dtype.DType, lanes: int) -> int:

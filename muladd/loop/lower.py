@@ -458,6 +458,8 @@ class _Lowering:
         def update(v: Values, f: frozenset) -> list[Statement]:
             body: list[Statement] = []
             for k, turn in enumerate(turns):
+                fetched = self._fetched(s, {**v, **turn}, f, vector)
+                body += [x for x in fetched if x.index.shape and x not in body]
                 accumulator = make(ops.LOAD, (_at(k),), (name, width), d)
                 if width:
                     accumulator = make(
@@ -598,7 +600,7 @@ class _Lowering:
         later = {**values, loop: sym.add(values.get(loop, loop), turns)}
         value = self._value(s, later, full, vector)
         return [Prefetch(n.arg, n.srcs[0]) for n in toposort((value,))
-                if n.op is ops.LOAD and isinstance(n.arg, int)]  # fmt: skip
+                if n.op is ops.LOAD and isinstance(n.arg, int | str)]  # fmt: skip
 
     # --- expressions ---
 

@@ -61,7 +61,7 @@ class Store:
 
 @dataclass(slots=True)
 class Prefetch:
-    place: int
+    place: Place
     index: Node  # may lie outside, for nothing is read
 
 

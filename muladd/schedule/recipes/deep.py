@@ -23,6 +23,7 @@ from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, size
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.operands import (
+    AHEAD,
     Sides,
     Tile,
     merge_reduced,
@@ -36,7 +37,6 @@ from muladd.schedule.recipes.rows import stream
 _LONG = 4  # a sum is long if it takes so many times the lines of the first cache
 _LEAST_ROWS = 16  # results that share a vector of the other side's copy, at least
 _MORE_DOWN, _MOST_ACROSS = 8, 16  # how many areas are tried beyond the least downwards, and across
-_AHEAD = 8  # terms whose rows are on their way from memory while one is copied
 _COPY_PRICE = 12.0  # what copying an element costs, in multiply-adds of a vector
 
 
@@ -109,7 +109,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
         if copy == "c1":  # short pieces of rows, which the machine does not foresee
-            plan = step(plan, f"ahead c1 c1.{K}.1 {_AHEAD}")
+            plan = step(plan, f"ahead c1 c1.{K}.1 {AHEAD}")
         if copy == "c1" and t.rows & (t.rows - 1) == 0:
             plan = step(plan, f"vector c1 {I}.2")
         else:

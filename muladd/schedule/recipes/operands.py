@@ -13,7 +13,7 @@ and does rows * vectors multiply-adds with rows + vectors loads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, sqrt
 
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
@@ -24,14 +24,16 @@ from muladd.schedule.analysis import FAR, Product, accesses, extent, stride
 from muladd.schedule.primitives import step
 from muladd.schedule.primitives.collapse import collapsed
 
+AHEAD = 8  # terms whose values are on their way from memory while one is copied
 MANY_ROWS = 24  # rows from which packing the other operand pays
 
 _VECTORS = (1, 2, 3, 4, 6, 8)  # widths of tiles that are tried
 MOST_TILE_ROWS = 16
 _PAGE = 4096  # bytes: what the first cache's sets of a way hold
 _SHORT_VECTOR = 16  # bytes: vectors are halved for narrow results, but not below this
-# loads for each multiply-add that cost nothing, as in a tile of 6 x 2; more cost a quarter
-_FREE_LOADS, _LOAD_PRICE = 0.66, 0.25
+# loads that cost nothing, by those of a square tile that fills the registers (so 6 x 2 is free of
+# 16 registers, and 8 x 3 of 32); more cost a quarter of a multiply-add
+_FREE_LOADS, _LOAD_PRICE = 1.15, 0.25
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def tile(
     while lanes * itemsize > _SHORT_VECTOR and lanes >= 2 * columns:
         lanes //= 2
     budget = machine.vector_registers * 3 // 4  # the others hold operands
+    free = _FREE_LOADS * 2 / sqrt(budget)
     best: tuple[float, Tile] | None = None
     for vectors in _VECTORS:
         for r in range(1, most_rows + 1):
@@ -72,7 +75,7 @@ def tile(
             waste = _ratio(rows, r) * _ratio(columns, vectors * lanes)
             loads = (r + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
-            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - _FREE_LOADS) + starved)
+            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - free) + starved)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
     assert best is not None

@@ -25,11 +25,12 @@ from muladd.ir import ops
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, operations, product, size, work
-from muladd.schedule.primitives import step
+from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
 from muladd.schedule.recipes.operands import (
+    AHEAD,
     MANY_ROWS,
     MOST_TILE_ROWS,
     Sides,
@@ -52,8 +53,8 @@ _ROWS_OF_A_COPY, _COLUMNS_OF_A_COPY = 8, 32  # results from which copying panels
 _LEAST_PANELS = 4  # panels of columns that a copied panel of rows must serve
 _MOST_PANELS = 16  # panels of columns that are copied together
 _LEAST_TILES = 4  # tiles downwards in a chunk
-_ROWS_OF_A_PACK = 96  # rows that each copy of the columns must serve
-_LIGHT = 48  # operations of an epilogue of which several vectors are computed side by side
+_ROWS_OF_A_PACK = 12  # rows, for each lane of a vector, that each copy of the columns must serve
+_LIGHT = 96  # operations of an epilogue, of all vectors that are computed side by side
 
 
 def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
@@ -156,7 +157,7 @@ def _finished(plan: Plan, product_stage: str, sides: Sides, copies: list[str]) -
             own = [x.arg.name for x in plan.nests[other.name]
                    if x.arg.name not in (f"{J}.1", f"{J}.2", f"{J}.3", f"{I}.2")]  # fmt: skip
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {' '.join(own)} {J}.2 {J}.3")
-            if operations(other) <= _LIGHT:  # several at once would fill the registers
+            if operations(other) * extent(loop_named(plan, f"{J}.2")) <= _LIGHT:  # in registers
                 plan = step(plan, f"unroll {other.name} {J}.2")
     for other in plan.kernel.stages:
         if other.name not in copies:
@@ -169,6 +170,9 @@ def _packed(plan: Plan, J: str) -> Plan:
     order = " ".join(x for x in (f"{J}.1", own_names(plan, "c0"), f"{J}.2 {J}.3") if x)
     plan = step(plan, f"layout c0 {order}")
     plan = step(plan, f"nest c0 {J}.1 {taps_first(plan, 'c0')} {J}.2 {J}.3")
+    own = own_names(plan, "c0").split()
+    if len(own) == 1:  # a piece of each row, which the machine does not foresee
+        plan = step(plan, f"ahead c0 {own[0]} {AHEAD}")
     return step(plan, f"unroll c0 {J}.2")
 
 
@@ -202,6 +206,6 @@ def _counts(
         groups = -(-in_all // panels) * batch
         if groups == machine.cores and in_all * batch % groups == 0:
             return panels, -(-rows // t.rows)
-    most = max(machine.cores, rows // _ROWS_OF_A_PACK) if "c0" in copies else rows
+    most = max(machine.cores, rows // (_ROWS_OF_A_PACK * t.lanes)) if "c0" in copies else rows
     parts = max(1, min(machine.chunks // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
     return panels, -(-rows // (t.rows * parts))
