@@ -51,6 +51,7 @@ from muladd.schedule.recipes.rows import along, stream
 
 _LEAST_ROWS = 4  # fewer are no tile
 _LONG_BAND, _BLOCK = 96, 128  # rows of a band, and of what is along it, where that is long
+_FROM_L3 = 7  # bytes a cycle that the third cache gives a core for sure
 _BAND = 2  # tiles in a band: more share a panel, but must all stay in the cache
 
 
@@ -87,7 +88,7 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
     if len(links) < len(chain):
         return None
     rows, widest = extent(row), max(links, key=lambda x: extent(x.column))
-    t = tile(machine, widest.product.stage, rows, extent(widest.column))
+    t = tile(machine, widest.product.stage, rows, *(extent(x.column) for x in links))
     high = max(1, min(_BAND, rows // t.rows))
     others = [a for a in kernel.shared if a is not row]
     plan, panels = _copies(plan, links, row)
@@ -172,10 +173,15 @@ def _nested(plan: Plan, stage: str, order: list[str], unroll: str, vector: str) 
 
 
 def _leaders(kernel: Kernel, machine: Machine, links: list[_Link], band: int) -> list[_Link]:
-    """The last sums over axes so long that a band of them takes much of the second cache."""
+    """The last sums over axes so long that a band of them takes much of the second cache, or that
+    the products' operands do not stay there and each band wants them too fast from the third."""
     names = [s.name for s in kernel.stages]
     found: list[_Link] = []
     covered: set[Node] = set()
+    held = sum(extent(x.column) * size(x.product.stage.reduced) * x.vector.dtype.itemsize
+               for x in links)  # fmt: skip
+    # a vector of an operand serves all rows of the band, two of them in a cycle
+    starved = held > machine.l2 * 3 // 4 and machine.vector_bits // 4 > _FROM_L3 * band
     for link in sorted(links, key=lambda x: -names.index(x.name)):
         reduced = [a for a in link.product.stage.reduced if extent(a) > 1]
         if kernel.exact or len(reduced) != 1 or reduced[0] in covered:
@@ -183,7 +189,7 @@ def _leaders(kernel: Kernel, machine: Machine, links: list[_Link], band: int) ->
         same = same_axes(kernel, reduced[0])
         item = link.product.stage.accumulator.itemsize
         long = band * extent(reduced[0]) * item > machine.l2 // 4
-        if long and any(x.column in same for x in links):
+        if (long or starved) and any(x.column in same for x in links):
             found.append(link)
             covered |= same
     return found

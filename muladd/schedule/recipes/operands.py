@@ -50,17 +50,18 @@ class Tile:
 
 
 def tile(
-    machine: Machine, stage: Stage, rows: int, columns: int, whole_vectors: bool = False,
+    machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
     most_rows: int = MOST_TILE_ROWS,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
+    columns: of the product, or of each of several with the same rows that are as much work.
     whole_vectors: the row count must be a power of two, so that panels of rows are copied by
     vectors. most_rows: of `rows_at_once`.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
-    while lanes * itemsize > _SHORT_VECTOR and lanes >= 2 * columns:
+    while lanes * itemsize > _SHORT_VECTOR and lanes >= 2 * max(columns):
         lanes //= 2
     budget = machine.vector_registers * 3 // 4  # the others hold operands
     free = _FREE_LOADS * 2 / sqrt(budget)
@@ -72,7 +73,8 @@ def tile(
                 continue
             if whole_vectors and r & (r - 1):
                 continue
-            waste = _ratio(rows, r) * _ratio(columns, vectors * lanes)
+            across = sum(_ratio(c, vectors * lanes) for c in columns) / len(columns)
+            waste = _ratio(rows, r) * across
             loads = (r + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
             score = waste * (1 + _LOAD_PRICE * max(0.0, loads - free) + starved)

@@ -90,7 +90,8 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     packed_rows = rows >= _ROWS_OF_A_COPY and columns >= _COLUMNS_OF_A_COPY and (
         along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
     most = MOST_TILE_ROWS if packed_rows else rows_at_once(machine, kernel, sides)
-    t = tile(machine, p.stage, rows, columns, along_rows and packed_rows, most)
+    t = tile(machine, p.stage, rows, columns, whole_vectors=along_rows and packed_rows,
+             most_rows=most)
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
     if packed and not packed_rows:
