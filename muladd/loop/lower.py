@@ -18,9 +18,10 @@ from muladd.loop.dots import dot, factors
 from muladd.loop.interior import apart, interior
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
+from muladd.loop.nans import careless
 from muladd.loop.plan import Leaf, Plan, in_lanes
 from muladd.loop.reach import reach, within
-from muladd.loop.registers import both_masks, identity, lowest, match, register, tree, wide
+from muladd.loop.registers import both_masks, identity, joined, lowest, match, register, tree, wide
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -62,7 +63,7 @@ class _Lowering:
         self.places = {a: plan.value(a) for a in plan.leaves}  # each axis in terms of its loops
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
-        self.limits = limits(self.kernel)
+        self.limits, self.careless = limits(self.kernel), careless(self.kernel)
         strides = [plan.leaves[a][0].stride for a in self.limits]
         self.grain = lcm(*strides) if strides else 1  # limits are rounded to it, all alike
         self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
@@ -579,11 +580,8 @@ class _Lowering:
             new = make(ops.FMA, (a, b, accumulator))
         else:
             value = wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
-            op = ops.ADD if s.reduction is ops.SUM else ops.MAX
-            first = (
-                op is ops.ADD or self.kernel.exact
-            )  # which of equal zeros MAX gives depends on it
-            new = make(op, (accumulator, value) if first else (value, accumulator))
+            new = joined(s.reduction, accumulator, value, self.kernel.exact,
+                         s.name in self.careless)  # fmt: skip
         for m in masks:
             if m is not True:
                 new = make(ops.WHERE, (match(m, new), new, accumulator))

@@ -31,13 +31,23 @@ def both_masks(a: Node, b: Node, width: int) -> Node:
     )
 
 
+def joined(reduction: ops.Op, sofar: Node, value: Node, exact: bool, careless: bool) -> Node:
+    """A reduction's result so far with one more value; careless: which may pass over a NaN."""
+    if reduction is ops.SUM:
+        return make(ops.ADD, (sofar, value))
+    if careless:
+        return make(ops.WHERE, (make(ops.LT, (sofar, value)), value, sofar))
+    # which of equal zeros MAX gives depends on the order
+    return make(ops.MAX, (sofar, value) if exact else (value, sofar))
+
+
 def tree(reduction: ops.Op, parts: list[Node]) -> Node:
     """Halves added pairwise: part k joins part k + n/2, as the exact profile says."""
     op = ops.ADD if reduction is ops.SUM else ops.MAX
     while len(parts) > 1:
         half = (len(parts) + 1) // 2
-        joined = [make(op, (a, b)) for a, b in zip(parts[:half], parts[half:])]
-        parts = joined + parts[len(joined) : half]
+        pairs = [make(op, (a, b)) for a, b in zip(parts[:half], parts[half:])]
+        parts = pairs + parts[len(pairs) : half]
     return reduce(lambda a, b: make(op, (a, b)), parts)
 
 
