@@ -7,12 +7,13 @@ told apart, in three otherwise.
 """
 from __future__ import annotations
 
-from muladd.ir import Node, ops
+from muladd.ir import Node, ops, toposort
 from muladd.loop.kernel import Kernel, Stage, reaxis
 
-# what is NaN if an operand is
+# what is NaN if an operand is, and what may be
 _STRICT = (ops.ADD, ops.MUL, ops.DIV, ops.FMA, ops.SQRT, ops.EXP, ops.EXP2, ops.LOG2, ops.SIN,
            ops.COS)
+_SOME = (ops.CAST, ops.WHERE, ops.LT)
 
 
 def careless(kernel: Kernel) -> frozenset[str]:
@@ -53,7 +54,7 @@ def _found_elsewhere(kernel: Kernel, maximum: Stage) -> bool:
 
 
 def _has(
-    strict: set[Node], maximum: Stage, turn: Node, axis: Node, places: dict[str, int]
+    strict: frozenset[Node], maximum: Stage, turn: Node, axis: Node, places: dict[str, int]
 ) -> bool:
     """Whether the maximum's value at an axis is among nodes, or a stage that holds it there."""
     return reaxis(maximum.value, {turn: axis}, {}) in strict or any(
@@ -62,16 +63,15 @@ def _has(
     )
 
 
-def _strict(value: Node) -> set[Node]:
+def _strict(value: Node) -> frozenset[Node]:
     """The nodes of an expression that make all of it NaN if they are."""
-    found, todo = {value}, [value]
-    while todo:
-        n = todo.pop()
-        srcs: tuple[Node, ...] = ()
+    of: dict[Node, frozenset[Node]] = {}
+    for n in toposort((value,), into=lambda m: m.op in _STRICT or m.op in _SOME):
+        found: frozenset[Node] = frozenset((n,))
         if n.op in _STRICT or n.op is ops.CAST and n.srcs[0].dtype.is_float and n.dtype.is_float:
-            srcs = n.srcs
-        elif n.op is ops.WHERE and n.srcs[0].op is ops.LT and n.srcs[2] in n.srcs[0].srcs:
-            srcs = n.srcs[2:]  # a limit: no NaN is less or greater
-        todo += [x for x in srcs if x not in found]
-        found.update(srcs)
-    return found
+            found = found.union(*(of[x] for x in n.srcs))
+        elif n.op is ops.WHERE and n.srcs[0].op is ops.LT:  # no NaN is less, or greater
+            a, b = n.srcs[0].srcs
+            found |= of[n.srcs[2]] & (of[a] | of[b])
+        of[n] = found
+    return of[value]

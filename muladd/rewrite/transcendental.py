@@ -165,11 +165,11 @@ def exp2(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
     if x.dtype not in _FORMATS:
         return _through_float32(exp2, x, fma)
     w = _Writer(x, fma)
-    x = _inside(w, x, 1.0)
+    below, x = _inside(w, x, 1.0)
     n, first, second = _whole_power(w, x)
     r = w.subtract(x, n)
     value = w.mul_add(r, w.horner(r, w.format.exp2), 1.0)
-    return w.mul(w.mul(value, first), second)
+    return w.where(below, 0.0, w.mul(w.mul(value, first), second))
 
 
 def exp(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
@@ -181,19 +181,25 @@ def exp(x: Node, fma: FusedMultiplyAdd | None = None) -> Node:
         return _through_float32(exp, x, fma)
     w = _Writer(x, fma)
     high, low = w.format.ln2
-    x = _inside(w, x, high)
+    below, x = _inside(w, x, high)
     n, first, second = _whole_power(w, w.mul(x, LOG2_E))
     r = w.mul_add(n, -low, w.mul_add(n, -high, x))
     value = w.mul_add(r, w.horner(r, w.format.exp), 1.0)
-    return w.mul(w.mul(value, first), second)
+    return w.where(below, 0.0, w.mul(w.mul(value, first), second))
 
 
-def _inside(w: _Writer, x: Node, unit: float) -> Node:
-    """x, or the nearer end of the range outside which 2^(x / unit) is 0 or infinite."""
+def _inside(w: _Writer, x: Node, unit: float) -> tuple[Node, Node]:
+    """Whether x is so low that 2^(x / unit) is 0; and x, but 0 there, and no higher than the
+    number from which on the power is infinite. NaN passes both.
+
+    Masks are made of scores of -inf. A product that is 0 because it is too small costs some
+    processors a hundred times as much as others do, so it is not calculated.
+    """
     f = w.format
     lowest, highest = -float(f.bias + f.mantissa + 2) * unit, float(f.bias + 2) * unit
-    x = w.where(w.less(x, lowest), lowest, x)  # so written, NaN passes both
-    return w.where(w.less(highest, x), highest, x)
+    below = w.less(x, lowest)
+    x = w.where(below, 0.0, x)
+    return below, w.where(w.less(highest, x), highest, x)
 
 
 def _whole_power(w: _Writer, x: Node) -> tuple[Node, Node, Node]:
