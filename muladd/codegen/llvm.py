@@ -35,6 +35,7 @@ from muladd.codegen.llvm_ops import (
     operation,
     register_type,
 )
+from muladd.codegen.transpose import block, transposed
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly
@@ -151,8 +152,14 @@ class _Renderer:
     # --- statements ---
 
     def statements(self, body: list[Statement]) -> None:
-        for s in body:
-            if isinstance(s, Store):
+        turned = 0  # statements that were done together with one before
+        for k, s in enumerate(body):
+            if turned:
+                turned -= 1
+            elif isinstance(s, Store) and (found := block(body, k)):
+                self.store_block(*found)
+                turned = len(found[0]) - 1
+            elif isinstance(s, Store):
                 self.store(s)
             elif isinstance(s, For):
                 self.loop(s.loop, self.value(sym.as_node(s.start)), self.value(sym.as_node(s.stop)),
@@ -248,6 +255,18 @@ class _Renderer:
             hint = ", !nontemporal !0" if past else ""
             align = _align(d, lanes) if aligned and (past or array is not None) else d.itemsize
             self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {align}{hint}")
+
+    def store_block(self, rows: list[Store], apart: int) -> None:
+        """A square block whose lanes do not lie side by side, but whose rows do."""
+        values = [self.to_memory(Typed(self.value(s.value), s.value.dtype, len(rows)))
+                  for s in rows]  # fmt: skip
+        first, kind = rows[0], memory_type(rows[0].value.dtype)
+        e = Emitter(self.scopes[-1].lines, self.fresh, self.declare, True)
+        start = base_of(first.index)
+        for k, x in enumerate(transposed([v.name for v in values], kind, e)):
+            at = sym.as_node(sym.add(sym.as_dim(start), k * apart))
+            pointer = self.pointer(first.place, at, first.value.dtype)
+            self.here(f"store <{len(rows)} x {kind}> {x}, ptr {pointer}, align 4")
 
     def prefetch(self, s: Prefetch) -> None:
         f = "@llvm.prefetch.p0"

@@ -51,13 +51,14 @@ class Tile:
 
 def tile(
     machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
-    most_rows: int = MOST_TILE_ROWS,
+    most_rows: int = MOST_TILE_ROWS, panel: int = 0,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
     columns: of the product, or of each of several with the same rows that are as much work.
     whole_vectors: the row count must be a power of two, so that panels of rows are copied by
-    vectors. most_rows: of `rows_at_once`.
+    vectors. most_rows: of `rows_at_once`. panel: bytes of a column of the copied operand, whose
+    tile's columns should leave the second cache some room.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
@@ -72,6 +73,8 @@ def tile(
             if results > budget or results + vectors + 1 > machine.vector_registers:
                 continue
             if whole_vectors and r & (r - 1):
+                continue
+            if vectors > 2 and vectors * lanes * panel > machine.l2 * 3 // 4:
                 continue
             across = sum(_ratio(c, vectors * lanes) for c in columns) / len(columns)
             waste = _ratio(rows, r) * across

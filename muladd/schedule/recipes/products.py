@@ -91,7 +91,7 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
     most = MOST_TILE_ROWS if packed_rows else rows_at_once(machine, kernel, sides)
     t = tile(machine, p.stage, rows, columns, whole_vectors=along_rows and packed_rows,
-             most_rows=most)
+             most_rows=most, panel=size(p.stage.reduced) * sides.vector.dtype.itemsize)
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
     if packed and not packed_rows:
@@ -183,6 +183,10 @@ def _turned(plan: Plan, J: str, lanes: int) -> Plan:
     plan = step(plan, f"split {own} {lanes}")
     plan = step(plan, f"layout c0 {J}.1 {own}.0 {own}.1 {J}.2 {J}.3")
     plan = step(plan, f"nest c0 {J}.1 {own}.0 {J}.2 {J}.3 {own}.1")
+    terms = plan.owner(loop_named(plan, f"{own}.1"))
+    columns = plan.owner(loop_named(plan, f"{J}.3"))
+    if extent(terms) % lanes == 0 and extent(columns) % lanes == 0:  # turned in registers
+        plan = step(plan, f"unroll c0 {J}.3")
     return step(plan, f"vector c0 {own}.1")
 
 
