@@ -1,4 +1,4 @@
-"""Blocks turned in registers: the shuffles give the columns, and products of turned operands hold."""
+"""Blocks turned in registers: the shuffles give the columns, and products that need them hold."""
 from __future__ import annotations
 
 import re

@@ -39,6 +39,7 @@ from muladd.schedule.analysis import (
 )
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.primitives.nontemporal import WHOLE
+from muladd.schedule.recipes.columns import columns
 from muladd.schedule.recipes.operands import tile
 
 GRAIN = 1 << 14  # iterations that are worth a chunk of their own
@@ -53,7 +54,7 @@ def rows(plan: Plan, machine: Machine) -> Plan:
     kernel = plan.kernel
     shared = _lanes_axis(kernel)
     if shared is not None:
-        plan = _across(plan, machine, shared)
+        plan = columns(plan, machine, shared) or _across(plan, machine, shared)
     else:
         plan = _grid(plan, list(kernel.shared))
         for s in kernel.stages:
