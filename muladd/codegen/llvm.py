@@ -35,7 +35,7 @@ from muladd.codegen.llvm_ops import (
     operation,
     register_type,
 )
-from muladd.codegen.transpose import block, transposed
+from muladd.codegen.transpose import block, interleaved, transposed
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly
@@ -257,16 +257,19 @@ class _Renderer:
             self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {align}{hint}")
 
     def store_block(self, rows: list[Store], apart: int) -> None:
-        """A square block whose lanes do not lie side by side, but whose rows do."""
-        values = [self.to_memory(Typed(self.value(s.value), s.value.dtype, len(rows)))
-                  for s in rows]  # fmt: skip
-        first, kind = rows[0], memory_type(rows[0].value.dtype)
+        """Stores whose lanes do not lie side by side, but which fill a block together."""
+        first, d = rows[0], rows[0].value.dtype
+        lanes, kind = _lanes(first.value), memory_type(d)
+        values = [self.to_memory(Typed(self.value(s.value), d, lanes)).name for s in rows]
         e = Emitter(self.scopes[-1].lines, self.fresh, self.declare, True)
-        start = base_of(first.index)
-        for k, x in enumerate(transposed([v.name for v in values], kind, e)):
-            at = sym.as_node(sym.add(sym.as_dim(start), k * apart))
-            pointer = self.pointer(first.place, at, first.value.dtype)
-            self.here(f"store <{len(rows)} x {kind}> {x}, ptr {pointer}, align 4")
+        if len(rows) == lanes and d.bits == 32:
+            done = transposed(values, kind, e)
+        else:
+            done, lanes = [interleaved(values, kind, lanes, e)], lanes * len(rows)
+        for k, x in enumerate(done):
+            at = sym.as_node(sym.add(sym.as_dim(base_of(first.index)), k * apart))
+            pointer = self.pointer(first.place, at, d)
+            self.here(f"store <{lanes} x {kind}> {x}, ptr {pointer}, align {d.itemsize}")
 
     def prefetch(self, s: Prefetch) -> None:
         f = "@llvm.prefetch.p0"

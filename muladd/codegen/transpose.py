@@ -4,7 +4,8 @@
     ->     16 vectors along k, turned into 16 along j           64 shuffles and 16 stores
 
 The first steps turn 4 x 4 numbers in each 128 bits, where shuffles cost least; the others move
-pieces of 128 bits.
+pieces of 128 bits. Vectors whose lanes lie as far apart as there are vectors are interleaved, and
+stored as one.
 """
 from __future__ import annotations
 
@@ -18,27 +19,32 @@ _PIECE = 4  # numbers in 128 bits
 
 
 def block(body: Sequence[Statement], at: int) -> tuple[list[Store], int] | None:
-    """The stores from a statement on that make a square block, and how far apart its rows are."""
+    """The stores from a statement on that fill a block together, and how far apart a store's lanes
+    are: as many stores as lanes, of 32 bits; or as many as lanes are apart, so no gap is left."""
     first = body[at]
-    lanes = first.value.shape[0] if isinstance(first, Store) and first.value.shape else 0
-    if lanes not in (4, 8, 16) or len(body) < at + lanes:
+    ramp = _ramp(first)
+    if ramp is None or not isinstance(first, Store):
+        return None
+    begin, apart = ramp
+    lanes = first.value.shape[0]
+    count = lanes if lanes in (4, 8, 16) and first.value.dtype.bits == 32 else apart
+    if count != lanes and count not in (2, 4) or len(body) < at + count:
         return None
     found: list[Store] = []
-    for k, s in enumerate(body[at : at + lanes]):
-        ramp = _ramp(s) if isinstance(s, Store) and s.guard is None else None
-        if ramp is None or not isinstance(s, Store) or s.value.dtype.bits != 32:
+    for k, s in enumerate(body[at : at + count]):
+        ramp = _ramp(s)
+        if ramp is None or not isinstance(s, Store) or s.place != first.place:
             return None
-        start, apart = ramp
-        if k == 0:
-            begin, rows = start, apart
-        if s.place != body[at].place or apart != rows or sym.sub(start, begin) != k:  # type: ignore
+        if ramp[1] != apart or sym.sub(ramp[0], begin) != k:
             return None
         found.append(s)
-    return found, rows
+    return found, apart
 
 
-def _ramp(s: Store) -> tuple[Dim, int] | None:
-    """Where the first lane goes, and how far apart lanes are (more than 1)."""
+def _ramp(s: Statement) -> tuple[Dim, int] | None:
+    """Where the first lane of a store goes, and how far apart lanes are, if that is more than 1."""
+    if not isinstance(s, Store) or s.guard is not None or not s.value.shape:
+        return None
     i = s.index
     if i.op is not ops.ADD or i.srcs[0].op is not ops.EXPAND or i.srcs[1].op is not ops.MUL:
         return None
@@ -47,6 +53,17 @@ def _ramp(s: Store) -> tuple[Dim, int] | None:
         return None
     start = i.srcs[0].srcs[0]
     return (sym.as_dim(start), by.srcs[0].arg) if sym.trusted(start) else None
+
+
+def interleaved(rows: list[str], kind: str, lanes: int, e: Emitter) -> str:
+    """A register with the first lanes of 2 or 4 others, then their second ones, and so on."""
+    if len(rows) == 1:
+        return rows[0]
+    half = len(rows) // 2
+    a, b = (interleaved(x, kind, lanes, e) for x in (rows[::2], rows[1::2]))
+    n = lanes * half
+    mask = ", ".join(f"i32 {i}, i32 {i + n}" for i in range(n))
+    return e.put(f"shufflevector <{n} x {kind}> {a}, <{n} x {kind}> {b}, <{2 * n} x i32> <{mask}>")
 
 
 def transposed(rows: list[str], kind: str, e: Emitter) -> list[str]:

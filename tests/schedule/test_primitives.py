@@ -192,7 +192,7 @@ def loop_of(name: str) -> Callable[[Plan], str]:
 
 def stage_texts(plan: Plan) -> str:
     return " | ".join(line.split(" over")[0].split(" ->")[0]
-                      for line in plan.kernel.text().splitlines() if re.match(r"[cds]\d\[", line))
+                      for line in plan.kernel.text().splitlines() if re.match(r"[cdsz]\d\[", line))
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,15 @@ EXAMPLES = {
         "b1:float32[(p1 + (r0 * 48))])",
         "s0[p0<512, p1<48] float32 += (b0:float32[((p0 * 20) + r0)] * "
         "b1:float32[(p1 + (r0 * 48))]) | d0[p0<512, p1<48] float32 = s0[p0, p1]",
+    ),
+    "unsigned": Example(
+        of_bytes, (), stage_texts,
+        "s0[p0<3, p1<16] int32 += (cast.int32(b0:int8[((p0 * 4) + r0)]) * "
+        "cast.int32(b1:int8[((p1 * 4) + r0)]))",
+        "z0[p0<3] int32 += cast.int32(b0:int8[((p0 * 4) + z0.r0)]) | "
+        "s0[p0<3, p1<16] int32 += (cast.int32(b0:int8[((p0 * 4) + r0)]) * "
+        "cast.int32((bitcast.uint8(b1:int8[((p1 * 4) + r0)]) ^ 128:uint8))) | "
+        "d0[p0<3, p1<16] int32 = (s0[p0, p1] + (z0[p0] * -128:int32))",
     ),
     "inline": Example(of_bytes, ("split p1 8", "outer p0 p1.0", "vector p1.1"), loop_of("r0"),
                       "r0<4", "r0<4*i"),

@@ -15,7 +15,7 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan, plain
 
 NAMES = ("collapse", "merge", "split", "outer", "parallel", "copy", "keep", "at", "nest", "layout",
-         "vector", "unroll", "dot", "bind", "nontemporal", "ahead",
+         "vector", "unroll", "dot", "unsigned", "bind", "nontemporal", "ahead",
          "abreast", "slide", "inline")  # fmt: skip
 Schedule = tuple[str, ...]
 

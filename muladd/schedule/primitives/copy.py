@@ -5,7 +5,8 @@
 
 With `at` and `layout` this is packing: the copy is made once per outer loop, in the order in which
 the inner loops read it. SIDE is left or right. Whatever that side computes (a cast, a sum) is done
-once, in the copy. Axes that it does not depend on are no axes of the copy.
+once, in the copy; but with the word `narrow` a last cast is left to the stage, whose bytes are
+copied as bytes. Axes that the side does not depend on are no axes of the copy.
 """
 from __future__ import annotations
 
@@ -18,11 +19,16 @@ from muladd.loop.plan import Leaf, Plan
 from muladd.schedule.primitives import default_nest, stage_named
 
 
-def apply(plan: Plan, stage: str, side: str, name: str) -> Plan:
+def apply(plan: Plan, stage: str, side: str, name: str, *narrow: str) -> Plan:
     s = stage_named(plan, stage)
     if side not in ("left", "right") or s.value.op is not ops.MUL:
         raise ScheduleError(f"copy: {stage} has no side {side!r} of a product")
-    load = s.value.srcs[side == "right"]
+    whole = load = s.value.srcs[side == "right"]
+    if narrow == ("narrow",) and whole.op is ops.CAST:
+        load = whole.srcs[0]
+    elif narrow:
+        raise ScheduleError(f"copy: given {' '.join(narrow)!r}, expected nothing or 'narrow' for a "
+                            f"cast")  # fmt: skip
     if any(n.op is ops.READ for n in toposort((load,))):
         raise ScheduleError(f"copy: the {side} side of {stage} is already the kernel's own")
     inside = toposort((load,))
@@ -33,6 +39,8 @@ def apply(plan: Plan, stage: str, side: str, name: str) -> Plan:
     value = reaxis(load, dict(fresh), {})
     new = Stage(name, axes, value)
     read = make(ops.READ, (*shared, *fresh), (name, len(axes)), load.dtype)
+    if load is not whole:
+        read = make(ops.CAST, (read,), None, whole.dtype)
     sides = (read, s.value.srcs[1]) if side == "left" else (s.value.srcs[0], read)
     old = replace(s, value=make(ops.MUL, sides))
     stages = []

@@ -21,7 +21,6 @@ from muladd.schedule.analysis import FAR, accesses, extent, size
 from muladd.schedule.primitives import step
 
 _ROWS = 8  # of a block
-_VECTORS = 4  # of a tile: as many sums in registers, each of which a row adds to
 _SHORT = 2048  # bytes of a row which are too few to be read by themselves
 _PART = 2  # the part of the first cache that sums take at most
 
@@ -36,14 +35,15 @@ def columns(plan: Plan, machine: Machine, axis: Node) -> Plan | None:
     item, lanes = s.accumulator.itemsize, machine.lanes(s.accumulator.itemsize)
     others = [a for a in kernel.shared if a is not axis]
     chunks = max(1, 2 * machine.cores // size(others))
-    least = max(_SHORT // item, lanes * _VECTORS)
+    vectors = machine.chains  # of a tile: sums in registers, to each of which a row adds
+    least = max(_SHORT // item, lanes * vectors)
     piece = max(extent(axis) // chunks, min(least * 4, extent(axis) // machine.cores))
-    piece = min(piece, machine.l1 // _PART // item) // (lanes * _VECTORS)
-    if piece * lanes * _VECTORS < least:
+    piece = min(piece, machine.l1 // _PART // item) // (lanes * vectors)
+    if piece * lanes * vectors < least:
         return None
     try:
-        return _nested(plan, s.name, axis.arg.name, r.arg.name, piece, lanes,
-                       [a.arg.name for a in others])  # fmt: skip
+        return _nested(plan, s.name, axis.arg.name, r.arg.name,
+                       f"{piece} {vectors} {lanes}", [a.arg.name for a in others])  # fmt: skip
     except ScheduleError:
         return None
 
@@ -63,11 +63,11 @@ def _comes_row_by_row(kernel: Kernel, machine: Machine, s: Stage, axis: Node) ->
 
 
 def _nested(
-    plan: Plan, s: str, p: str, r: str, piece: int, lanes: int, others: list[str]
+    plan: Plan, s: str, p: str, r: str, piece: str, others: list[str]
 ) -> Plan:
     if plan.kernel.stage(s).argument is not None:
         plan = step(plan, f"keep {s} d0")
-    plan = step(plan, f"split {p} {piece} {_VECTORS} {lanes}")
+    plan = step(plan, f"split {p} {piece}")
     plan = step(plan, f"split {r} {_ROWS}")
     plan = step(plan, " ".join(["outer", *others, f"{p}.0"]))
     plan = step(plan, f"parallel {len(others) + 1}")

@@ -45,6 +45,7 @@ from muladd.schedule.recipes.operands import (
     tile,
     tiled,
 )
+from muladd.schedule.recipes.packed_bytes import packed_bytes
 from muladd.schedule.recipes.rows import along, stream
 
 _LEAST_COLUMNS = 4  # results in fewer columns are no work for vectors
@@ -73,6 +74,9 @@ def products(plan: Plan, machine: Machine, found: list[Product]) -> Plan | None:
 
 def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     """The nest above, or that of `deep` for a sum which is long for the caches."""
+    by_bytes = packed_bytes(plan, machine, p)
+    if by_bytes is not None:
+        return by_bytes
     plan, p = merged(plan, machine, p)
     kernel = plan.kernel
     wide = across_depth(kernel, machine, p)
