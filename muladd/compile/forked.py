@@ -92,7 +92,7 @@ class _Copy:
         self.file = os.memfd_create("muladd")
         try:
             with warnings.catch_warnings():  # that there are threads is known: see `wait`
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore")
                 self.process = os.fork()
         except BaseException:
             os.close(self.file)

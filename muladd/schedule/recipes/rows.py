@@ -118,6 +118,9 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
     together = kernel.side_by_side()  # all stages for a step, then for the next
     turns = 1 if together else min(most, max(1, extent(axis) // lanes))
+    if reduces and not together:  # as few steps as can be, and these alike
+        vectors = max(1, -(-extent(axis) // lanes))
+        turns = -(-vectors // -(-vectors // most))
     others = [a for a in kernel.shared if a is not axis]
     name = axis.arg.name
     inner = turns * lanes
