@@ -40,6 +40,7 @@ from muladd.schedule.recipes.operands import (
     moves,
     own_names,
     pack,
+    reduced_names,
     rows_at_once,
     sides_of,
     tile,
@@ -147,6 +148,10 @@ def _panels(
     plan = _finished(plan, s, sides, copies)
     if "c0" in copies and not turned:
         plan = step(plan, f"vector c0 {J}.3")
+    depths = reduced_names(plan, s).split()
+    held = size((*p.stage.reduced, sides.column)) * sides.vector.dtype.itemsize
+    if "c0" not in copies and len(depths) == 1 and held > machine.l2:
+        plan = step(plan, f"ahead {s} {depths[0]} {AHEAD}")
     return stream(plan, machine)
 
 
