@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from muladd.codegen.llvm_ops import Emitter
-from muladd.ir import Dim, ops, sym
-from muladd.loop.statements import Statement, Store
+from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.loop.statements import Place, Statement, Store
 
 _PIECE = 4  # numbers in 128 bits
 
@@ -38,7 +38,12 @@ def block(body: Sequence[Statement], at: int) -> tuple[list[Store], int] | None:
         if ramp[1] != apart or sym.sub(ramp[0], begin) != k:
             return None
         found.append(s)
-    return found, apart
+    read = toposort(tuple(s.value for s in found))  # before any of them is stored
+    return None if any(_reads(n, first.place) for n in read) else (found, apart)
+
+
+def _reads(n: Node, place: Place) -> bool:
+    return n.op is ops.LOAD and place == (n.arg[0] if isinstance(n.arg, tuple) else n.arg)
 
 
 def _ramp(s: Statement) -> tuple[Dim, int] | None:

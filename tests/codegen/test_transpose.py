@@ -37,3 +37,12 @@ def test_products_with_a_turned_operand(m, k, n, dtype):
     a, b = ((rng.normal(size=s) * 9).astype(dtype) for s in ((m, k), (n, k)))
     found = (Tensor(a) @ Tensor(b).T).numpy()
     np.testing.assert_allclose(found, a.astype("d") @ b.T.astype("d"), rtol=1e-4, atol=1e-2)
+
+
+def test_stores_that_read_what_others_store_stay_apart():
+    """Neighbours of one array, the second made of the first."""
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype("f")
+    first = Tensor(x).exp()
+    both = Tensor.stack([first, first * 2 + 1], -1).numpy()
+    np.testing.assert_allclose(both[..., 1], np.exp(x) * 2 + 1, rtol=1e-6)
+    np.testing.assert_allclose(both[..., 0], np.exp(x), rtol=1e-6)
