@@ -57,9 +57,7 @@ from muladd.loop.vector import at_lane
 
 _Operand = Callable[[Node], str]  # the register that holds a node's value
 
-_STACK_BYTES = (
-    2048  # kernel arrays up to this size live on the stack, where registers may take them
-)
+_STACK_BYTES = 2048  # arrays up to this size live on the stack, where registers may take them
 # numbers that are not to wait in registers while other sums need these: several vectors of them,
 # and the padding that arrays end with
 _WAITING = 128
@@ -275,6 +273,8 @@ class _Renderer:
         f = "@llvm.prefetch.p0"
         self.declare(f, f"declare void {f}(ptr, i32, i32, i32)")
         base = base_of(s.index) if _lanes(s.index) else s.index
+        if base.shape:
+            return  # lanes that lie anywhere
         of = self.lowered.arrays if isinstance(s.place, str) else self.lowered.kernel.arguments
         pointer = self.pointer(s.place, base, of[s.place].dtype)  # type: ignore[index]
         self.here(f"call void {f}(ptr {pointer}, i32 0, i32 3, i32 1)")

@@ -216,7 +216,6 @@ class Cut:
             for s in n.srcs:
                 user[s] = mine if user.get(s, mine) is mine else many
 
-
     def _user(self, n: Node) -> Node:
         """Who uses what a stage reads: parts that are computed side by side are one user."""
         array = self.array(n)

@@ -46,3 +46,15 @@ def test_stores_that_read_what_others_store_stay_apart():
     both = Tensor.stack([first, first * 2 + 1], -1).numpy()
     np.testing.assert_allclose(both[..., 1], np.exp(x) * 2 + 1, rtol=1e-6)
     np.testing.assert_allclose(both[..., 0], np.exp(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_rows_asked_for_ahead_may_lie_anywhere(rows):
+    """The lanes of the other side are no vector, so there is nothing to ask for."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(rows, 600)).astype("f"), rng.normal(size=(600, 1024)).astype("f")
+    np.testing.assert_allclose((Tensor(a) @ Tensor(b).roll(3, 1)).numpy(), a @ np.roll(b, 3, 1),
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    folded = (Tensor(a) @ Tensor(b).reshape(600, 32, 32).permute(0, 2, 1).reshape(600, 1024))
+    wanted = a @ b.reshape(600, 32, 32).transpose(0, 2, 1).reshape(600, 1024)
+    np.testing.assert_allclose(folded.numpy(), wanted, rtol=1e-3, atol=1e-3)
