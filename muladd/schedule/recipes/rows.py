@@ -47,6 +47,7 @@ _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for
 _FEW = 8  # an axis of fewer points is left to the threads, where another one suits lanes as well
 # vectors side by side that hide the latency of loads, where a point is not work enough itself
 _SIDE_BY_SIDE = 2
+_LEAST_ROW = 1024  # bytes of a row from which on the next one is asked for
 _MUCH = 64  # iterations for a point from which one vector is work enough
 
 
@@ -59,7 +60,27 @@ def rows(plan: Plan, machine: Machine) -> Plan:
         plan = _grid(plan, list(kernel.shared))
         for s in kernel.stages:
             plan = along(plan, machine, s)
+        plan = _next_row(plan, machine)
     return stream(plan, machine)
+
+
+def _next_row(plan: Plan, machine: Machine) -> Plan:
+    """The first stage that reads again what one before has read, which is in the cache by now, asks
+    memory for the next row meanwhile."""
+    kernel, seen = plan.kernel, set()
+    for s in kernel.stages:
+        for x in accesses(kernel, s):
+            along_row = any(x.stride(a) == 1 for a in (*s.axes, *s.reduced))
+            if x.store or not along_row or not plan.parallel or not isinstance(x.place, int):
+                continue
+            row = work(s) // max(size(kernel.shared), 1) * x.itemsize
+            rows = any(abs(x.stride(a)) * x.itemsize >= row for a in kernel.shared)
+            if x.place in seen and rows and _LEAST_ROW <= row <= machine.l2 // 4:
+                if work(s) * x.itemsize <= machine.l2 or kernel.exact and s.lanes > 1:
+                    return plan
+                return step(plan, f"ahead {s.name} {plan.outer[-1].arg.name} 1")
+            seen.add(x.place)
+    return plan
 
 
 def _lanes_axis(kernel: Kernel) -> Node | None:
