@@ -57,6 +57,7 @@ def directives(kernel: Kernel, machine: Machine) -> list[tuple[str, str]]:
         ("nest c0 p1.1 c0.r0 p1.2 p1.3", "packing"),
         ("unroll c0 p1.2", "packing"),
         ("vector c0 p1.3", "packing"),
+        *[(line, "packing") for line in plan.lines if line.startswith("ahead")],
         *[("nontemporal s0", "results past the caches")][: "s0" in plan.nontemporal],
     ]
 

@@ -40,7 +40,7 @@ class Turns:
                 for name, _ in self.steps]  # fmt: skip
 
     def latches(self) -> list[str]:
-        return [f"{name}.n = add nsw i64 {name}, {of}" for name, of in self.steps]
+        return [f"{name}.n = add i64 {name}, {of}" for name, of in self.steps]
 
 
 def innermost(body: list[Statement]) -> bool:
