@@ -57,9 +57,10 @@ def terms(index: Node) -> Poly | None:
     depends on what is in memory."""
     if not sym.trusted(index):
         return None
-    found = dict(sym.poly(index))
-    atoms = tuple({a for mono in found for a in mono if a.op is not ops.RANGE})
-    return None if any(n.op is ops.LOAD for n in toposort(atoms)) else found
+    found = sym.poly(index)
+    atoms = {a for mono in found for a in mono if a.op not in (ops.RANGE, ops.INPUT)}
+    stored = atoms and any(n.op is ops.LOAD for n in toposort(tuple(atoms)))
+    return None if stored else found
 
 
 def every_second(index: Node) -> bool:

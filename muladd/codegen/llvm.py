@@ -99,6 +99,7 @@ class _Renderer:
         self.scopes: list[_Scope] = [_Scope()]
         self.levels: dict[Node, int] = {}
         self.bases: dict[Place, str] = {}
+        self.indices: dict[Node, tuple[Poly, tuple[Node, ...]] | None] = {}
         self.written = {a.index for a in lowered.kernel.arguments if a.written}
         self.scratch = 0
         self.offsets: dict[str, int] = {}
@@ -125,8 +126,7 @@ class _Renderer:
             f"define void @{self.name}(ptr noalias %args, ptr noalias %vars, i64 %lo, i64 %hi, "
             f"ptr noalias %scratch) #0 {{\nentry:\n  {body}\n  ret void\n}}"
         ]
-        text.extend(sorted(self.declared.values()))
-        text.append(f"{ATTRIBUTES} }}\n!0 = !{{i32 1}}")
+        text += [*sorted(self.declared.values()), f"{ATTRIBUTES} }}\n!0 = !{{i32 1}}"]
         return Rendered("\n".join(text), self.name, self.scratch)
 
     def place(self, array: Array) -> None:
@@ -285,9 +285,8 @@ class _Renderer:
         k = self.count = self.count + 1
         self.here(f"br i1 {test}, label %yes{k}, label %end{k}")
         self.here(f"yes{k}:")
-        self.here(
-            f"store {stored.type()} {stored.name}, ptr {pointer}, align {s.value.dtype.itemsize}"
-        )
+        size = s.value.dtype.itemsize
+        self.here(f"store {stored.type()} {stored.name}, ptr {pointer}, align {size}")
         self.here(f"br label %end{k}")
         self.here(f"end{k}:")
 
@@ -339,9 +338,7 @@ class _Renderer:
         found = self.find(root)
         if found is not None:
             return found
-        fresh: dict[
-            Node, str
-        ] = {}  # what depends on arrays this kernel writes: this statement only
+        fresh: dict[Node, str] = {}  # of arrays this kernel writes: for this statement only
         depths: dict[Node, int] = {}
         for n in toposort((root,), into=lambda m: self.find(m) is None and not self.apart(m)):
             if n in fresh or self.find(n) is not None:
@@ -421,13 +418,18 @@ class _Renderer:
             return ()
         if not self.turns() or n.shape and not contiguous(n.srcs[0]):
             return ()
-        found = terms(base_of(n.srcs[0]) if n.shape else n.srcs[0])
-        if found is None:
-            return ()
-        atoms = dict.fromkeys(a for mono in found for a in mono)
-        for a in atoms:
+        found = self.terms(base_of(n.srcs[0]) if n.shape else n.srcs[0])
+        for a in found[1] if found else ():
             self.value(a)
-        return tuple(atoms)
+        return found[1] if found else ()
+
+    def terms(self, index: Node) -> tuple[Poly, tuple[Node, ...]] | None:
+        """The terms of an index (see there) and what they are made of."""
+        if index not in self.indices:
+            found = terms(index)
+            made = dict.fromkeys(a for mono in found for a in mono) if found else {}
+            self.indices[index] = None if found is None else (found, tuple(made))
+        return self.indices[index]
 
     def runs_along(self, n: Node, where: int, name: str) -> bool:
         """Whether a product of an innermost loop's turn became a register that runs along."""
@@ -446,14 +448,14 @@ class _Renderer:
 
         depth = next(i for i, s in enumerate(self.scopes) if s.lines is lines)
         loop = next((i for i in range(depth, -1, -1) if self.scopes[i].turns), 0)
-        turns, found, p = self.scopes[loop].turns, terms(index), self.bases[place]
+        turns, found, p = self.scopes[loop].turns, self.terms(index), self.bases[place]
         if turns is None or found is None:
             return moved(lines, p, index)
-        number, outer, inner = found.pop((), 0), Poly(), Poly()
-        for mono, c in found.items():
-            for a in mono:
-                self.value_in(a, lines)
-            (outer if all(self.depth_of(a) < loop for a in mono) else inner)[mono] = c
+        number, outer, inner = found[0].get((), 0), Poly(), Poly()
+        depths = {a: (self.value_in(a, lines), self.depth_of(a))[1] for a in found[1]}
+        for mono, c in found[0].items():
+            if mono:
+                (outer if all(depths[a] < loop for a in mono) else inner)[mono] = c
         if outer:
             key = (place, kind, frozenset(outer.items()))
             if key not in turns.pointers:
@@ -693,8 +695,6 @@ def _suffix(kind: str) -> str:
 
 
 def _zero(d: dtype.DType) -> str:
-    return (
-        "0x" + struct.pack(">d", 0.0).hex()
-        if memory_type(d) in ("float", "double")
-        else ("0xH0000" if memory_type(d) == "half" else "0")
-    )
+    if memory_type(d) in ("float", "double"):
+        return "0x" + struct.pack(">d", 0.0).hex()
+    return "0xH0000" if memory_type(d) == "half" else "0"

@@ -50,8 +50,9 @@ def columns(plan: Plan, machine: Machine, axis: Node) -> Plan | None:
 
 def _comes_row_by_row(kernel: Kernel, machine: Machine, s: Stage, axis: Node) -> bool:
     """Whether a stage sums what lies far apart, in rows along an axis, and is no longer cached."""
-    if len(s.reduced) != 1 or s.scatter or s.lanes > 1 or any(a not in kernel.shared
-                                                              for a in s.axes):  # fmt: skip
+    if len(s.reduced) != 1 or s.scatter or s.lanes > 1 or s.accumulator is not s.dtype:
+        return False
+    if any(a not in kernel.shared for a in s.axes):
         return False
     (r,) = s.reduced
     rows = [x for x in accesses(kernel, s) if not x.store and x.stride(r)]
