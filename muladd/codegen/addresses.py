@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from muladd.ir import Node, is_const, ops, sym, toposort
+from muladd.ir import Node, ops, sym, toposort
 from muladd.ir.polynomial import Poly
 from muladd.loop.statements import For, Grid, If, Statement
 
@@ -63,13 +63,15 @@ def terms(index: Node) -> Poly | None:
     return None if stored else found
 
 
-def every_second(index: Node) -> bool:
-    """Whether an index is a number and twice the lane."""
+def lanes_apart(index: Node) -> int:
+    """Of an index base + lane * k, for a number k, k; 0 of others."""
     if index.op is not ops.ADD or index.srcs[0].op is not ops.EXPAND:
-        return False
+        return 0
     ramp = index.srcs[1]
-    return (ramp.op is ops.MUL and ramp.srcs[0].op is ops.IOTA
-            and ramp.srcs[1].op is ops.EXPAND and is_const(ramp.srcs[1].srcs[0], 2))  # fmt: skip
+    if ramp.op is not ops.MUL or ramp.srcs[0].op is not ops.IOTA:
+        return 0
+    by = ramp.srcs[1]
+    return int(by.srcs[0].arg) if by.op is ops.EXPAND and by.srcs[0].op is ops.CONST else 0
 
 
 def contiguous(index: Node) -> bool:

@@ -19,9 +19,9 @@ from muladd.codegen.addresses import (
     Turns,
     base_of,
     contiguous,
-    every_second,
     innermost,
     is_multiple,
+    lanes_apart,
     repeated,
     terms,
 )
@@ -273,11 +273,11 @@ class _Renderer:
         f = "@llvm.prefetch.p0"
         self.declare(f, f"declare void {f}(ptr, i32, i32, i32)")
         base = base_of(s.index) if _lanes(s.index) else s.index
-        if base.shape:
-            return  # lanes that lie anywhere
-        of = self.lowered.arrays if isinstance(s.place, str) else self.lowered.kernel.arguments
-        pointer = self.pointer(s.place, base, of[s.place].dtype)  # type: ignore[index]
-        self.here(f"call void {f}(ptr {pointer}, i32 0, i32 3, i32 1)")
+        if base.shape:  # lanes that lie anywhere
+            return
+        low, place = self.lowered, s.place
+        of = low.arrays[place] if isinstance(place, str) else low.kernel.arguments[place]
+        self.here(f"call void {f}(ptr {self.pointer(place, base, of.dtype)}, i32 0, i32 3, i32 1)")
 
     def store_if(self, s: Store, stored: Typed) -> None:
         assert s.guard is not None
@@ -499,7 +499,7 @@ class _Renderer:
             return self.load_scalar(n, guard, lines, arg)
         if repeated(n.srcs[0]):
             return self.load_repeated(n, lanes, lines)
-        if every_second(n.srcs[0]) and lanes >= 4 and (
+        if lanes_apart(n.srcs[0]) == 2 and lanes >= 4 and (
             guard is None or 0 < self.masked <= n.dtype.itemsize
         ):
             return self.load_every_second(n, lanes, guard, lines, arg)

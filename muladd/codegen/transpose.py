@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from muladd.codegen.addresses import base_of, lanes_apart
 from muladd.codegen.llvm_ops import Emitter
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.statements import Place, Statement, Store
@@ -50,14 +51,9 @@ def _ramp(s: Statement) -> tuple[Dim, int] | None:
     """Where the first lane of a store goes, and how far apart lanes are, if that is more than 1."""
     if not isinstance(s, Store) or s.guard is not None or not s.value.shape:
         return None
-    i = s.index
-    if i.op is not ops.ADD or i.srcs[0].op is not ops.EXPAND or i.srcs[1].op is not ops.MUL:
-        return None
-    lane, by = i.srcs[1].srcs
-    if lane.op is not ops.IOTA or by.op is not ops.EXPAND or by.srcs[0].op is not ops.CONST:
-        return None
-    start = i.srcs[0].srcs[0]
-    return (sym.as_dim(start), by.srcs[0].arg) if sym.trusted(start) else None
+    apart = lanes_apart(s.index)
+    start = base_of(s.index) if apart else s.index
+    return (sym.as_dim(start), apart) if apart and sym.trusted(start) else None
 
 
 def interleaved(rows: list[str], kind: str, lanes: int, e: Emitter) -> str:
