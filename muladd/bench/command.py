@@ -123,10 +123,10 @@ def measured(
         with _time_limit(limit):
             with compiled_programs() as programs:
                 contest = case.prepare(peers)
-            contest.programs = contest.programs or programs
-            contenders = contest.recycled if recycled else contest.contenders
-            with recycled_memory() if recycled else nullcontext():
-                timings = alternate(contenders, effort) if contenders else {}
+                contenders = contest.recycled if recycled else contest.contenders
+                with recycled_memory() if recycled else nullcontext():
+                    timings = alternate(contenders, effort) if contenders else {}
+            contest.programs = contest.programs or programs  # a second call may compile anew
             if kernels is not None and not recycled:
                 kernels += gaps(case.name, contest, ceilings)
             contest.absent = {**peers.absent, **contest.absent}

@@ -26,11 +26,13 @@ from muladd.schedule.recipes.operands import (
     AHEAD,
     Sides,
     Tile,
+    columns_at_once,
     merge_reduced,
     moves,
     own_names,
     reduced_names,
     tile,
+    turned_copy,
 )
 from muladd.schedule.recipes.rows import stream
 
@@ -80,6 +82,9 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     k, *rest = (a for a in plan.kernel.stage(name).reduced if extent(a) > 1)
     K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t, p)))
     terms = max(1, -(-extent(k) // blocks))
+    turned = not rest and columns_at_once(machine, plan.kernel, p, sides) < t.columns
+    if turned:
+        terms = -(-terms // t.lanes) * t.lanes
     more = [a for a in (*p.rows, *p.columns) if a is not i and a is not j]  # results of a block too
     batch = [a for a in plan.kernel.shared if a not in (i, j, *more)]
     row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows
@@ -87,8 +92,10 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     high, wide = _area(machine, rows, columns, t, row, size(batch), size(more))
     plan = step(plan, f"split {I} {high} {t.rows}")
     plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
-    for loop in (K, *(f"{c}.{K}" for c in copies)):
-        plan = step(plan, f"split {loop} {terms}")
+    plan = step(plan, f"split {K} {terms}")
+    for copy in copies:
+        parts = f"{terms // t.lanes} {t.lanes}" if turned and copy == "c0" else terms
+        plan = step(plan, f"split {copy}.{K} {parts}")
     names = [a.arg.name for a in batch]
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0"]))
     plan = step(plan, f"parallel {len(names) + 2}")
@@ -104,12 +111,15 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         if copy not in copies:
             continue
         plan = step(plan, f"at {copy} {K}.0")
+        if turned and copy == "c0":
+            plan = turned_copy(plan, J, f"c0.{K}.1", f"c0.{K}.2")
+            continue
         mine = own_names(plan, copy).split()
         order = " ".join(x for x in (f"{copy}.{n}" for n in (*empty, *under)) if x in mine)
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
-        if copy == "c1":  # short pieces of rows, which the machine does not foresee
-            plan = step(plan, f"ahead c1 c1.{K}.1 {AHEAD}")
+        if f"{copy}.{K}.1" in mine:  # short pieces of rows, which the machine does not foresee
+            plan = step(plan, f"ahead {copy} {copy}.{K}.1 {AHEAD}")
         if copy == "c1" and t.rows & (t.rows - 1) == 0:
             plan = step(plan, f"vector c1 {I}.2")
         else:
@@ -119,7 +129,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             own = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}"
             plan = step(plan, f"nest {other.name} {taps} {J}.1 {I}.1 {I}.2 {own} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
-        if other.name != "c1":
+        if other.name != "c1" and not (turned and other.name == "c0"):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
 

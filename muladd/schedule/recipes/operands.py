@@ -21,7 +21,7 @@ from muladd.ir import Node, ops, sym, toposort
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import FAR, Product, accesses, extent, stride
-from muladd.schedule.primitives import step
+from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.primitives.collapse import collapsed
 
 AHEAD = 8  # terms whose values are on their way from memory while one is copied
@@ -34,6 +34,7 @@ _SHORT_VECTOR = 16  # bytes: vectors are halved for narrow results, but not belo
 # loads that cost nothing, by those of a square tile that fills the registers (so 6 x 2 is free of
 # 16 registers, and 8 x 3 of 32); more cost a quarter of a multiply-add
 _FREE_LOADS, _LOAD_PRICE = 1.15, 0.25
+_TURN_PRICE = 1.0  # what a turn of the loop over the terms costs besides, in multiply-adds
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def tile(
             waste = _ratio(rows, r) * across
             loads = (r + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
-            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - free) + starved)
+            turn = _TURN_PRICE / results
+            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - free) + starved + turn)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
     assert best is not None
@@ -201,3 +203,14 @@ def tiled(plan: Plan, stage: str, I: str, J: str) -> Plan:
     """A product's own loops: for each panel of columns its sum, and the tile inside."""
     plan = step(plan, f"nest {stage} {J}.1 {reduced_names(plan, stage)} {I}.2 {J}.2 {J}.3")
     return step(plan, f"unroll {stage} {I}.2 {J}.2")
+
+
+def turned_copy(plan: Plan, J: str, steps: str, terms: str) -> Plan:
+    """Panels of columns that lie along the terms: in each step a vector of terms of each column."""
+    plan = step(plan, f"layout c0 {J}.1 {steps} {terms} {J}.2 {J}.3")
+    plan = step(plan, f"nest c0 {J}.1 {steps} {J}.2 {J}.3 {terms}")
+    loop, column = loop_named(plan, terms), loop_named(plan, f"{J}.3")
+    lanes = extent(loop)
+    if all(extent(plan.owner(x)) % lanes == 0 for x in (loop, column)):  # turned in registers
+        plan = step(plan, f"unroll c0 {J}.3")
+    return step(plan, f"vector c0 {terms}")

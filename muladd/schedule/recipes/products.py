@@ -45,6 +45,7 @@ from muladd.schedule.recipes.operands import (
     sides_of,
     tile,
     tiled,
+    turned_copy,
 )
 from muladd.schedule.recipes.packed_bytes import packed_bytes
 from muladd.schedule.recipes.rows import along, stream
@@ -107,10 +108,15 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         plan, packed_rows = pack(plan, p.stage, sides.broadcast, "c1")
     plan = merge_reduced(plan, p.stage.name)
     depths = [a for a in plan.kernel.stage(p.stage.name).reduced if extent(a) > 1]
-    if packed and packed_rows and along_rows and len(depths) == 1:
+    if packed and len(depths) == 1:
         square = tile(machine, p.stage, rows, columns)
-        if size(p.stage.reduced) >= 2 * terms_of(machine, square, p):
-            return deep(plan, machine, p, sides, ["c0", "c1"])
+        if packed_rows and along_rows:
+            if size(p.stage.reduced) >= 2 * terms_of(machine, square, p):
+                return deep(plan, machine, p, sides, ["c0", "c1"])
+        elif not packed_rows:
+            panel = size(p.stage.reduced) * square.columns * sides.vector.dtype.itemsize
+            if panel > machine.l2 // 2:
+                return deep(plan, machine, p, sides, ["c0"])
     return _panels(plan, machine, p, sides, t, along_rows)
 
 
@@ -138,7 +144,11 @@ def _panels(
     if "c0" in copies:
         plan = step(plan, f"at c0 {len(names) + 2}")
         turned = columns_at_once(machine, plan.kernel, p, sides) < t.columns
-        plan = _turned(plan, J, t.lanes) if turned else _packed(plan, J)
+        if turned:
+            own = own_names(plan, "c0")
+            plan = turned_copy(step(plan, f"split {own} {t.lanes}"), J, f"{own}.0", f"{own}.1")
+        else:
+            plan = _packed(plan, J)
     if "c1" in copies and not along_rows:
         plan = along(plan, machine, plan.kernel.stage("c1"))
     elif "c1" in copies:
@@ -184,19 +194,6 @@ def _packed(plan: Plan, J: str) -> Plan:
     if len(own) == 1:  # a piece of each row, which the machine does not foresee
         plan = step(plan, f"ahead c0 {own[0]} {AHEAD}")
     return step(plan, f"unroll c0 {J}.2")
-
-
-def _turned(plan: Plan, J: str, lanes: int) -> Plan:
-    """The same panels, from columns that lie along the terms: a vector of terms of each column."""
-    own = own_names(plan, "c0")
-    plan = step(plan, f"split {own} {lanes}")
-    plan = step(plan, f"layout c0 {J}.1 {own}.0 {own}.1 {J}.2 {J}.3")
-    plan = step(plan, f"nest c0 {J}.1 {own}.0 {J}.2 {J}.3 {own}.1")
-    terms = plan.owner(loop_named(plan, f"{own}.1"))
-    columns = plan.owner(loop_named(plan, f"{J}.3"))
-    if extent(terms) % lanes == 0 and extent(columns) % lanes == 0:  # turned in registers
-        plan = step(plan, f"unroll c0 {J}.3")
-    return step(plan, f"vector c0 {own}.1")
 
 
 def _counts(
