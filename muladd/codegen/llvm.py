@@ -272,12 +272,12 @@ class _Renderer:
     def prefetch(self, s: Prefetch) -> None:
         f = "@llvm.prefetch.p0"
         self.declare(f, f"declare void {f}(ptr, i32, i32, i32)")
-        base = base_of(s.index) if _lanes(s.index) else s.index
+        base, at, low = base_of(s.index) if _lanes(s.index) else s.index, s.place, self.lowered
         if base.shape:  # lanes that lie anywhere
             return
-        low, place = self.lowered, s.place
-        of = low.arrays[place] if isinstance(place, str) else low.kernel.arguments[place]
-        self.here(f"call void {f}(ptr {self.pointer(place, base, of.dtype)}, i32 0, i32 3, i32 1)")
+        of = low.arrays[at] if isinstance(at, str) else low.kernel.arguments[at]
+        where, near = self.pointer(at, base, of.dtype), 3 if s.near else 2
+        self.here(f"call void {f}(ptr {where}, i32 0, i32 {near}, i32 1)")
 
     def store_if(self, s: Store, stored: Typed) -> None:
         assert s.guard is not None

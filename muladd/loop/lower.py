@@ -20,6 +20,7 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
 from muladd.loop.nans import careless
 from muladd.loop.plan import Leaf, Plan, in_lanes
+from muladd.loop.prefetch import ahead, meanwhile
 from muladd.loop.reach import reach, within
 from muladd.loop.registers import both_masks, identity, joined, lowest, match, register, tree, wide
 from muladd.loop.statements import (
@@ -505,7 +506,7 @@ class _Lowering:
         self, s: Stage, serial: list[Node], values: Values, full: frozenset, update: _Inside
     ) -> list[Statement]:
         if not serial:
-            return update(values, full)
+            return [*self._meanwhile(s, values), *update(values, full)]
         return self._turns(
             s, serial[0], values, full,
             lambda v, f: self._with_copies(
@@ -590,15 +591,13 @@ class _Lowering:
     def _fetched(
         self, s: Stage, values: Values, full: frozenset, vector: Node | None
     ) -> list[Prefetch]:
-        """What is asked of memory for a later turn of a loop, before a turn of this one."""
-        ahead = (self.plan.ahead or {}).get(s.name)
-        if ahead is None:
-            return []
-        loop, turns = ahead
-        later = {**values, loop: sym.add(values.get(loop, loop), turns)}
-        value = self._value(s, later, full, vector)
-        return [Prefetch(n.arg, n.srcs[0]) for n in toposort((value,))
-                if n.op is ops.LOAD and isinstance(n.arg, int | str)]  # fmt: skip
+        """What is asked of memory before a turn of a stage, for a later one."""
+        return ahead(self.plan, s, values, lambda at: self._value(s, at, full, vector))
+
+    def _meanwhile(self, s: Stage, values: Values) -> list[Prefetch]:
+        """What a term of a sum asks of memory for its copy."""
+        return meanwhile(self.plan, s, values, lambda copy, at: self._value(
+            copy, at, frozenset((*copy.axes, *copy.reduced)), None))  # fmt: skip
 
     # --- expressions ---
 

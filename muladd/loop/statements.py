@@ -63,6 +63,7 @@ class Store:
 class Prefetch:
     place: Place
     index: Node  # may lie outside, for nothing is read
+    near: bool = True  # into the first cache
 
 
 @dataclass(slots=True)

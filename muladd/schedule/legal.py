@@ -35,9 +35,11 @@ def check(plan: Plan, kernel: Kernel, groups: bool = False) -> None:
         _written_out(plan, s)
         if kernel.exact and s.reduction is not None and not s.scatter:
             _same_bits(plan, s, kernel)
-        loop, _ = (plan.ahead or {}).get(s.name, (None, 0))
-        if loop is not None and loop not in (*plan.enclosing(s), *plan.nests[s.name]):
-            _refuse(f"{s.name} looks ahead in {loop.arg.name}, a loop that it is not in")
+        ahead = (plan.ahead or {}).get(s.name, (None, 0))[0]
+        meanwhile = (plan.meanwhile or {}).get(s.name, ("", None))[1]
+        for loop in (ahead, meanwhile):
+            if loop is not None and loop not in (*plan.enclosing(s), *plan.nests[s.name]):
+                _refuse(f"{s.name} looks ahead in {loop.arg.name}, a loop that it is not in")
     for copy in plan.inside or {}:
         _inside(plan, copy)
 

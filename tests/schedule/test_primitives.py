@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from muladd.loop.bounds import prove
 from muladd.loop.kernel import Argument, Kernel, Stage, show
 from muladd.loop.lower import lower
 from muladd.loop.plan import Plan, plain
-from muladd.schedule import primitives
+from muladd.loop.statements import For, Grid, If, Prefetch, Statement
+from muladd.schedule import legal, primitives
 from muladd.schedule.primitives import NAMES, apply, loop_named, step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -218,7 +219,7 @@ EXAMPLES = {
     "parallel": Example(product, ("split p0 6", "split p1 8", "outer p0.0 p1.0", "parallel 0"),
                         grid),
     "at": Example(copied, ("split p0 6", "split p1 8", "outer p1.0 p0.0"), stages_in_loops),
-    "layout": Example(copied, ("split p1 2 8", "outer p1.0 p0", "at c0 1",
+    "layout": Example(copied, ("split p1 2 8", "outer p1.0 p0", "parallel 1", "at c0 1",
                                "nest c0 p1.1 p1.2 f0"), buffer_of_c0),
     "collapse": Example(doubled, (), collapsed,
                         "out[p0, p1] = b0[((p0 * 50) + p1)] (p0<40, p1<50)",
@@ -238,6 +239,9 @@ EXAMPLES = {
                            "s3 at 2:  nontemporal"),
     "ahead": Example(doubled, (), lambda plan: plan.text().splitlines()[-1], "s3 at 2:",
                      "s3 at 2:  ahead p0+8"),
+    "prefetch": Example(copied, ("split p1 8", "outer p1.0 p0", "parallel 1", "at c0 1"),
+                        lambda plan: plan.text().splitlines()[-1], "s0 at 2: p1.1<8 r0<20",
+                        "s0 at 2: p1.1<8 r0<20 prefetch c0 p1.0"),
     "abreast": Example(
         weighted,
         ("split f0 4 8", "split r1 32", "split f2 4 8", "split r3 32", "nest s3 r3.0 f3 r3.1"),
@@ -393,6 +397,48 @@ _BLOCKS = ("copy s0 right c0", "copy s0 left c1", "keep s0 d0", "split p0 5 6", 
            "ahead c0 c0.r0.1 3", "ahead c1 c1.r0.1 8")  # fmt: skip
 
 
+def prefetches(body: list[Statement]) -> list[Prefetch]:
+    within = {Grid: ("body",), For: ("body",), If: ("body", "orelse")}
+    inner = [p for s in body for x in within.get(type(s), ()) for p in prefetches(getattr(s, x))]
+    return inner + [s for s in body if isinstance(s, Prefetch)]
+
+
+def turned(rows: int, columns: int, depth: int) -> Kernel:
+    """out[i, j] = sum over k of a[i, k] * b[j, k]."""
+    kernel = product(rows, columns, depth)
+    (s,), (_, j), (k,) = kernel.stages, kernel.shared, kernel.stages[0].reduced
+    value = make(ops.MUL, (s.value.srcs[0], load(1, sym.add(sym.mul(j, depth), k))))
+    return replace(kernel, stages=(replace(s, value=value),))
+
+
+@pytest.mark.parametrize("shape", [(12, 48, 32), (13, 45, 33), (2, 64, 5)])
+def test_a_sum_asks_for_the_panel_after_its_own(shape):
+    """All of it, in order, and little besides; what is computed stays the same."""
+    kernel = turned(*shape)
+    rows, columns, depth = shape
+    text = ("copy s0 right c0", "split p1 8", "outer p1.0 p0", "parallel 1", "at c0 1",
+            "nest s0 r0 p1.1", "vector s0 p1.1")  # fmt: skip
+    plan = apply(kernel, (*text, "prefetch s0 c0 p1.0"))
+    legal.check(plan, plan.kernel)
+    asked = prefetches(lower(plan).body)
+    assert asked and all(s.place == 1 and not s.near for s in asked)
+    panel, row, term = (loop_named(plan, x) for x in ("p1.0", "p0", "r0"))
+    each = -(-8 // rows)  # elements for each of the terms of all rows
+    for s in asked:  # of whole panels, and of the last one where it is less
+        found = [sym.replace(sym.as_dim(s.index), {panel: 3, row: i, term: k})
+                 for i in range(rows) for k in range(depth)]  # fmt: skip
+        assert found == [4 * 8 * depth + each * n for n in range(rows * depth)]
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    assert (run(plan, inputs) == run(apply(kernel, text), inputs)).all()
+
+
+def test_panels_in_pieces_are_not_asked_for():
+    lines = (*EXAMPLES["prefetch"].setup, "prefetch s0 c0 p1.0")
+    plan = apply(copied(), lines)
+    assert not prefetches(lower(plan).body)
+
+
 @pytest.mark.parametrize("shape", [(512, 48, 20), (61, 97, 21), (5, 7, 3), (30, 48, 7)])
 def test_a_sum_in_blocks_is_the_sum(shape):
     """Partial results wait in the kernel, copies are made for each block, and nothing is whole:
@@ -431,6 +477,8 @@ def test_partial_results_need_a_place():
     ("nontemporal s9", "no stage 's9'"),
     ("ahead s0 p9 4", "no loop 'p9'"),
     ("ahead s0 p0 x", "cannot be applied"),
+    ("prefetch s0 s0 p0", "must be a sum, and s0 none"),
+    ("prefetch s0 s9 p0", "no stage 's9'"),
     ("abreast s0 p0 s0", "not the outermost loop of a sum"),
     ("layout s9 p0", "no stage 's9'"),
 ])  # fmt: skip

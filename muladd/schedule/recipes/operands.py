@@ -52,14 +52,15 @@ class Tile:
 
 def tile(
     machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
-    most_rows: int = MOST_TILE_ROWS, panel: int = 0,
+    most_rows: int = MOST_TILE_ROWS, panel: int = 0, even: bool = False, turn: float = _TURN_PRICE,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
     columns: of the product, or of each of several with the same rows that are as much work.
     whole_vectors: the row count must be a power of two, so that panels of rows are copied by
     vectors. most_rows: of `rows_at_once`. panel: bytes of a column of the copied operand, whose
-    tile's columns should leave the second cache some room.
+    tile's columns should leave the second cache some room. even: tiles of one vector, or such as
+    leave no columns over. turn: what a turn of the loop over the terms costs, in multiply-adds.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
@@ -75,14 +76,16 @@ def tile(
                 continue
             if whole_vectors and r & (r - 1):
                 continue
+            if even and vectors > 1 and any(c % (vectors * lanes) for c in columns):
+                continue
             if vectors > 2 and vectors * lanes * panel > machine.l2 * 3 // 4:
                 continue
             across = sum(_ratio(c, vectors * lanes) for c in columns) / len(columns)
             waste = _ratio(rows, r) * across
             loads = (r + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
-            turn = _TURN_PRICE / results
-            score = waste * (1 + _LOAD_PRICE * max(0.0, loads - free) + starved + turn)
+            price = _LOAD_PRICE * max(0.0, loads - free) + turn / results
+            score = waste * (1 + price + starved)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
     assert best is not None

@@ -43,7 +43,7 @@ def packed_bytes(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     if moves(plan.kernel, p.left, r) != 1:
         return None
     rows, columns = extent(sides.row), extent(sides.column)
-    t = tile(machine, s, rows, columns)
+    t = tile(machine, s, rows, columns, even=True)
     panels, odd = divmod(columns, t.columns)
     if odd:
         return None

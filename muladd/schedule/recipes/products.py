@@ -19,6 +19,8 @@ in `deep`.
 """
 from __future__ import annotations
 
+from functools import partial
+
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import ops
@@ -96,12 +98,14 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     packed_rows = rows >= _ROWS_OF_A_COPY and columns >= _COLUMNS_OF_A_COPY and (
         along_rows or sides.broadcast.op is ops.CAST)  # converted once, not for each tile
     most = MOST_TILE_ROWS if packed_rows else rows_at_once(machine, kernel, sides)
-    t = tile(machine, p.stage, rows, columns, whole_vectors=along_rows and packed_rows,
-             most_rows=most, panel=size(p.stage.reduced) * sides.vector.dtype.itemsize)
+    pick = partial(
+        tile, machine, p.stage, rows, columns, whole_vectors=along_rows and packed_rows,
+        most_rows=most, panel=size(p.stage.reduced) * sides.vector.dtype.itemsize,
+    )  # fmt: skip
     if packed:
         plan, packed = pack(plan, p.stage, sides.vector, "c0")
     if packed and not packed_rows:
-        over = windows(plan, machine, p, sides, t)
+        over = windows(plan, machine, p, sides, pick(turn=0.0))  # some turns are written out
         if over is not None:
             return stream(_finished(over, p.stage.name, sides, ["c0"]), machine)
     if packed_rows:
@@ -117,7 +121,7 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
             panel = size(p.stage.reduced) * square.columns * sides.vector.dtype.itemsize
             if panel > machine.l2 // 2:
                 return deep(plan, machine, p, sides, ["c0"])
-    return _panels(plan, machine, p, sides, t, along_rows)
+    return _panels(plan, machine, p, sides, pick(), along_rows)
 
 
 def _lies_along_rows(kernel: Kernel, p: Product, sides: Sides) -> bool:
@@ -133,17 +137,18 @@ def _panels(
     s, copies = p.stage.name, [x.name for x in plan.kernel.stages if x.name in ("c0", "c1")]
     I, J = sides.row.arg.name, sides.column.arg.name
     batch = [a for a in plan.kernel.shared if a is not sides.row and a is not sides.column]
-    panels, tiles = _counts(machine, p, sides, t, size(batch), copies)
+    turned = "c0" in copies and columns_at_once(machine, plan.kernel, p, sides) < t.columns
+    terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
+    ahead = turned and terms * (extent(sides.row) + 2 * t.columns) <= machine.l2
+    panels, tiles = _counts(machine, p, sides, t, size(batch), copies, ahead)
     plan = step(plan, f"split {I} {tiles} {t.rows}")
     plan = step(plan, f"split {J} {panels} {t.vectors} {t.lanes}")
     names = [a.arg.name for a in batch]
     plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0", f"{I}.1"]))
     plan = step(plan, f"parallel {len(names) + 2}")
     plan = tiled(plan, s, I, J)
-    turned = False
     if "c0" in copies:
         plan = step(plan, f"at c0 {len(names) + 2}")
-        turned = columns_at_once(machine, plan.kernel, p, sides) < t.columns
         if turned:
             own = own_names(plan, "c0")
             plan = turned_copy(step(plan, f"split {own} {t.lanes}"), J, f"{own}.0", f"{own}.1")
@@ -158,6 +163,8 @@ def _panels(
     plan = _finished(plan, s, sides, copies)
     if "c0" in copies and not turned:
         plan = step(plan, f"vector c0 {J}.3")
+    if ahead:
+        plan = step(plan, f"prefetch {s} c0 {J}.0")
     depths = reduced_names(plan, s).split()
     held = size((*p.stage.reduced, sides.column)) * sides.vector.dtype.itemsize
     if "c0" not in copies and len(depths) == 1 and held > machine.l2:
@@ -197,7 +204,7 @@ def _packed(plan: Plan, J: str) -> Plan:
 
 
 def _counts(
-    machine: Machine, p: Product, sides: Sides, t: Tile, batch: int, copies: list[str]
+    machine: Machine, p: Product, sides: Sides, t: Tile, batch: int, copies: list[str], ahead: bool
 ) -> tuple[int, int]:
     """Panels of columns and tiles downwards in a chunk.
 
@@ -207,6 +214,8 @@ def _counts(
     rows, columns = extent(sides.row), extent(sides.column)
     panel = size(p.stage.reduced) * t.columns * sides.vector.dtype.itemsize
     fitting = machine.l2 // 2 // max(panel, 1)
+    if ahead:  # the next ones are on their way, and the rows stay
+        fitting = 1
     if "c1" in copies:
         fitting = max(fitting, _LEAST_PANELS)
     in_all = -(-columns // t.columns)

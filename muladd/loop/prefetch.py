@@ -1,0 +1,86 @@
+"""What is asked of memory before it is loaded: the directives `ahead` and `prefetch`.
+
+With `ahead` a stage asks for what it loads itself some turns of a loop later. With `prefetch` a sum
+asks for what its copy will read. It has many terms, and the copy reads fewer lines of the cache:
+each term asks for a line, and several terms in a row for the same one, so that the requests are
+spread over the whole sum.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from muladd.ir import Dim, Node, ops, sym, toposort
+from muladd.loop.kernel import Stage
+from muladd.loop.plan import Plan
+from muladd.loop.statements import Prefetch
+
+Values = dict[Node, Dim]
+ValueOf = Callable[[Stage, Values], Node]  # of a stage, at turns of its loops
+
+
+def ahead(
+    plan: Plan, s: Stage, values: Values, value: Callable[[Values], Node]
+) -> list[Prefetch]:
+    """What a stage asks for before a turn of its own; value: what it computes there."""
+    found = (plan.ahead or {}).get(s.name)
+    if found is None:
+        return []
+    loop, turns = found
+    later = value({**values, loop: sym.add(values.get(loop, loop), turns)})
+    return [Prefetch(n.arg, n.srcs[0]) for n in toposort((later,))
+            if n.op is ops.LOAD and isinstance(n.arg, int | str)]  # fmt: skip
+
+
+def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[Prefetch]:
+    """What a term of a sum asks for; nothing where sizes or distances are not numbers."""
+    found = (plan.meanwhile or {}).get(s.name)
+    if found is None:
+        return []
+    copy, loop = plan.kernel.stage(found[0]), found[1]
+    outside, own = (plan.inside or {}).get(copy.name, (loop, loop))
+    turning = own if outside is loop else loop
+    later = {**values, turning: sym.add(values.get(loop, loop), 1)}
+    nest = plan.nests[copy.name]
+    within = [x for x in (*plan.outer[plan.levels[copy.name] :], *plan.nests[s.name])
+              if not (plan.unrolls(s, x) or plan.spreads(s, x) or x in nest or x is outside)]
+    free = [x for x in nest if x not in plan.nests[s.name] or plan.unrolls(s, x)
+            or plan.spreads(s, x)]  # fmt: skip
+    if not all(isinstance(x.arg.extent, int) for x in (*within, *free)):
+        return []
+    first = _load(value_of(copy, {**later, **dict.fromkeys(free, 0)}))
+    if first is None:
+        return []
+    steps: list[tuple[int, int]] = []  # distance in elements, and turns
+    for x in free:
+        second = _load(value_of(copy, {**later, **dict.fromkeys(free, 0), x: 1}))
+        apart = sym.sub(sym.as_dim(second.srcs[0]), sym.as_dim(first.srcs[0])) if second else None
+        if not isinstance(apart, int):
+            return []
+        steps.append((abs(apart), x.arg.extent))
+    together = _together(sorted(steps))
+    number: Dim = 0
+    terms = 1
+    for x in within:
+        terms *= x.arg.extent
+        number = sym.add(sym.mul(number, x.arg.extent), values.get(x, x))
+    each = -(-together // terms)  # elements for each term: one line serves several terms
+    place = sym.add(sym.as_dim(first.srcs[0]), sym.mul(number, each))
+    assert isinstance(first.arg, int)
+    return [Prefetch(first.arg, sym.as_node(place), near=False)] if together else []
+
+
+def _load(value: Node) -> Node | None:
+    """The load from an array of the kernel's arguments that a copy consists of."""
+    loads = [n for n in toposort((value,)) if n.op is ops.LOAD]
+    return loads[0] if len(loads) == 1 and isinstance(loads[0].arg, int) else None
+
+
+def _together(steps: list[tuple[int, int]]) -> int:
+    """How many elements loops touch that lie side by side; 0 if they do not. steps: of each loop
+    the distance from turn to turn, and the turns; the nearest first."""
+    count = 1
+    for apart, turns in steps:
+        if turns > 1 and apart != count:
+            return 0
+        count *= turns
+    return count
