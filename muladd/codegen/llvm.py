@@ -277,7 +277,7 @@ class _Renderer:
             return
         of = low.arrays[at] if isinstance(at, str) else low.kernel.arguments[at]
         where, near = self.pointer(at, base, of.dtype), 3 if s.near else 2
-        self.here(f"call void {f}(ptr {where}, i32 0, i32 {near}, i32 1)")
+        self.here(f"call void {f}(ptr {where}, i32 {int(s.write)}, i32 {near}, i32 1)")
 
     def store_if(self, s: Store, stored: Typed) -> None:
         assert s.guard is not None

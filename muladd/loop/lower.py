@@ -20,7 +20,7 @@ from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import limits
 from muladd.loop.nans import careless
 from muladd.loop.plan import Leaf, Plan, in_lanes
-from muladd.loop.prefetch import ahead, meanwhile
+from muladd.loop.prefetch import ahead, claims, meanwhile
 from muladd.loop.reach import reach, within
 from muladd.loop.registers import both_masks, identity, joined, lowest, match, register, tree, wide
 from muladd.loop.statements import (
@@ -451,7 +451,9 @@ class _Lowering:
         start = wide(identity(s.reduction, d), width)
         waits = s.name in self.waiting
         beside = bool(inner) or (vector is not None and plan.owner(vector) in s.reduced)
-        out: list[Statement] = [
+        out: list[Statement] = list(claims(self.plan, s, self.places, turns_of(outer, {
+            **values, vector: 0} if vector is not None else values)))
+        out += [
             Store(name, _at(k), self._partial(s, {**values, **turn}, vector)
                   if waits and not beside else start)
             for k, turn in enumerate(turns)

@@ -45,6 +45,7 @@ class Plan:
     dotted: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop): see the directive `dot`
     ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
     meanwhile: dict[str, tuple[str, Node]] | None = None  # sum -> the copy that it looks ahead for
+    claims: dict[str, tuple[str, ...]] | None = None  # sum -> stages whose lines it asks for
     inside: dict[str, tuple[Node, Node]] | None = None  # stage -> its reader's loop, and its own
     decays: dict[str, str] | None = None  # sum -> the maximum which it is scaled for as that grows
     lines: tuple[str, ...] = ()  # the directives that made it: they make it again
@@ -112,6 +113,7 @@ class Plan:
             if s.name in (self.meanwhile or {}):
                 copy, loop = (self.meanwhile or {})[s.name]
                 extra += f" prefetch {copy} {loop.arg.name}"
+            extra += "".join(f" claim {name}" for name in (self.claims or {}).get(s.name, ()))
             lines.append(f"{s.name} at {self.levels[s.name]}: {nest}{extra}")
         return "\n".join(lines)
 

@@ -1,19 +1,20 @@
-"""What is asked of memory before it is loaded: the directives `ahead` and `prefetch`.
+"""What is asked of memory before it is wanted: the directives `ahead`, `prefetch` and `claim`.
 
 With `ahead` a stage asks for what it loads itself some turns of a loop later. With `prefetch` a sum
 asks for what its copy will read. It has many terms, and the copy reads fewer lines of the cache:
 each term asks for a line, and several terms in a row for the same one, so that the requests are
-spread over the whole sum.
+spread over the whole sum. With `claim` the lines that results go to are asked for before the sum.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.kernel import Stage
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Prefetch
 
+_LINE = 64  # bytes that one request brings, at least
 Values = dict[Node, Dim]
 ValueOf = Callable[[Stage, Values], Node]  # of a stage, at turns of its loops
 
@@ -67,6 +68,27 @@ def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[P
     place = sym.add(sym.as_dim(first.srcs[0]), sym.mul(number, each))
     assert isinstance(first.arg, int)
     return [Prefetch(first.arg, sym.as_node(place), near=False)] if together else []
+
+
+def claims(
+    plan: Plan, s: Stage, places: dict[Node, Dim], turns: Iterable[Values]
+) -> list[Prefetch]:
+    """What is asked for before a tile of sums, to be written after it: a line once.
+
+    places: the axes in terms of loops. turns: of the loops that are written out.
+    """
+    out: list[Prefetch] = []
+    for writer in (plan.claims or {}).get(s.name, ()):
+        w = plan.kernel.stage(writer)
+        before: Dim | None = None
+        for turn in turns:
+            index = sym.replace(w.position, {a: sym.replace(places[a], turn) for a in w.axes})
+            apart = sym.sub(index, before) if before is not None else None
+            if not isinstance(apart, int) or abs(apart) * w.dtype.itemsize >= _LINE:
+                assert isinstance(w.argument, int)
+                out.append(Prefetch(w.argument, sym.as_node(index), write=True))
+                before = index
+    return out
 
 
 def _load(value: Node) -> Node | None:

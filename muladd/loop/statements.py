@@ -64,6 +64,7 @@ class Prefetch:
     place: Place
     index: Node  # may lie outside, for nothing is read
     near: bool = True  # into the first cache
+    write: bool = False  # to be stored to
 
 
 @dataclass(slots=True)

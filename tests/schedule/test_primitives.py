@@ -242,6 +242,8 @@ EXAMPLES = {
     "prefetch": Example(copied, ("split p1 8", "outer p1.0 p0", "parallel 1", "at c0 1"),
                         lambda plan: plan.text().splitlines()[-1], "s0 at 2: p1.1<8 r0<20",
                         "s0 at 2: p1.1<8 r0<20 prefetch c0 p1.0"),
+    "claim": Example(product, (), lambda plan: plan.text().splitlines()[-1], "s0 at 2: r0<20",
+                     "s0 at 2: r0<20 claim s0"),
     "abreast": Example(
         weighted,
         ("split f0 4 8", "split r1 32", "split f2 4 8", "split r3 32", "nest s3 r3.0 f3 r3.1"),
@@ -433,6 +435,23 @@ def test_a_sum_asks_for_the_panel_after_its_own(shape):
     assert (run(plan, inputs) == run(apply(kernel, text), inputs)).all()
 
 
+@pytest.mark.parametrize(("lanes", "apart"), [(4, 16), (8, 16), (16, 16), (32, 32)])
+def test_lines_of_results_are_asked_for_once(lanes, apart):
+    """Before the sum starts, every line of the tile, whatever the width of a vector."""
+    lines = ("split p0 2", f"split p1 {64 // lanes} {lanes}", "outer p1.0 p0.0",
+             "nest s0 r0 p0.1 p1.1 p1.2", "unroll s0 p0.1 p1.1", "vector s0 p1.2")  # fmt: skip
+    kernel = product(40, 128)
+    plan = apply(kernel, (*lines, "claim s0 s0"))
+    asked = prefetches(lower(plan).body)
+    assert all(s.place == 2 and s.write for s in asked)
+    at = {loop_named(plan, "p1.0"): 1, loop_named(plan, "p0.0"): 3}
+    found = [sym.replace(sym.as_dim(s.index), at) for s in asked]
+    assert found == [row * 128 + 64 + k for row in (6, 7) for k in range(0, 64, apart)]
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    assert (run(plan, inputs) == run(apply(kernel, lines), inputs)).all()
+
+
 def test_panels_in_pieces_are_not_asked_for():
     lines = (*EXAMPLES["prefetch"].setup, "prefetch s0 c0 p1.0")
     plan = apply(copied(), lines)
@@ -479,6 +498,7 @@ def test_partial_results_need_a_place():
     ("ahead s0 p0 x", "cannot be applied"),
     ("prefetch s0 s0 p0", "must be a sum, and s0 none"),
     ("prefetch s0 s9 p0", "no stage 's9'"),
+    ("claim s0 s9", "no stage 's9'"),
     ("abreast s0 p0 s0", "not the outermost loop of a sum"),
     ("layout s9 p0", "no stage 's9'"),
 ])  # fmt: skip

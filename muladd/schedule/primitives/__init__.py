@@ -16,7 +16,7 @@ from muladd.loop.plan import Plan, plain
 
 NAMES = ("collapse", "merge", "split", "outer", "parallel", "copy", "keep", "at", "nest", "layout",
          "vector", "unroll", "dot", "unsigned", "bind", "nontemporal", "ahead",
-         "prefetch", "abreast", "slide", "inline")  # fmt: skip
+         "prefetch", "claim", "abreast", "slide", "inline")  # fmt: skip
 Schedule = tuple[str, ...]
 
 

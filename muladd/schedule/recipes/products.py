@@ -24,7 +24,7 @@ from functools import partial
 from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import ops
-from muladd.loop.kernel import Kernel
+from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, operations, product, size, work
 from muladd.schedule.primitives import loop_named, step
@@ -57,6 +57,8 @@ _SOME_ROWS = 4  # rows from which packing pays, if the columns do not lie side b
 _ROWS_OF_A_COPY, _COLUMNS_OF_A_COPY = 8, 32  # results from which copying panels of rows pays
 _LEAST_PANELS = 4  # panels of columns that a copied panel of rows must serve
 _MOST_PANELS = 16  # panels of columns that are copied together
+_PASS_PRICE = 4.0  # what reading the rows once more costs, in columns of the product
+_STAYS = 2.5  # sizes of the first cache that may pass before a line that was asked for is gone
 _LEAST_TILES = 4  # tiles downwards in a chunk
 _ROWS_OF_A_PACK = 12  # rows, for each lane of a vector, that each copy of the columns must serve
 _LIGHT = 96  # operations of an epilogue, of all vectors that are computed side by side
@@ -169,7 +171,18 @@ def _panels(
     held = size((*p.stage.reduced, sides.column)) * sides.vector.dtype.itemsize
     if "c0" not in copies and len(depths) == 1 and held > machine.l2:
         plan = step(plan, f"ahead {s} {depths[0]} {AHEAD}")
+    if terms * (t.rows + t.columns) <= _STAYS * machine.l1:
+        plan = _claimed(plan, machine, p.stage)
     return stream(plan, machine)
+
+
+def _claimed(plan: Plan, machine: Machine, s: Stage) -> Plan:
+    """Lines for results that are more than a cache holds are asked for before a tile is summed."""
+    for x in plan.kernel.stages:
+        large = size(x.axes) * x.dtype.itemsize > machine.l2
+        if x.argument is not None and large and set(x.axes) == set(s.axes):
+            plan = step(plan, f"claim {s.name} {x.name}")
+    return plan
 
 
 def _finished(plan: Plan, product_stage: str, sides: Sides, copies: list[str]) -> Plan:
@@ -208,8 +221,8 @@ def _counts(
 ) -> tuple[int, int]:
     """Panels of columns and tiles downwards in a chunk.
 
-    The panels fill half of the second cache; the chunks are enough for all threads, yet few, since
-    each packs its columns anew.
+    The panels fill half of the second cache, or less where the threads then have equal shares; the
+    chunks are enough for all threads, yet few, since each packs its columns anew.
     """
     rows, columns = extent(sides.row), extent(sides.column)
     panel = size(p.stage.reduced) * t.columns * sides.vector.dtype.itemsize
@@ -218,14 +231,24 @@ def _counts(
         fitting = 1
     if "c1" in copies:
         fitting = max(fitting, _LEAST_PANELS)
-    in_all = -(-columns // t.columns)
-    panels = max(1, min(in_all, fitting, _MOST_PANELS))
-    groups = -(-in_all // panels) * batch
-    if "c0" in copies and groups < machine.cores <= in_all * batch:  # none need copy what others do
-        panels = -(-in_all // -(-machine.cores // batch))
+    in_all, cores = -(-columns // t.columns), machine.cores
+    most_panels = max(1, min(in_all, fitting, _MOST_PANELS))
+    most = max(cores, rows // (_ROWS_OF_A_PACK * t.lanes)) if "c0" in copies else rows
+    most = min(most, -(-rows // (t.rows * _LEAST_TILES)))
+    best: tuple[float, int, int] | None = None
+    for panels in range(most_panels, most_panels // 2, -1):
         groups = -(-in_all // panels) * batch
-        if groups == machine.cores and in_all * batch % groups == 0:
-            return panels, -(-rows // t.rows)
-    most = max(machine.cores, rows // (_ROWS_OF_A_PACK * t.lanes)) if "c0" in copies else rows
-    parts = max(1, min(machine.chunks // max(groups, 1), -(-rows // (t.rows * _LEAST_TILES)), most))
+        if "c0" in copies and groups < cores <= in_all * batch:  # none need copy what others do
+            panels = -(-in_all // -(-cores // batch))
+            groups = -(-in_all // panels) * batch
+            if groups == cores and in_all * batch % groups == 0:
+                return panels, -(-rows // t.rows)
+        parts = max(1, min(machine.chunks // max(groups, 1), most))
+        turns = -(-groups * parts // cores)  # chunks that the busiest thread has
+        score = turns * cores * panels / (in_all * batch * parts)
+        score *= 1 + _PASS_PRICE / (panels * t.columns)
+        if best is None or score < best[0] - 1e-9:
+            best = (score, panels, parts)
+    assert best is not None
+    _, panels, parts = best
     return panels, -(-rows // (t.rows * parts))

@@ -294,7 +294,8 @@ def stream(plan: Plan, machine: Machine) -> Plan:
         if s.argument is None or s.scatter:
             continue
         large = size(s.axes) * s.dtype.itemsize >= machine.stream
-        again = s.name in kernel.kept()
+        claimed = any(s.name in names for names in (plan.claims or {}).values())
+        again = claimed or s.name in kernel.kept()
         count = kernel.arguments[s.argument].size
         whole = isinstance(count, int) and count % WHOLE == 0
         if large and whole and not again and s.dtype.bits >= 32:
