@@ -66,7 +66,8 @@ def _splits(value: Node, whole: Node, reads: bool = False) -> bool:
     """Whether the merged axis is still taken apart: outside the reads of other stages, or in these
     too (a sum reads them many times, and by vectors only where it does so along an axis)."""
     found = toposort((value,), into=lambda n: reads or n.op is not ops.READ)
-    return any(n.op in (ops.DIV, ops.MOD) and whole in toposort((n,)) for n in found)
+    return any(n.op in (ops.DIV, ops.MOD) and not n.dtype.is_float and whole in toposort((n,))
+               for n in found)  # fmt: skip
 
 
 def _fixed(value: Node, whole: Node, a: Node, b: Node, kernel: Kernel) -> Node:

@@ -26,7 +26,7 @@ from muladd.schedule.recipes.operands import (
     AHEAD,
     Sides,
     Tile,
-    columns_at_once,
+    is_turned,
     merge_reduced,
     moves,
     own_names,
@@ -82,7 +82,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     k, *rest = (a for a in plan.kernel.stage(name).reduced if extent(a) > 1)
     K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t, p)))
     terms = max(1, -(-extent(k) // blocks))
-    turned = not rest and columns_at_once(machine, plan.kernel, p, sides) < t.columns
+    turned = not rest and is_turned(machine, plan.kernel, p, sides, t)
     if turned:
         terms = -(-terms // t.lanes) * t.lanes
     more = [a for a in (*p.rows, *p.columns) if a is not i and a is not j]  # results of a block too

@@ -22,6 +22,7 @@ from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, product, size
 from muladd.schedule.primitives import step
+from muladd.schedule.primitives.collapse import collapsed
 from muladd.schedule.recipes.operands import Sides, Tile, moves, tiled
 
 _NARROW = 2  # vectors: rows of fewer leave much of a tile empty
@@ -33,6 +34,12 @@ _AGAIN = 96  # how often a copied element is used, from which on copying lane by
 def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
     """The plan with neighbouring axes of one side as one, where copies stay cheap."""
     for a, b in pairwise(plan.kernel.shared):
+        known = isinstance(a.arg.extent, int) and isinstance(b.arg.extent, int)
+        if known and collapsed(plan.kernel, a, b) is not None:  # to every access they are one
+            new = step(plan, f"collapse {a.arg.name} {b.arg.name}")
+            again = product(new.kernel, new.kernel.stage(p.stage.name))
+            if again is not None:
+                return merged(new, machine, again)
         for left, axes, others in ((True, p.rows, p.columns), (False, p.columns, p.rows)):
             if a not in axes or b not in axes:
                 continue

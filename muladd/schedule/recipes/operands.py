@@ -106,14 +106,18 @@ def rows_at_once(machine: Machine, kernel: Kernel, sides: Sides) -> int:
     return min(MOST_TILE_ROWS, max(ways * 3 // 4, 1) + 2 * (_sets(apart, sides.broadcast) - 1))
 
 
-def columns_at_once(machine: Machine, kernel: Kernel, p: Product, sides: Sides) -> int:
-    """How many columns of the other side a copy may walk abreast, where they lie along the terms:
-    each turn reads one element of each, and their lines must still be there for the next turn."""
+def is_turned(machine: Machine, kernel: Kernel, p: Product, sides: Sides, t: Tile) -> bool:
+    """Whether columns lie along the terms, so that a copy of them takes a vector of terms of each.
+
+    Then blocks are turned in registers; and where they are not whole, a copy that walked the tile's
+    columns abreast would read one element of each in turn, whose lines must stay until the next.
+    """
     terms = [a for a in p.stage.reduced if moves(kernel, sides.vector, a)]
     apart = moves(kernel, sides.vector, sides.column)
     if len(terms) != 1 or moves(kernel, sides.vector, terms[0]) != 1 or apart in (0, FAR):
-        return FAR
-    return machine.l1 // _PAGE * _sets(apart, sides.vector)
+        return False
+    whole = all(extent(x) % t.lanes == 0 for x in (terms[0], sides.column))
+    return whole or machine.l1 // _PAGE * _sets(apart, sides.vector) < t.columns
 
 
 def _sets(apart: int, operand: Node) -> int:

@@ -37,7 +37,7 @@ from muladd.schedule.recipes.operands import (
     MOST_TILE_ROWS,
     Sides,
     Tile,
-    columns_at_once,
+    is_turned,
     merge_reduced,
     moves,
     own_names,
@@ -139,7 +139,7 @@ def _panels(
     s, copies = p.stage.name, [x.name for x in plan.kernel.stages if x.name in ("c0", "c1")]
     I, J = sides.row.arg.name, sides.column.arg.name
     batch = [a for a in plan.kernel.shared if a is not sides.row and a is not sides.column]
-    turned = "c0" in copies and columns_at_once(machine, plan.kernel, p, sides) < t.columns
+    turned = "c0" in copies and is_turned(machine, plan.kernel, p, sides, t)
     terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
     ahead = turned and terms * (extent(sides.row) + 2 * t.columns) <= machine.l2
     panels, tiles = _counts(machine, p, sides, t, size(batch), copies, ahead)

@@ -288,16 +288,15 @@ def _lanes(
 
 
 def stream(plan: Plan, machine: Machine) -> Plan:
-    """Large results that this kernel does not read again go past the caches."""
+    """Large results go past the caches; where this kernel needs them again it has a copy."""
     kernel = plan.kernel
     for s in kernel.stages:
         if s.argument is None or s.scatter:
             continue
         large = size(s.axes) * s.dtype.itemsize >= machine.stream
         claimed = any(s.name in names for names in (plan.claims or {}).values())
-        again = claimed or s.name in kernel.kept()
         count = kernel.arguments[s.argument].size
         whole = isinstance(count, int) and count % WHOLE == 0
-        if large and whole and not again and s.dtype.bits >= 32:
+        if large and whole and not claimed and s.dtype.bits >= 32:
             plan = step(plan, f"nontemporal {s.name}")
     return plan
