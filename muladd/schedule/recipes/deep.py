@@ -9,7 +9,8 @@ The nest of out[i, j] += left[i, k] * right[k, j], i.2 and j.2 written out and j
         for j.1 i.1
           for k.1
             i.2 j.2 j.3                    a tile: its results are loaded, summed on, and kept
-      d0                                   stores the results, with what is done to them
+      for i.1
+        d0                                 stores the results, with what is done to them
 
 A panel of columns stays in the first cache while all rows of the area pass by, the panels of rows
 in the second. More axes of the results (the taps of a convolution) stand inside k.0, more reduced
@@ -97,10 +98,12 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         parts = f"{terms // t.lanes} {t.lanes}" if turned and copy == "c0" else terms
         plan = step(plan, f"split {copy}.{K} {parts}")
     names = [a.arg.name for a in batch]
-    plan = step(plan, " ".join(["outer", *names, f"{J}.0", f"{I}.0"]))
-    plan = step(plan, f"parallel {len(names) + 2}")
-    far = sorted(rest, key=lambda a: -moves(plan.kernel, sides.broadcast, a))
     taps = " ".join(a.arg.name for a in more)
+    plan = step(plan, " ".join(["outer", *names, f"{J}.0 {I}.0", taps, f"{I}.1"]))
+    plan = step(plan, f"parallel {len(names) + 2}")
+    for stage in (name, *copies):
+        plan = step(plan, f"at {stage} {len(names) + 2}")
+    far = sorted(rest, key=lambda a: -moves(plan.kernel, sides.broadcast, a))
     inner, under = f"{I}.2 {J}.2 {J}.3", [f"{K}.1", *(a.arg.name for a in far)]
     empty = [x for x in reduced_names(plan, name).split() if x not in (f"{K}.0", *under)]
     within = " ".join([*empty, *under])
@@ -127,7 +130,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     for other in plan.kernel.stages:
         if other.name not in (name, *copies):
             own = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}"
-            plan = step(plan, f"nest {other.name} {taps} {J}.1 {I}.1 {I}.2 {own} {J}.2 {J}.3")
+            own = " ".join(x for x in own.split() if x != f"{J}.1")
+            plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {own} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
         if other.name != "c1" and not (turned and other.name == "c0"):
             plan = step(plan, f"vector {other.name} {J}.3")
