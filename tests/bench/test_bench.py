@@ -264,6 +264,12 @@ def test_the_command_lists_measures_and_writes(tmp_path, capsys):
     assert "| rewrite a graph of 10^3 nodes |" in page.read_text()
 
 
+def test_kernels_that_are_compiled_at_the_second_call_are_listed_too(capsys):
+    assert command.main(["mlp 10x16", "--quick", "--peer", "none", "--worst"]) == 0
+    listed = capsys.readouterr().out.partition("gap  predicted")[2]
+    assert "(mlp 10x16 batch 1, jit)" in listed
+
+
 def test_kernels_far_from_the_roofline_come_first(peers):
     found = gaps("product", TINY[0].prepare(peers), CEILINGS)
     assert found and all(g.taken > 0 for g in found)

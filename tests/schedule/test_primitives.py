@@ -507,6 +507,18 @@ def test_a_directive_that_does_not_fit_says_why(line, told):
         apply(product(), (line,))
 
 
+def test_axes_are_one_though_numbers_are_divided():
+    """A quotient of what is loaded takes no axis apart, one of the axis does."""
+    kernel = doubled()
+    (s,), (i, j) = kernel.stages, kernel.shared
+    divided = make(ops.DIV, s.value.srcs)
+    plan = apply(replace(kernel, stages=(replace(s, value=divided),)), ("collapse p0 p1",))
+    assert [a.arg.extent for a in plan.kernel.shared] == [2000]
+    row = load(0, sym.add(sym.mul(i, 64), j))
+    with pytest.raises(ScheduleError, match="not one axis"):
+        apply(replace(kernel, stages=(replace(s, value=row),)), ("collapse p0 p1",))
+
+
 def test_loops_are_found_by_name():
     plan = apply(product(), ("split p0 6",))
     assert loop_named(plan, "p0.1").arg.extent == 6

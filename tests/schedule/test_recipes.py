@@ -14,19 +14,20 @@ from muladd.schedule import heuristic
 
 
 def product(
-    n: int, d: dtype.DType, summed: dtype.DType | None = None, columns: int | None = None
-) -> Kernel:
-    """A product of n x n matrices, converted before it is summed if asked for; the right one and
-    the result may have fewer columns."""
-    m = n if columns is None else columns
-    i, j, k = sym.axis("p0", n), sym.axis("p1", m), sym.axis("r0", n)
+    n: int, d: dtype.DType, summed: dtype.DType | None = None, columns: int | None = None,
+    rows: int | None = None,
+) -> Kernel:  # fmt: skip
+    """A product of n x n matrices, converted before it is summed if asked for; there may be fewer
+    rows or columns."""
+    m, high = n if columns is None else columns, n if rows is None else rows
+    i, j, k = sym.axis("p0", high), sym.axis("p1", m), sym.axis("r0", n)
     left = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(i, n), k)),), 0, d)
     right = make(ops.LOAD, (sym.as_node(sym.add(sym.mul(k, m), j)),), 1, d)
     if summed is not None:
         left, right = (make(ops.CAST, (x,), None, summed) for x in (left, right))
     stage = Stage("s0", (i, j), make(ops.MUL, (left, right)), ops.SUM, (k,), 2,
                   sym.add(sym.mul(i, m), j), contracted=True)  # fmt: skip
-    sizes = ((d, n * n), (d, n * m), (stage.dtype, n * m))
+    sizes = ((d, high * n), (d, n * m), (stage.dtype, high * m))
     arguments = tuple(Argument(x, kind, size, written=x == 2)
                       for x, (kind, size) in enumerate(sizes))  # fmt: skip
     return Kernel((stage,), (i, j), arguments)
@@ -59,8 +60,9 @@ def test_rows_a_page_apart_do_not_push_each_other_out_of_the_first_cache():
     assert rows[1000] > 8 and max(rows[1024], rows[2048]) <= 6
 
 
-def test_columns_a_page_apart_that_lie_along_the_terms_are_copied_a_vector_of_each():
-    for n, turned in ((768, False), (1024, True), (3072, True)):
+def test_columns_that_lie_along_the_terms_are_copied_a_vector_of_each():
+    """If these are whole blocks, or if one element of each in turn would take too many ways."""
+    for n, turned in ((768, True), (770, False), (1024, True), (3072, True)):
         kernel = product(n, dtype.float32)
         (stage,) = kernel.stages
         left, right = stage.value.srcs
@@ -72,6 +74,30 @@ def test_columns_a_page_apart_that_lie_along_the_terms_are_copied_a_vector_of_ea
         )
         last = plan.owner(plan.nests["c0"][-1])
         assert (last in plan.kernel.stage("c0").axes and last is not j) == turned
+
+
+@pytest.mark.parametrize("shape", [(2048, 384, 1536), (2048, 384, 1152), (1024, 256, 1024)])
+@pytest.mark.parametrize("kind", ["avx2", "avx512"])
+def test_threads_have_equal_shares_of_a_product(kind, shape):
+    machine = replace(Machine.named(kind), cores=2)
+    rows, depth, columns = shape
+    plan = heuristic.schedule(
+        product(depth, dtype.float32, columns=columns, rows=rows), machine)
+    panels = {x.loop.arg.name: x for x in plan.leaves[plan.kernel.shared[1]]}
+    chunks = prod(x.arg.extent for x in plan.outer[: plan.parallel])
+    whole = panels["p1.0"].extent * panels["p1.0"].stride  # columns, filled up to whole chunks
+    assert -(-chunks // 2) * 2 * whole / chunks / columns < 1.1
+
+
+def test_a_long_sum_waits_while_a_block_of_its_operands_is_near():
+    """Where a panel of all its terms would not fit the second cache, whatever the rows."""
+    machine = Machine.named("avx512")
+    for depth in (512, 1024, 4096, 16384):
+        for rows in (64, 1024):
+            plan = heuristic.schedule(
+                product(depth, dtype.float32, columns=768, rows=rows), machine)
+            waits = any(line.startswith("keep") for line in plan.lines)
+            assert waits == (depth * 64 * 4 > machine.l2 // 2)
 
 
 def test_panels_of_columns_take_half_of_the_second_cache():
