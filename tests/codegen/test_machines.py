@@ -54,6 +54,8 @@ PRODUCTS: dict[str, Callable[[], Tensor]] = {
     "convolution 3x3": convolution(64, 64, 56, 3, 1),
     "convolution 3x3 of 14": convolution(128, 128, 14, 3, 1),
     "convolution 7x7 stride 2": convolution(3, 64, 112, 7, 2),
+    "narrow images": lambda: zeros(32, 32, 24, 22).conv2d(zeros(32, 32, 5, 5)).relu(),
+    "narrow images, padded": lambda: zeros(32, 16, 9, 9).conv2d(zeros(32, 16, 3, 3), padding=1),
     "attention": attention,
 }
 ROWS: dict[str, Callable[[], Tensor]] = {

@@ -28,7 +28,7 @@ from muladd.schedule.recipes.operands import Sides, Tile, moves, tiled
 _NARROW = 2  # vectors: rows of fewer leave much of a tile empty
 _TAPS = 8  # of a line of a window, which are written out one after the other
 _FEW = 24  # results of each place in an image, for which a copy of all its windows does not pay
-_AGAIN = 96  # how often a copied element is used, from which on copying lane by lane pays
+AGAIN = 96  # how often a copied element is used, from which on copying lane by lane pays
 
 
 def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
@@ -53,7 +53,7 @@ def merged(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Product]:
             whole = next(x for x in new.kernel.shared if x.arg.name == a.arg.name)
             few = _NARROW * machine.lanes(p.stage.accumulator.itemsize)
             apart = moves(new.kernel, found.left if left else found.right, whole) != 1
-            if not apart or extent(b) < few <= extent(whole) and size(others) >= _AGAIN:
+            if not apart or extent(b) < few <= extent(whole) and size(others) >= AGAIN:
                 return merged(new, machine, found)
     return plan, p
 
@@ -91,11 +91,11 @@ def windows(
             for channel, taps
               the tile of results in registers
     """
-    plan, slid = _slid(plan)
-    if sides.column not in slid or not all(isinstance(a.arg.extent, int) for a in slid):
+    plan, along = slid(plan, "c0")
+    if sides.column not in along or not all(isinstance(a.arg.extent, int) for a in along):
         return None
     I, J = sides.row.arg.name, sides.column.arg.name
-    line = next((a for a in reversed(slid) if a is not sides.column), None)
+    line = next((a for a in reversed(along) if a is not sides.column), None)
     others = [a for a in plan.kernel.shared if a not in (sides.row, sides.column, line)]
     found = _blocks(plan, machine, sides, t, line, size(others))
     if found is None:
@@ -116,28 +116,28 @@ def windows(
     if extent(taps) <= _TAPS:
         plan = step(plan, f"inline {p.stage.name} {taps.arg.name}")
     plan = step(plan, f"at c0 {len(around)}")
-    return _lines(plan, slid, J, t.lanes)
+    return _lines(plan, along, J, t.lanes)
 
 
-def _slid(plan: Plan) -> tuple[Plan, list[Node]]:
+def slid(plan: Plan, copy: str) -> tuple[Plan, list[Node]]:
     """The plan whose copy holds each place once, and the axes along which windows slide over it."""
-    slid: list[Node] = []
-    for a in [x for x in plan.kernel.stage("c0").axes if x in plan.kernel.shared]:
-        for own in plan.kernel.free_axes(plan.kernel.stage("c0")):
+    found: list[Node] = []
+    for a in [x for x in plan.kernel.stage(copy).axes if x in plan.kernel.shared]:
+        for own in plan.kernel.free_axes(plan.kernel.stage(copy)):
             try:
-                plan = step(plan, f"slide c0 {a.arg.name} {own.arg.name}")
+                plan = step(plan, f"slide {copy} {a.arg.name} {own.arg.name}")
             except ScheduleError:
                 continue
-            slid.append(a)
+            found.append(a)
             break
-    return plan, slid
+    return plan, found
 
 
-def _lines(plan: Plan, slid: list[Node], J: str, lanes: int) -> Plan:
+def _lines(plan: Plan, along: list[Node], J: str, lanes: int) -> Plan:
     """The copy's own nest and memory: its lines, of each the channels, and of these the places."""
     plan = step(plan, f"split c0.{J} {lanes}")
     own = [a.arg.name for a in plan.kernel.free_axes(plan.kernel.stage("c0"))]
-    outer = tuple(f"c0.{a.arg.name}" for a in slid)
+    outer = tuple(f"c0.{a.arg.name}" for a in along)
     names = sorted((x for x in own if x != f"c0.{J}"), key=lambda x: not x.startswith(outer))
     order = " ".join([*names, f"c0.{J}.0", f"c0.{J}.1"])
     plan = step(plan, f"layout c0 {order}")
@@ -172,4 +172,4 @@ def _blocks(
     return lines, panels, min(parts, -(-extent(sides.row) // t.rows))
 
 
-__all__ = ["is_masked", "merged", "taps_first", "windows"]
+__all__ = ["AGAIN", "is_masked", "merged", "slid", "taps_first", "windows"]

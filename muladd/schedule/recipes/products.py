@@ -29,6 +29,7 @@ from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, operations, product, size, work
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.recipes.bands import bands
+from muladd.schedule.recipes.channels import channels
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
 from muladd.schedule.recipes.operands import (
@@ -83,6 +84,11 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     by_bytes = packed_bytes(plan, machine, p)
     if by_bytes is not None:
         return by_bytes
+    by_channels = channels(plan, machine, p)
+    if by_channels is not None:
+        plan, of, copies = by_channels
+        plan = _finished(plan, p.stage.name, of, copies)
+        return step(plan, f"vector c0 {of.column.arg.name}.3")
     plan, p = merged(plan, machine, p)
     kernel = plan.kernel
     wide = across_depth(kernel, machine, p)
