@@ -58,6 +58,7 @@ def directives(kernel: Kernel, machine: Machine) -> list[tuple[str, str]]:
         ("unroll c0 p1.2", "packing"),
         ("vector c0 p1.3", "packing"),
         *[(line, "packing") for line in plan.lines if line.startswith("ahead")],
+        *[(line, "results past the caches") for line in plan.lines if line.startswith("claim")],
         *[("nontemporal s0", "results past the caches")][: "s0" in plan.nontemporal],
     ]
 

@@ -159,6 +159,7 @@ def ceilings() -> Any:
     from muladd.compile import roofline
 
     place: Any = devices.get("CPU")
+    place.pool.ready()  # before it, nobody has said how many threads there are
     threads = place.pool.threads
     if ("CPU", threads) not in roofline._measured:
         key = hashlib.blake2b(f"peaks {place.machine.key} {threads}".encode(), digest_size=20)

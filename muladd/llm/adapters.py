@@ -122,6 +122,9 @@ class Adapter:
         for name, (rows, columns) in sizes.items():
             if name.rpartition(".")[2] not in chosen:
                 continue
+            if lora.rank > min(rows, columns):
+                raise ArgumentError(f"lora: the rank is {lora.rank}, and {name} is {rows} x "
+                                    f"{columns}; expected {min(rows, columns)} or less")
             bound = 1 / math.sqrt(columns)
             a = chance.uniform(-bound, bound, (lora.rank, columns)).astype(np.float32)
             b = np.zeros((rows, lora.rank), np.float32)
@@ -238,6 +241,10 @@ class Adapter:
                 f"this model ({_told(self.config)}) takes [r, {columns}] and [{rows}, r]: the "
                 "adapter is of another model"
             )
+        said = _by_pattern(told, "rank_pattern", "r", f"{i}.{part}", rank)
+        if said != rank:
+            raise FormatError(f"adapter: {here}: {CONFIG} has the rank {said!r:.40}, and layer "
+                              f"{i}, {part} has {rank}")  # fmt: skip
         scale = _scale(told, f"{i}.{part}", rank, here)
         start = 0
         for name in names:
@@ -336,11 +343,19 @@ def _check_config(told: Mapping[str, Any], here: Path) -> None:
                               "muladd does not know; expected plain LoRA")  # fmt: skip
 
 
-def _scale(told: Mapping[str, Any], place: str, rank: int, here: Path) -> float:
-    alpha = told.get("lora_alpha", rank)
-    for pattern, value in (told.get("alpha_pattern") or {}).items():
+def _by_pattern(
+    told: Mapping[str, Any], patterns: str, name: str, place: str, default: int
+) -> Any:
+    """What a configuration says of a place: by the last pattern that fits it, or for all."""
+    found = told.get(name, default)
+    for pattern, value in (told.get(patterns) or {}).items():
         if re.search(rf"(?:^|\.){pattern}$", place):
-            alpha = value
+            found = value
+    return found
+
+
+def _scale(told: Mapping[str, Any], place: str, rank: int, here: Path) -> float:
+    alpha = _by_pattern(told, "alpha_pattern", "lora_alpha", place, rank)
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise FormatError(f"adapter: {here / CONFIG}: lora_alpha is {alpha!r:.40}; expected a "
                           "number")  # fmt: skip

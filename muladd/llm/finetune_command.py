@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from muladd.errors import ArgumentError
 from muladd.llm import merge as merging
 from muladd.llm.adapters import LoRA
 from muladd.llm.dataset import LONG
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     """`muladd finetune`; gives the exit code."""
     given = _parser().parse_args(arguments)
     lora = None
+    if given.full and given.alpha is not None:
+        raise ArgumentError("finetune: --full trains all weights, and --alpha is of --lora; give "
+                            "one of them")  # fmt: skip
     if not given.full:
         lora = LoRA(given.lora, given.alpha, given.dropout, tuple(given.targets))
     names = (*(name for name, _, _ in _OPTIONS), "long", "kind")

@@ -16,7 +16,7 @@ from muladd.errors import FormatError
 from muladd.formats import checkpoint
 from muladd.formats.stored import StoredArray
 from muladd.ir import dtype as dt
-from muladd.llm.model import Config
+from muladd.llm.model import FAMILIES, Config
 from muladd.llm.sources import Facts, consistent, known, single, windowed
 from muladd.llm.weights import Stored, numbers, stacked
 
@@ -47,6 +47,7 @@ _LAYER = {
 _AFTER = {"post_attention_layernorm": "post_attention_norm",
           "pre_feedforward_layernorm": "ffn_norm",
           "post_feedforward_layernorm": "post_ffw_norm"}  # fmt: skip
+_ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new")}
 _EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)")
 _EXPERT_NAMES = {"w1": "ffn_gate", "w2": "ffn_down", "w3": "ffn_up", "gate_proj": "ffn_gate",
                  "up_proj": "ffn_up", "down_proj": "ffn_down"}  # fmt: skip
@@ -60,12 +61,18 @@ def from_folder(
     found = checkpoint.load(folder)
     where = os.fspath(folder)
     kind = found.config.get("model_type")
-    if kind not in TYPES:
+    if not isinstance(kind, str) or kind not in TYPES:
         raise FormatError(f"{where}: the model_type {kind!r:.40} is not known; expected one of "
                           f"{', '.join(TYPES)}")  # fmt: skip
     name = known(TYPES[kind], where)
+    how = found.config.get("quantization_config")
+    if how is not None:
+        method = how.get("quant_method") if isinstance(how, dict) else how
+        raise FormatError(f"{where}: its weights are quantised in the way {method!r:.40}, which is "
+                          "not known here; expected plain weights, or a GGUF file")  # fmt: skip
     config, divisors = _config(name, found.config, where)
     tensors = single(_renamed(found, name, where), config, where)
+    _agrees(found.config, config, tensors, where)
     if divisors is not None:
         tensors["rope_freqs.weight"] = StoredArray(dt.float32, divisors.astype(np.float32))
     return config, tensors, found
@@ -102,6 +109,34 @@ def _config(name: str, values: Mapping[str, Any], where: str) -> tuple[Config, n
     return config, rope[1]
 
 
+def _agrees(
+    values: Mapping[str, Any], config: Config, tensors: Mapping[str, Stored], where: str
+) -> None:
+    """Raises FormatError where config.json says what the weights or the architecture do not."""
+    said = ("hidden_activation", "hidden_act", "activation_function")
+    given = next((values[n] for n in said if values.get(n) is not None), None)
+    fits = _ACTIVATIONS[FAMILIES[config.architecture].activation]
+    if given is not None and given not in fits:
+        raise FormatError(f"{where}: config.json has the activation {given!r:.40}; expected "
+                          f"{' or '.join(fits)} of {config.architecture}")  # fmt: skip
+    if values.get("tie_word_embeddings") is False and "output.weight" not in tensors:
+        raise FormatError(f"{where}: lm_head.weight is missing, and config.json says that it is "
+                          "not the embedding")  # fmt: skip
+    for name, part in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
+        if values.get(name) is True and f"blk.0.{part}.bias" not in tensors:
+            raise FormatError(f"{where}: config.json says {name}, and the weights have none")
+    facts = Facts(values, "", where)
+    sizes = {"vocab_size": "token_embd.weight"}
+    if not config.experts and config.architecture != "gpt2":
+        sizes["intermediate_size"] = "blk.0.ffn_up.weight"
+    for name, tensor in sizes.items():
+        if name in values and tensor in tensors and tensors[tensor].shape:
+            count, rows = facts.count(name), tensors[tensor].shape[0]
+            if count != rows:
+                raise FormatError(f"{where}: config.json has {name} {count}, and {tensor} has "
+                                  f"{rows} rows")  # fmt: skip
+
+
 def _or_zero(facts: Facts, name: str) -> float:
     return 0.0 if facts.values.get(name) is None else facts.number(name)
 
@@ -127,6 +162,9 @@ def _rope(
     local = given.get("sliding_attention")
     given = given.get("full_attention", given)
     old = values.get("rope_scaling") or {}
+    if not isinstance(old, dict):
+        raise FormatError(f"{facts.where}: rope_scaling is {type(old).__name__}; expected an "
+                          "object")  # fmt: skip
     given = {"rope_theta": values.get("rope_theta", 10000.0), **old, **given}
     rope = Facts(given, "", facts.where)
     kind = given.get("rope_type", given.get("type", "default"))

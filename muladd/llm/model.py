@@ -9,6 +9,7 @@ Nothing here knows of conversations: what a token sees of others is a function t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from muladd.errors import FormatError
-from muladd.llm.weights import Matrix, Stored, fits, matrix, numbers
+from muladd.llm.weights import Matrix, Stored, fits, is_of_numbers, kind_of, matrix, numbers
 from muladd.tensor import Tensor
 
 
@@ -36,6 +37,7 @@ class Family:
     halves: bool = True  # GGUF: rotation pairs i with i + half, not 2i with 2i + 1
 
 
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
 _QKV = ("attn_q", "attn_k", "attn_v")
 _ALL = (*_QKV, "attn_output", "ffn_up", "ffn_down")
 FAMILIES: dict[str, Family] = {
@@ -163,7 +165,16 @@ class Decoder:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing; "
                               "the file is not whole, or is of another architecture")  # fmt: skip
+        places = {name: _BLOCK.match(name) for name in tensors}
+        over = [name for name, p in places.items() if p and int(p[1]) >= self.config.layers]
+        if over:
+            raise FormatError(f"model: {self.config.architecture}: there is {over[0]}, and the "
+                              f"model has {self.config.layers} layers")  # fmt: skip
         for name, shape in wanted.items():
+            if not is_of_numbers(tensors[name]):
+                raise FormatError(f"model: {self.config.architecture}: {name} holds "
+                                  f"{kind_of(tensors[name])}; expected floating-point numbers, or "
+                                  "a quantised kind of GGUF with its scales")  # fmt: skip
             if not fits(tensors[name], shape):
                 given, text = tensors[name].shape, ", ".join(str(n or "any") for n in shape)
                 raise FormatError(f"model: {self.config.architecture}: {name} has the shape "

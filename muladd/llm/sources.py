@@ -81,7 +81,13 @@ def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], 
         experts_normalized=name != "qwen2moe", **_window(name, layers, facts),
     )  # fmt: skip
     consistent(config, where)
-    return config, single(dict(found.tensors), config, where), found
+    tensors = single(dict(found.tensors), config, where)
+    told = found.metadata.get(f"{name}.feed_forward_length")
+    up = tensors.get("blk.0.ffn_up.weight")
+    if isinstance(told, int) and up is not None and not config.experts and told != up.shape[0]:
+        raise FormatError(f"{where}: {name}.feed_forward_length is {told}, and blk.0.ffn_up.weight "
+                          f"has {up.shape[0]} rows")  # fmt: skip
+    return config, tensors, found
 
 
 def _window(name: str, layers: int, facts: Facts) -> dict[str, Any]:

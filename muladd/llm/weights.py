@@ -167,6 +167,18 @@ def fits(stored: Stored, shape: tuple[int, ...]) -> bool:
     return len(stored.shape) == len(shape) and all(n in (0, m) for n, m in zip(shape, stored.shape))
 
 
+def kind_of(stored: Stored) -> str:
+    """How a stored weight's elements are kept: a dtype's name, or that of a quantised kind."""
+    return stored.kind.name if isinstance(stored, GGUFTensor) else stored.dtype.name
+
+
+def is_of_numbers(stored: Stored) -> bool:
+    """Whether a stored weight says its values by itself: plain floating-point numbers of 16 bits or
+    more, or blocks with their scales. Whole numbers and bytes have scales elsewhere."""
+    d = stored.kind.dtype if isinstance(stored, GGUFTensor) else stored.dtype
+    return d is None or d.is_float and d.bits >= 16
+
+
 def numbers(stored: Stored) -> np.ndarray:
     """A stored weight as a float32 array."""
     values = stored.dequantize() if isinstance(stored, GGUFTensor) else stored.numpy()

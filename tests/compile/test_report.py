@@ -126,9 +126,13 @@ def test_explain_and_kernels_run_nothing() -> None:
     assert y.kernels() == []
 
 
-def test_ceilings_are_kept_on_disk(monkeypatch) -> None:
+def test_ceilings_are_kept_on_disk(monkeypatch, tmp_path) -> None:
+    from muladd import cache
     from muladd.compile import roofline
 
+    own = cache.Cache(tmp_path / "own.sqlite")  # others measure, and write into the shared one
+    monkeypatch.setattr(cache, "cache", lambda: own)
+    monkeypatch.setattr(roofline, "_measured", {})
     first = report.ceilings()
     roofline._measured.clear()
     monkeypatch.setattr(roofline, "peaks", lambda *_: pytest.fail("measured again"))

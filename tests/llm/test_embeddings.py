@@ -72,6 +72,21 @@ def test_vectors_do_not_depend_on_their_company(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_text_that_is_far_too_long_is_not_read_to_its_end(tmp_path, monkeypatch):
+    write_small(tmp_path)
+    model = embeddings.load(tmp_path)
+    plain, seen = model.tokenizer.encode, []
+    monkeypatch.setattr(type(model.tokenizer), "encode",
+                        lambda _, text: seen.append(text) or plain(text))  # fmt: skip
+    long = "ab " * 1_000_000
+    with pytest.raises(ArgumentError, match=f"over {model.length} tokens and there is room for"):
+        model.embed(long, cut=False)
+    whole = model.embed(long)
+    assert max(map(len, seen)) < 200 * model.length
+    np.testing.assert_allclose(model.embed(long[: 10 * model.length]), whole, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_the_files_say_is_done(tmp_path):
     theirs = write_small(tmp_path, ("Transformer", "Pooling"), "cls", hidden_act="gelu_new")
     model = embeddings.load(tmp_path)

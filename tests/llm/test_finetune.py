@@ -274,6 +274,8 @@ def test_adapters_that_do_not_fit(talker, tmp_path):
     for wrong in ({"rank": 0}, {"alpha": -1.0}, {"dropout": 1.0}):
         with pytest.raises(ArgumentError, match=f"LoRA: {next(iter(wrong))} is"):
             LoRA(**wrong)
+    with pytest.raises(ArgumentError, match="the rank is 100000, and .* expected .* or less"):
+        Adapter.new(decoder, LoRA(rank=100_000))
     folder = tmp_path / "a"
     with pytest.raises(FormatError, match="is no folder"):
         Adapter.load(folder, decoder)
@@ -290,6 +292,8 @@ def test_adapters_that_do_not_fit(talker, tmp_path):
     refused("peft_type is 'IA3'", peft_type="IA3")
     refused("use_dora is True", use_dora=True)
     refused("lora_alpha is 'big'", lora_alpha="big")
+    refused("has the rank 99, and layer 0, .* has 2", r=99)
+    refused("has the rank 7, and layer 0, .*q_proj has 2", rank_pattern={"q_proj": 7})
     refused("has no adapter", {})
     refused("'x' is not the A or B", {"x": np.zeros(2, np.float32)})
     name = next(n for n in arrays if "q_proj.lora_A" in n)
@@ -388,6 +392,12 @@ def test_misuse_says_what_to_do(given, words, talker, tmp_path):
     with pytest.raises(ArgumentError, match=words):
         settings = Settings(**{"length": 16, **given})
         finetune.run(talker, sentences(tmp_path / "d.jsonl"), tmp_path / "a", settings)
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path, capsys):
+    given = [str(tmp_path / "m"), str(tmp_path / "d.jsonl"), "--full", "--alpha", "3"]
+    assert cli.main(["finetune", *given]) == 2
+    assert "--alpha is of --lora" in capsys.readouterr().err
 
 
 def test_the_commands(talker, tmp_path, capsys, monkeypatch):

@@ -53,6 +53,11 @@ class Fields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
+    def drop(self, *names: str) -> None:
+        """Take what makes no difference here."""
+        for name in names:
+            self._left.pop(name, None)
+
     def place(self, name: str) -> str:
         """A field by its whole name."""
         return f"{self._where}.{name}" if self._where else name
@@ -297,6 +302,9 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], str]:
         inner.text("description", "")
         if not isinstance(parameters := inner.take("parameters", {}), Mapping):
             raise inner.wrong("parameters", parameters, "a JSON schema")
+        inner.drop("strict")
+        inner.end()
+        outer.end()
     names = [tool["function"]["name"] for tool in tools]
     choice = fields.take("tool_choice", "auto")
     if isinstance(choice, Mapping):
@@ -318,12 +326,14 @@ def _format(fields: Fields) -> Any:
     """The schema of response_format: None for text, True for any object."""
     given = Fields(fields.take("response_format", {"type": "text"}), "response_format")
     kind = given.text("type", None, ("text", "json_object", "json_schema"))
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return True
-    inner = Fields(given.take("json_schema"), "response_format.json_schema")
-    schema = inner.take("schema", {})
+    described = given.take("json_schema") if kind == "json_schema" else None
+    given.end()
+    if kind != "json_schema":
+        return None if kind == "text" else True
+    inner = Fields(described, "response_format.json_schema")
+    inner.drop("name", "strict", "description")
+    schema = inner.take("schema")
+    inner.end()
     if not isinstance(schema, Mapping):
         raise inner.wrong("schema", schema, "a JSON schema")
     return schema
@@ -352,4 +362,5 @@ def _name(value: Any) -> str:
     if isinstance(value, str | int | float | bool):
         text = json.dumps(value)
         return text if len(text) <= 60 else text[:57] + "..."
-    return "a list" if isinstance(value, list) else "an object"
+    kind = "list" if isinstance(value, list) else "object"
+    return f"a{'n' * (kind == 'object')} {kind}" if value else f"an empty {kind}"

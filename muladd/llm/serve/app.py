@@ -172,7 +172,8 @@ class App:
     def done(self, path: str, status: int, began: float, note: str = "") -> None:
         """Count and log a request that has ended."""
         seconds = self.clock() - began
-        self.metrics.done(path, status, seconds)
+        one = path.startswith("/v1/models/")  # of any name: clients must not make labels
+        self.metrics.done("/v1/models/{id}" if one else path, status, seconds)
         self.log(f"{path} {status} {seconds:.2f} s {note}".rstrip()[:300])
 
     async def _http_error(self, request: Request, error: Exception) -> Response:

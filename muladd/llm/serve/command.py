@@ -110,6 +110,8 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _key(given: argparse.Namespace) -> str | None:
+    if given.api_key is not None and given.api_key_file is not None:
+        raise ArgumentError("serve: --api-key and --api-key-file are both given; give one of them")
     if given.api_key_file is None:
         key: str | None = given.api_key
     else:

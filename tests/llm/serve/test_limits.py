@@ -1,6 +1,7 @@
 """Keys, queues, timeouts and the end of a server, with a model that says nonsense quickly."""
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from support.server import serving
 from support.small_llama import write_speaking
 
 from muladd import llm
+from muladd.llm.serve import api
 from muladd.llm.serve.api import ApiError
 from muladd.llm.serve.engine import Engine
 from muladd.llm.serve.service import Service
@@ -119,6 +121,31 @@ def test_a_prompt_that_is_far_too_long_is_not_read_to_its_end(model, monkeypatch
         assert told.value.code == "context_length_exceeded"
     assert max(map(len, seen)) < 2000
     assert len(service.ids("x" * 60, "prompt")) == 60
+
+
+@pytest.mark.parametrize("given, name", [
+    ({"response_format": {"type": "json_schema", "json_schema": {"shema": {}}}},
+     "response_format.json_schema.shema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+     "response_format.json_schema.schema"),
+    ({"response_format": {"type": "text", "kind": 1}}, "response_format.kind"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "paramters": {}}}]},
+     "tools.0.function.paramters"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}, "x": 1}]}, "tools.0.x"),
+])  # fmt: skip
+def test_a_misspelt_field_is_told_wherever_it_is(given, name):
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], **given}
+    with pytest.raises(ApiError, match=re.escape(name)) as told:
+        api.chat(body)
+    assert told.value.param == name
+
+
+def test_clients_make_no_metrics(model):
+    with serving(model) as server:
+        for i in range(3):
+            assert server.ask(f"/v1/models/any{i}")[0] == 404
+        text = server.ask("/metrics")[1]
+        assert "any" not in text and 'path="/v1/models/{id}"' in text
 
 
 def test_wrong_usage_is_told_at_once(model, tmp_path, capsys):
