@@ -451,8 +451,8 @@ class _Lowering:
         start = wide(identity(s.reduction, d), width)
         waits = s.name in self.waiting
         beside = bool(inner) or (vector is not None and plan.owner(vector) in s.reduced)
-        out: list[Statement] = list(claims(self.plan, s, self.places, turns_of(outer, {
-            **values, vector: 0} if vector is not None else values)))
+        at_first = {**values, vector: 0} if vector is not None else values
+        out: list[Statement] = [*claims(self.plan, s, self.places, [*turns_of(outer, at_first)])]
         out += [
             Store(name, _at(k), self._partial(s, {**values, **turn}, vector)
                   if waits and not beside else start)

@@ -7,7 +7,7 @@ spread over the whole sum. With `claim` the lines that results go to are asked f
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.kernel import Stage
@@ -71,7 +71,7 @@ def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[P
 
 
 def claims(
-    plan: Plan, s: Stage, places: dict[Node, Dim], turns: Iterable[Values]
+    plan: Plan, s: Stage, places: dict[Node, Dim], turns: Sequence[Values]
 ) -> list[Prefetch]:
     """What is asked for before a tile of sums, to be written after it: a line once.
 

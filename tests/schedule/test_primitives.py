@@ -452,6 +452,18 @@ def test_lines_of_results_are_asked_for_once(lanes, apart):
     assert (run(plan, inputs) == run(apply(kernel, lines), inputs)).all()
 
 
+def test_lines_of_several_results_of_a_sum_are_asked_for():
+    kernel = product(40, 128)
+    (s,), (i, j) = kernel.stages, kernel.shared
+    twice = make(ops.READ, (i, j), ("s0", 2), FLOAT)
+    other = Stage("s1", (i, j), make(ops.ADD, (twice, twice)), argument=3, position=s.position)
+    both = replace(kernel, stages=(s, other), _memo={},
+                   arguments=(*kernel.arguments, Argument(3, FLOAT, 40 * 128, True)))  # fmt: skip
+    plan = apply(both, ("split p1 16", "outer p1.0 p0", "nest s0 r0 p1.1", "vector s0 p1.1",
+                        "vector s1 p1.1", "claim s0 s0", "claim s0 s1"))  # fmt: skip
+    assert [x.place for x in prefetches(lower(plan).body)] == [2, 3]
+
+
 def test_panels_in_pieces_are_not_asked_for():
     lines = (*EXAMPLES["prefetch"].setup, "prefetch s0 c0 p1.0")
     plan = apply(copied(), lines)

@@ -129,8 +129,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             plan = step(plan, f"unroll {copy} {near.split()[0]}")
     for other in plan.kernel.stages:
         if other.name not in (name, *copies):
-            own = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}"
-            own = " ".join(x for x in own.split() if x != f"{J}.1")
+            loops = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}".split()
+            own = " ".join(x for x in loops if x != f"{J}.1")
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {own} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
         if other.name != "c1" and not (turned and other.name == "c0"):
