@@ -57,12 +57,19 @@ class Draft:
         """Whether an index is the same for several pairs of a result's place and a reduced one."""
         if index.op is ops.RANGE:
             return False
-        inside = set(toposort((index,)))
-        own, reduced = inside & set(self.axes), inside & set(self.stage.reduced)
-        if not own or not reduced:
+        own, reduced = set(self.axes), set(self.stage.reduced)
+        inside, pairs = set(toposort((index,))), 1
+        if not inside & own or not inside & reduced:
             return False
+        for atom in dict.fromkeys(atom for term in sym.poly(index) for atom in term):
+            axes = (own | reduced) & set(toposort((atom,)))
+            values = sym.bounds(sym.product(a.arg.extent for a in axes))[1]
+            if not (axes & own and axes & reduced):  # one of p % 2 has two, however many p are
+                low, high = sym.bounds(atom)
+                values = min(values, high - low + 1)
+            pairs *= values
         low, high = sym.bounds(index)
-        return high - low + 1 < sym.bounds(sym.product(a.arg.extent for a in own | reduced))[1]
+        return high - low + 1 < pairs
 
 
 @dataclass(eq=False)

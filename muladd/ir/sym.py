@@ -258,13 +258,12 @@ def _divmod(a: Dim, b: Dim) -> tuple[Poly, Poly]:
 
 def _divmod_int(quotient: Poly, rest: Poly, b: int) -> tuple[Poly, Poly]:
     """The rules for a constant divisor, with `rest` not known to lie in [0, b)."""
-    constant = rest.get((), 0)
-    g = reduce(gcd, (c for m, c in rest.items() if m), b)
-    if g > 1:  # (g*s + g*k + c) over g*d, 0 <= c < g
-        k, c = divmod(constant, g)
-        small = {m: v // g for m, v in rest.items() if m}
-        q, r = _divmod(build(plus(small, {(): k} if k else {})), b // g)
-        return plus(quotient, q), plus(scaled(r, g), {(): c} if c else {})
+    for g in sorted({gcd(c, b) for m, c in rest.items() if m} - {1}, reverse=True):
+        small = {m: c if m else c % g for m, c in rest.items() if c % g}
+        if _within(small, {(): g}):  # (g*s + t) over g*d, 0 <= t < g
+            large = {m: c // g for m, c in plus(rest, small, -1).items()}
+            q, r = _divmod(build(large), b // g)
+            return plus(quotient, q), plus(scaled(r, g), small)
     x = build(rest)
     inner = _number(x.srcs[1]) if isinstance(x, Node) and x.op in (ops.DIV, ops.MOD) else None
     if isinstance(x, Node) and x.op is ops.DIV and inner is not None:

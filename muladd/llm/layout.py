@@ -55,7 +55,7 @@ _WORDS = {"Q4_0": (2, 16, 0, None), "Q4_1": (4, 16, 0, 2), "Q8_0": (2, 32, 0, No
 class Form:
     """What is not to be seen from the arrays of a laid matrix."""
 
-    bits: int  # 4: two codes in a byte; 7: less than 128; 8: with a sign
+    bits: int  # 4: two codes in a byte; 7: less than 128; 8: with a sign, unless shifted
     shift: int  # what was added to each code
     rows: int  # there may be more, to fill the last panel
     beside: str = "int8"  # what is multiplied by them, so that the machine has an instruction
@@ -91,12 +91,12 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
     lanes = _lanes()
-    bits, shift = _NARROW.get(kind.name, (8, 0))
+    bits, shift = _NARROW.get(kind.name, (8, _shift_of_signed()))
     blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
     scale, offset = _scales(blocks[:1, :1], kind)
     groups, panels = scale.shape[-1], -(-rows // lanes)
     fours = width // groups // (8 if bits == 4 else 4)
-    codes = dt.int8 if bits == 8 else dt.uint8
+    codes = dt.uint8 if shift or bits < 8 else dt.int8
     made = [_empty((*lead, panels, groups, fours, lanes, 4), codes)]
     made += [_empty((*lead, panels, groups, lanes), dt.dtype(x.dtype))
              for x in (scale, offset) if x is not None]  # fmt: skip
@@ -120,7 +120,7 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
             list(pool.map(one, pieces))
     release(stored.raw)
     # bytes with signs are multiplied as words where there is no instruction for two of them
-    beside = "int16" if bits == 8 and not _multiplies_signed_bytes() else "int8"
+    beside = "int16" if codes is dt.int8 and not _multiplies_signed_bytes() else "int8"
     return [finish() for _, finish in made], Form(bits, shift, rows, beside)
 
 
@@ -132,10 +132,12 @@ def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift
         at, count, _, _ = _WORDS[kind.name]
         words = blocks[..., at : at + count].view(np.uint32)  # though they may lie unaligned
         words = words.reshape(panels, lanes, groups, fours)
+        if bits == 8 and shift:
+            words = words ^ np.uint32(0x80808080)
     else:
         codes = quant.codes(blocks, kind).reshape(len(blocks), groups, -1)
-        if bits < 8:
-            codes = (codes + np.int8(shift)).view(np.uint8)
+        if shift or bits < 8:
+            codes = codes.view(np.uint8) + np.uint8(shift)
         if bits == 4:
             half = codes.shape[-1] // 2
             codes = codes[..., :half] | codes[..., half:] << 4
@@ -177,6 +179,13 @@ def _machine() -> Machine | None:
 def _lanes() -> int:
     machine = _machine()
     return machine.float_lanes if machine is not None else _LANES
+
+
+def _shift_of_signed() -> int:
+    """What makes bytes with a sign such without, where those may be multiplied whole: sums of two
+    products in 16 bits would be too great."""
+    machine = _machine()
+    return 128 if machine is not None and machine.dot == "vnni" else 0
 
 
 def _multiplies_signed_bytes() -> bool:

@@ -116,12 +116,11 @@ class Matrix:
             sums = sums + lies[..., i, :, :] * part.cast("int32").unsqueeze(-5)
         sums = sums.sum((-2, -1), dtype="int32").cast("float32")  # (..., n, out, groups)
         weights = [t.cast("float32").unsqueeze(-3) for t in rest]
-        y = sums * (weights[0] * scale.unsqueeze(-2))
-        if len(weights) > 1:
-            y = y + weights[1] * total.unsqueeze(-2)
-        elif self.form.shift:
-            y = y + weights[0] * (total * -self.form.shift).unsqueeze(-2)
-        return y.sum(-1)
+        sums = sums * scale.unsqueeze(-2)
+        if len(weights) == 1 and self.form.shift:
+            sums = sums + (total * -self.form.shift).unsqueeze(-2)
+        y = sums * weights[0]
+        return (y if len(weights) == 1 else y + weights[1] * total.unsqueeze(-2)).sum(-1)
 
     def __repr__(self) -> str:
         kind = self.arrays[0].dtype.name if self.form is None else f"{self.form.bits} bits"

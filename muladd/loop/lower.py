@@ -570,21 +570,9 @@ class _Lowering:
     def _accumulate(
         self, s: Stage, accumulator: Node, values: Values, full: frozenset, vector: Node | None
     ) -> Node:
-        d = s.accumulator
         value = self._value(s, values, full, vector)
-        width = accumulator.shape[0] if accumulator.shape else 0
-        assert isinstance(width, int)
         masks = [self._inside(a, values, vector) for a in s.reduced if a not in full]
-        assert s.reduction is not None
-        fused = s.reduction is ops.SUM and d.is_float and value.op is ops.MUL
-        if fused and (s.contracted or not self.kernel.exact):
-            a, b = (wide(x if x.dtype is d else make(ops.CAST, (x,), None, d), width)
-                    for x in value.srcs)  # fmt: skip
-            new = make(ops.FMA, (a, b, accumulator))
-        else:
-            value = wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
-            new = joined(s.reduction, accumulator, value, self.kernel.exact,
-                         s.name in self.careless)  # fmt: skip
+        new = joined(s, accumulator, value, self.kernel.exact, s.name in self.careless)
         for m in masks:
             if m is not True:
                 new = make(ops.WHERE, (match(m, new), new, accumulator))

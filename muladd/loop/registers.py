@@ -6,6 +6,7 @@ from functools import reduce
 import numpy as np
 
 from muladd.ir import DType, Node, const, dtype, make, ops, sym
+from muladd.loop.kernel import Stage
 
 
 def register(name: str, k: int, width: int, d: DType) -> Node:
@@ -31,14 +32,35 @@ def both_masks(a: Node, b: Node, width: int) -> Node:
     )
 
 
-def joined(reduction: ops.Op, sofar: Node, value: Node, exact: bool, careless: bool) -> Node:
-    """A reduction's result so far with one more value; careless: which may pass over a NaN."""
-    if reduction is ops.SUM:
+def joined(s: Stage, sofar: Node, value: Node, exact: bool, careless: bool) -> Node:
+    """A stage's result so far with one more value; careless: which may pass over a NaN."""
+    if s.reduction is ops.SUM and sofar.dtype.is_float:
+        if not exact or s.contracted and value.op is ops.MUL:
+            return _added(sofar, value)
+    value = _like(sofar, value)
+    if s.reduction is ops.SUM:
         return make(ops.ADD, (sofar, value))
     if careless:
         return make(ops.WHERE, (make(ops.LT, (sofar, value)), value, sofar))
     # which of equal zeros MAX gives depends on the order
     return make(ops.MAX, (sofar, value) if exact else (value, sofar))
+
+
+def _added(sofar: Node, value: Node) -> Node:
+    """A sum so far and one more value, where a product is rounded only with the sum; and so are
+    those of a value that is a sum of them."""
+    if value.op is ops.ADD and value.dtype is sofar.dtype:
+        if any(x.op is ops.MUL for x in value.srcs):
+            return reduce(_added, value.srcs, sofar)
+    if value.op is ops.MUL:
+        return make(ops.FMA, (*(_like(sofar, x) for x in value.srcs), sofar))
+    return make(ops.ADD, (sofar, _like(sofar, value)))
+
+
+def _like(sofar: Node, value: Node) -> Node:
+    d, width = sofar.dtype, sofar.shape[0] if sofar.shape else 0
+    assert isinstance(width, int)
+    return wide(value if value.dtype is d else make(ops.CAST, (value,), None, d), width)
 
 
 def tree(reduction: ops.Op, parts: list[Node]) -> Node:

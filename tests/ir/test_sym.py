@@ -87,6 +87,10 @@ def test_equal_expressions_are_the_same_object():
     assert sym.add(sym.mul(sym.div(i * 5 + j, 3), 3), sym.mod(i * 5 + j, 3)) is i * 5 + j
     assert n - n == 0
     assert (n * m) // m is n
+    k = sym.axis("k", 16)
+    assert (n * 16 + k) // 32 is n // 2
+    assert (n * 16 + k) % 32 is n % 2 * 16 + k
+    assert (n * 16 + k + 1) // 32 is not n // 2  # 16 * n + 16 where k is 15
 
 
 def test_flatten_and_unflatten_are_inverse():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from muladd import Tensor, config
+from muladd.compile import compile_graph, parameters
 from muladd.device.machine import Machine
 from muladd.errors import ArgumentError
 from muladd.formats import quant
@@ -15,6 +16,7 @@ from muladd.formats.gguf import GGUFTensor
 from muladd.llm import layout
 from muladd.llm.generate import load
 from muladd.llm.weights import Matrix, matrix, quantized
+from muladd.loop.dots import factors
 from muladd.tensor.handle import no_grad
 
 KINDS = [name for name, kind in quant.KINDS.items() if kind.dtype is None]
@@ -51,6 +53,26 @@ def test_numbers_rows_and_products_of_every_kind(kind):
     assert np.abs((by_bytes - exact) / scale).max() < 0.02
     recorded = found(Tensor(x, requires_grad=True)).numpy()  # gradients want numbers
     assert np.abs((recorded - exact) / scale).max() < 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 33])
+@pytest.mark.parametrize("kind, width", [
+    ("Q4_1", 96), ("Q4_0", 2048), ("Q8_0", 2048), ("Q6_K", 1024), ("Q2_K", 256),
+])  # fmt: skip
+def test_products_of_several_rows_are_one_kernel(kind, width, rows):
+    """Blocks' sums never reach memory, whatever a block is, and however many there are."""
+    weight = stored(kind, 512, width)
+    x = np.random.default_rng(1).standard_normal((rows, width)).astype(np.float32)
+    with no_grad():
+        found = matrix(weight, arithmetic="int8")(Tensor(x))
+        graph, _ = parameters((found.node,))
+        kernels = compile_graph(graph, "CPU").kernels()
+        products = [k for k in kernels if any(factors(s) for s in k.kernel.stages)]
+        assert len(products) == 1 and "*d" in products[0].plan.text()
+        assert all(s.argument is None for s in products[0].kernel.stages if factors(s))
+        exact = x.astype(np.float64) @ weight.dequantize().T
+        scale = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(weight.dequantize(), axis=1)
+        assert np.abs((found.numpy() - exact) / scale).max() < 0.02
 
 
 def test_a_product_of_bytes_is_what_its_bytes_say():
