@@ -181,7 +181,8 @@ class Decoder:
                                   f"{list(given)}; its sizes ask for [{text}]")  # fmt: skip
 
     def _turns(self, local: bool) -> tuple[Tensor, Tensor]:
-        """cos and sin by position: two tables (room, rotated pairs). Su et al., 2021."""
+        """cos and sin by position, as each number and its partner in a pair are multiplied by them:
+        two tables (room, rotated width). Su et al., 2021."""
         c = self.config
         base = c.rope_local_base if local and c.rope_local_base else c.rope_base
         width = c.rope_width or c.head_width
@@ -191,8 +192,11 @@ class Decoder:
             if "rope_freqs.weight" in self.vectors:  # llama 3 and longrope
                 frequency = frequency / self.vectors["rope_freqs.weight"].numpy()
         angle = np.arange(self.room)[:, None] * frequency
-        tables = (np.cos(angle) * c.rope_amplitude, np.sin(angle) * c.rope_amplitude)
-        return tuple(Tensor(t.astype(np.float32)) for t in tables)  # type: ignore[return-value]
+        cos, sin = np.cos(angle) * c.rope_amplitude, np.sin(angle) * c.rope_amplitude
+        axis = 1 if c.halves else 2
+        tables = (np.stack(pair, axis).reshape(self.room, width).astype(np.float32)
+                  for pair in ((cos, cos), (-sin, sin)))  # fmt: skip
+        return tuple(map(Tensor, tables))  # type: ignore[return-value]
 
     # --- the graph -------------------------------------------------------------------------------
 
@@ -256,20 +260,15 @@ class Decoder:
         return self._projected(i, "attn_output", y)
 
     def _turned(self, x: Tensor, turns: list[Tensor]) -> Tensor:
-        """Pairs of (heads, n, width) rotated by their positions' angles."""
+        """Pairs of (heads, n, width) rotated by their positions' angles: (a, b) to (a cos - b sin,
+        b cos + a sin)."""
         cos, sin = turns
-        pairs = cos.shape[-1]
-        heads, n, width = x.shape
-        turned, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
-        if self.config.halves:
-            a, b = turned[..., :pairs], turned[..., pairs:]
-            out = (a * cos - b * sin).cat(b * cos + a * sin, dim=-1)
-        else:
-            both = turned.reshape(heads, n, pairs, 2)
-            a, b = both[..., 0], both[..., 1]
-            out = (a * cos - b * sin).stack(b * cos + a * sin, dim=-1)
-            out = out.reshape(heads, n, 2 * pairs)
-        return out if width == 2 * pairs else out.cat(rest, dim=-1)
+        width = cos.shape[-1]
+        turned, rest = x[..., :width], x[..., width:]
+        shape = (*x.shape[:-1], 2, -1) if self.config.halves else (*x.shape[:-1], -1, 2)
+        partner = turned.reshape(*shape).flip(-2 if self.config.halves else -1)
+        out = turned * cos + partner.reshape(*turned.shape) * sin
+        return out if width == x.shape[-1] else out.cat(rest, dim=-1)
 
     def _perceptron(self, i: int, x: Tensor) -> Tensor:
         up = self._projected(i, "ffn_up", x)

@@ -13,7 +13,7 @@ afterwards: so nothing passes over all the room there is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,6 @@ from muladd.tensor.jit import jit
 PAGE = 64  # positions of a page
 CHUNK = 64  # tokens of a prompt that are read in one step
 _LOW = -1e30  # a score that counts nothing; finite, since a whole page may have it
-_FEW = 1  # tokens up to which a step gives all keys and values in one tensor
 _RUNS = 64  # of a step, at most
 _NOWHERE = 1 << 30  # the position of a page that nobody sees
 
@@ -157,26 +156,25 @@ class Pool:
     ) -> None:  # fmt: skip
         """Put new keys and values (key heads, slots x rows, head width) into their pages; a text's
         are `counts` from its `first` row on."""
-        places = [(text.pages[n // PAGE], n % PAGE, i + n - text.length)
-                  for text, count, i in zip(texts, counts, first)
-                  for n in range(text.length, text.length + count)]  # fmt: skip
-        page, at, row = np.array(places, np.int32).T
+        runs = [run for text, count, row in zip(texts, counts, first)
+                for run in _runs(text, count, row)]  # fmt: skip
         if self._memory[0] is None:
-            self._put(*map(Tensor, (page, at, row)), new_ones)
+            places = [(page, at + n, row + n) for page, at, row, count in runs
+                      for n in range(count)]  # fmt: skip
+            self._put(*map(Tensor, np.array(places, np.int32).T), new_ones)
             return
-        arrays = list(map(as_array, new_ones))
-        if arrays[0].ndim == 3:
-            count = 2 * self.decoder.config.layers
-            arrays = [np.stack(arrays[i : i + count]) for i in range(0, len(arrays), count)]
-        for i, memory in enumerate(self._memory):
+        both = [array[which::2] for array in map(as_array, new_ones) for which in range(2)]
+        for i, (memory, new) in enumerate(zip(self._memory, both)):
             assert memory is not None
-            values = arrays[i // 2][i % 2 :: 2][:, :, row]  # (layers, key heads, n, width)
-            memory[(slice(None), *_place(i, page, at))] = values.transpose(2, 0, 1, 3)
+            for page, at, row, count in runs:  # (layers, key heads, count, width)
+                some = new[:, :, row : row + count]
+                place = (slice(None), *_place(i, page, slice(at, at + count)))
+                memory[place] = some if i == 1 else some.swapaxes(-1, -2)
 
     def _scatter(self, page: Tensor, at: Tensor, row: Tensor, new_ones: list[Tensor]) -> None:
         """The same where memory is not the host's: a pass over all of the pool."""
         count = 2 * self.decoder.config.layers
-        found = [x for t in new_ones for x in _apart(t)]
+        found = [t[i] for t in new_ones for i in range(count)]
         for i, (whole, new) in enumerate(zip(self.arrays, found)):
             place = _place(i % 2 + 2 * (i >= count), page, at)
             whole[place] = new[:, row].permute(1, 0, 2)
@@ -184,8 +182,8 @@ class Pool:
     # --- the graph -------------------------------------------------------------------------------
 
     def _step(self, ids: Tensor, start: Tensor, pages: Tensor, wanted: Tensor) -> list[Tensor]:
-        """[logits (rows wanted, vocabulary), keys, values, keys, values, ...] of the new tokens;
-        of few tokens keys and values are one tensor, since each result costs time of its own.
+        """[logits (rows wanted, vocabulary), keys and values by turns, their scales if any], the
+        latter (2 x layers, key heads, tokens, width).
 
         ids (runs x rows,); start (3, runs) are each run's first position, its text's first new
         one, and its text (the number of that one's first run); pages (3, t) are for each page its
@@ -221,9 +219,7 @@ class Pool:
             return seen.attend(i, q, (k, v), old)
 
         x = self.decoder.hidden(ids, positions, attend)
-        if ids.shape[0] <= _FEW:  # type: ignore[operator]
-            found, scales = ([f[0].stack(*f[1:])] if f else f for f in (found, scales))
-        return [x[wanted], *found, *scales]
+        return [x[wanted], *(f[0].stack(*f[1:]) for f in (found, scales) if f)]
 
 
 class _Seen:
@@ -295,10 +291,11 @@ class _Seen:
         """Scores (..., key heads, group x rows, positions); `none` where a query does not see.
         Positions' keys may have a scale each."""
         scores = self.decoder.scores(q @ keys if scale is None else (q @ keys) * scale)
-        shape = scores.shape
-        groups = self.config.heads // self.config.key_heads
-        apart = scores.reshape(*shape[:-2], groups, self.rows, shape[-1])
-        return seen.where(apart, none).reshape(*shape)
+        if seen.shape[-2] != 1:  # the same for each query head of a group
+            *lead, _, rows, positions = seen.shape
+            group = self.config.heads // self.config.key_heads
+            seen = seen.expand(*lead, group, rows, positions)
+        return seen.reshape(*seen.shape[:-3], -1, seen.shape[-1]).where(scores, none)
 
 
 def _place(i: int, page: Any, at: Any) -> tuple[Any, ...]:
@@ -307,9 +304,15 @@ def _place(i: int, page: Any, at: Any) -> tuple[Any, ...]:
     return (page, every, at) if i == 1 else (page, every, every, at)
 
 
-def _apart(x: Any) -> Any:
-    """What `_through` gives for many tokens, or several stacked for few, one by one."""
-    return [x[i] for i in range(x.shape[0])] if x.ndim == 4 else [x]
+def _runs(text: Text, count: int, row: int) -> Iterator[tuple[int, int, int, int]]:
+    """Where a text's next `count` tokens lie, which are rows from `row` on: page, position in it,
+    first row, and how many."""
+    n, end = text.length, text.length + count
+    while n < end:
+        at = n % PAGE
+        some = min(end - n, PAGE - at)
+        yield text.pages[n // PAGE], at, row, some
+        n, row = n + some, row + some
 
 
 def as_array(x: Tensor) -> np.ndarray:

@@ -244,7 +244,7 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     if cost_of_lanes(kernel, stage, axis) >= STRIDED * max(len(accesses(kernel, stage)), 1):
         return plan
     row = _row(kernel, stage, axis)
-    if row is not None:
+    if row is not None and len(plan.leaves[row]) == len(plan.leaves[axis]) == 1:
         t = tile(machine, stage, extent(row), extent(axis))
         plan = step(plan, f"split {row.arg.name} {t.rows}")
         return _lanes(plan, stage, axis, t.vectors, t.lanes, [f"{row.arg.name}.1"])
@@ -276,7 +276,8 @@ def _lanes(
 ) -> Plan:
     """An axis as `turns` vectors side by side; rows are loops that are written out beside them."""
     name = axis.arg.name
-    plan = step(plan, f"split {name} {turns} {lanes}")
+    if len(plan.leaves[axis]) == 1:  # else a stage beside this one has the same axis
+        plan = step(plan, f"split {name} {turns} {lanes}")
     nest = [x.arg.name for x in plan.nests[stage.name]]
     beside, vector = [*rows, f"{name}.1"], f"{name}.2"
     rest = [x for x in nest if x not in (*beside, vector)]
