@@ -34,12 +34,16 @@ class _Parser(argparse.ArgumentParser):
 
 def lines() -> Iterator[str]:
     """The lines of standard input, as they come. Raises FormatError for what is no text."""
+    count = 0
     try:
-        for line in sys.stdin:
+        for count, line in enumerate(sys.stdin, 1):
             line.encode()  # some locales let any byte in
             yield line.removesuffix("\n")
-    except UnicodeError as error:
-        raise FormatError(f"standard input: is no UTF-8 ({error}); convert it first") from None
+    except UnicodeEncodeError:
+        raise FormatError(f"standard input: line {count} is no UTF-8; convert it first") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"standard input: is no UTF-8 (byte {error.object[error.start]:#04x} "
+                          f"after line {count}); convert it first") from None
 
 
 def number(kind: type, right: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:

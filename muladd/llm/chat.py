@@ -28,8 +28,8 @@ HELP = """\
 
 
 class Chat:
-    """A conversation: lines from `ask` (which raises EOFError at the end), answers to `out`, what
-    goes wrong to standard error."""
+    """A conversation: lines from `ask` (which raises EOFError at the end), answers to `out`, and
+    what else there is to say too if that is a terminal, else to standard error."""
 
     def __init__(
         self, model: LanguageModel, out: TextIO, ask: Callable[[str], str],
@@ -38,6 +38,7 @@ class Chat:
     ) -> None:  # fmt: skip
         self.model, self.out, self.ask, self.clock = model, out, ask, clock
         self.options = options
+        self.notes = out if out.isatty() else sys.stderr  # a pipe gets the answers alone
         first = [] if system is None else [{"role": "system", "content": system}]
         self._first = first
         self.messages: list[dict[str, str]] = list(first)
@@ -45,22 +46,22 @@ class Chat:
 
     def run(self) -> None:
         """Until /quit or the input's end."""
-        print(f"{self.model}\n/help tells what else there is.", file=self.out)
+        print(f"{self.model}\n/help tells what else there is.", file=self.notes)
         while True:
             try:
                 text = self._line().strip()
             except EOFError:
-                print(file=self.out)
+                print(file=self.notes)
                 return
             except KeyboardInterrupt:
-                print("\n(Ctrl-D or /quit leaves)", file=self.out)
+                print("\n(Ctrl-D or /quit leaves)", file=self.notes)
                 continue
             if text == "/quit":
                 return
             if text == "/clear":
                 self.messages = list(self._first)
             elif text.startswith("/"):
-                print(HELP, file=self.out)
+                print(HELP, file=self.notes)
             elif text:
                 self.answer(text)
 
@@ -99,7 +100,8 @@ class Chat:
         self.messages.append({"role": "assistant", "content": answer})
         rate = (count - 1) / (last - first) if count > 1 and last > first else 0.0
         told = f"{count} tokens, {rate:.1f} tokens/s, the first after {first - start:.2f} s{note}"
-        print(f"\n[{told}]", file=self.out)
+        print(file=self.out)
+        print(f"[{told}]", file=self.notes)
         return answer
 
 

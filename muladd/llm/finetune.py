@@ -254,10 +254,11 @@ class _Run:
         safetensors.save(self._state(), self.output / STATE, told)
 
     def _resumed(self) -> int:
-        """The steps that were done before; 0 where nothing is kept."""
+        """The steps that were done before. Raises ArgumentError where nothing is kept."""
         path = self.output / STATE
         if not path.exists():
-            return 0
+            raise ArgumentError(f"finetune: {self.output} holds no training to go on with; begin "
+                                "one without --resume")  # fmt: skip
         found = safetensors.open_file(path)
         for name, wanted in self.identity.items():
             if found.metadata.get(name) != wanted:

@@ -55,10 +55,12 @@ def main(arguments: Sequence[str]) -> int:
                         **{name: getattr(given, name) for name in names})  # fmt: skip
     output = given.output or ("trained" if given.full else "adapter")
     out = sys.stderr if given.json else sys.stdout
-    print(f"reading {given.model} and {given.data}; the first step compiles", file=out, flush=True)
+    print(f"reading {given.model} and {given.data}", file=out, flush=True)
+    bar = Bar(out)
+    bar(0, 1, "the first step compiles")
     try:
         found = run(given.model, given.data, output, settings, resume=given.resume,
-                    overwrite=given.overwrite, report=_shown(Bar(out)))  # fmt: skip
+                    overwrite=given.overwrite, report=_shown(bar))  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if (Path(output) / STATE).exists():
             print(f"\nwhat was learnt is in {output}; --resume goes on from there", file=out)

@@ -163,8 +163,9 @@ class Decoder:
         missing = [name for name in wanted if name not in tensors]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing; "
-                              "the file is not whole, or is of another architecture")  # fmt: skip
+            raise FormatError(f"model: {self.config.architecture}: {missing[0]}{more} is missing "
+                              "(as GGUF names weights); the file is not whole, or is of another "
+                              "architecture")  # fmt: skip
         places = {name: _BLOCK.match(name) for name in tensors}
         over = [name for name, p in places.items() if p and int(p[1]) >= self.config.layers]
         if over:

@@ -117,6 +117,10 @@ def consistent(c: Config, where: str) -> None:
     if c.rope_width % 2 or c.rope_width > c.head_width:
         raise FormatError(f"{where}: {c.rope_width} of a head's {c.head_width} numbers are to be "
                           "rotated; expected an even number, at most all")  # fmt: skip
+    for name, value in (("base", c.rope_base), ("scaling factor", c.rope_divisor)):
+        if not value > 0:
+            raise FormatError(f"{where}: the {name} of rotations is {value:g}; expected a number "
+                              "above 0")  # fmt: skip
     if c.experts_used > c.experts or c.experts and not c.experts_used:
         raise FormatError(f"{where}: {c.experts_used} experts of {c.experts} are to be used")
     if c.layers > 4096:

@@ -31,6 +31,7 @@ _MARK_KEYS = {
     "bos": "bos", "eos": "eos", "eot": "eot", "eom": "eom", "unk": "unknown", "sep": "seperator",
     "pad": "padding", "mask": "mask",
 }  # fmt: skip
+_ENDS = ("eos", "eot", "eom")
 
 
 def load(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -117,16 +118,17 @@ class _Reader:
 
     def _marks(self) -> dict[str, int]:
         found = dict(_DEFAULT_MARKS.get(self.model, {}))
+        size = len(self.tokens)
         for mark, word in _MARK_KEYS.items():
             given = self.given(f"{word}_token_id")
             if given is not None:
-                if type(given) is not int:
+                # one that only begins or fills may be left out; without an end nothing stops
+                if type(given) is not int or mark in _ENDS and not 0 <= given < size:
                     raise FormatError(f"tokenizer: {KEY}{word}_token_id is {given!r:.40}; expected "
-                                      "an id")  # fmt: skip
+                                      f"an id from 0 to {size - 1}")  # fmt: skip
                 found[mark] = given
         if self.model == "bert":
             found["bos"] = self.given("cls_token_id", found["bos"])
-        size = len(self.tokens)
         return {mark: i for mark, i in found.items() if type(i) is int and 0 <= i < size}
 
     # --- byte pairs ------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def talk(model, lines, **options):
         return line
 
     out = io.StringIO()
+    out.isatty = lambda: True
     chat = Chat(model, out, ask, **options)
     chat.run()
     return chat, out.getvalue()
@@ -48,6 +49,16 @@ def test_a_conversation(model):
     assert [m["content"] for m in chat.messages][:1] == ["the input ends"]
     chat, _ = talk(model, ["hi", "/clear", "/quit", "no"], max_tokens=2, system="Be kind.")
     assert chat.messages == [{"role": "system", "content": "Be kind."}]
+
+
+def test_a_pipe_gets_the_answers_alone(tmp_path, capsys, monkeypatch):
+    path = write_talker(tmp_path / "talker.gguf")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/help\nhi\n"))
+    assert cli.main(["chat", str(path), "--max-tokens", "2"]) == 0
+    found = capsys.readouterr()
+    assert "/clear" in found.err and "tokens/s" in found.err
+    assert found.out.count("\n") <= 3 and "LanguageModel" not in found.out
+    assert "tokens/s" not in found.out
 
 
 def test_ctrl_c_stops_the_answer_only(model, monkeypatch):
@@ -81,7 +92,7 @@ def test_the_command_gives_the_conversation_as_json(tmp_path, capsys, monkeypatc
 
 @pytest.mark.parametrize("given, code, words", [
     (b"hi\n", 0, ""), (b"hi\n" + b"a" * 300 + b"\n", 1, "there is room for 256"),
-    (b"\xff\n", 1, "standard input: is no UTF-8"), (b"", 0, ""),
+    (b"\xff\n", 1, "is no UTF-8"), (b"", 0, ""),
 ])  # fmt: skip
 def test_a_line_of_a_pipe_without_an_answer_is_a_failure(
     given, code, words, tmp_path, capsys, monkeypatch

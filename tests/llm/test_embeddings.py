@@ -185,7 +185,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         given = io.TextIOWrapper(io.BytesIO(b"a\n\xff\n"), "utf-8", errors)
         monkeypatch.setattr("sys.stdin", given)
         assert cli.main(["embed", str(tmp_path)]) == 1
-        assert "standard input: is no UTF-8" in capsys.readouterr().err
+        assert "is no UTF-8" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert cli.main(["embed", str(tmp_path)]) == 2
     assert "no texts" in capsys.readouterr().err

@@ -361,6 +361,8 @@ def test_resuming_gives_what_no_interruption_gives(full, talker, tmp_path):
         finetune.run(talker, data, tmp_path / "part", settings, report=stop, overwrite=True)
     with pytest.raises(FormatError, match="other settings"):
         finetune.run(talker, data, tmp_path / "part", SMALL, resume=True)
+    with pytest.raises(ArgumentError, match="no training to go on with"):
+        finetune.run(talker, data, tmp_path / "none", settings, resume=True)
     with pytest.raises(FormatError, match="other data"):
         finetune.run(talker, sentences(data, 9), tmp_path / "part", settings, resume=True)
 

@@ -436,6 +436,7 @@ def test_what_is_no_text_is_refused(tokenizer):
     ({"add_bos_token": 1}, "add_bos_token is 1; expected true or false"),
     ({"model": "bert", "unknown_token_id": 10**6}, "unknown_token_id is missing"),
     ({"eos_token_id": "two"}, "eos_token_id is 'two'; expected an id"),
+    ({"eos_token_id": 1 << 20}, "eos_token_id is 1048576; expected an id from 0 to"),
     ({"model": "llama"}, "scores is NoneType; expected 261 numbers"),
     ({"model": "llama", "scores": np.full(261, np.nan)}, "scores is ndarray of 261"),
     ({"model": "t5", "scores": np.zeros(261), "precompiled_charsmap": ["a"]}, "charsmap is list"),

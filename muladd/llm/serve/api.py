@@ -298,7 +298,8 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], str]:
         outer = Fields(tool, f"tools.{i}")
         outer.text("type", None, ("function",))
         inner = Fields(outer.take("function"), f"tools.{i}.function")
-        inner.text("name")
+        if not inner.text("name"):
+            raise inner.wrong("name", "", "a name")
         inner.text("description", "")
         if not isinstance(parameters := inner.take("parameters", {}), Mapping):
             raise inner.wrong("parameters", parameters, "a JSON schema")
@@ -306,6 +307,10 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], str]:
         inner.end()
         outer.end()
     names = [tool["function"]["name"] for tool in tools]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ApiError(f"tools.{i}.function.name is {_name(name)} like that of another; "
+                           "expected each name once", param=f"tools.{i}.function.name")
     choice = fields.take("tool_choice", "auto")
     if isinstance(choice, Mapping):
         outer = Fields(choice, "tool_choice")

@@ -87,7 +87,7 @@ def _embedders(given: argparse.Namespace, name: str) -> dict[str, EmbeddingModel
     """The model of sentence embeddings, if one is asked for, by its name."""
     if given.embeddings is None:
         return {}
-    called = given.embeddings_name or Path(given.embeddings).resolve().name
+    called = given.embeddings_name or Path(given.embeddings).absolute().name
     if called == name:
         raise ArgumentError(f"serve: both models would be called {name!r}; give one of them "
                             "another name (--name, --embeddings-name)")  # fmt: skip

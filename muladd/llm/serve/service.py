@@ -108,6 +108,8 @@ class Service:
         schema, param = asked.schema, "response_format"
         if asked.tool_choice == "required":
             schema, param = tools.schema(asked.tools), "tools"
+        elif asked.offered and isinstance(schema, Mapping):  # an answer, or a call
+            schema = tools.schema(asked.offered, schema)
         options = asked.options
         if schema is not None:
             try:

@@ -45,17 +45,32 @@ def told(messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str,
     return [{"role": "system", "content": f"{first['content']}\n\n{text}"}, *found[1:]]
 
 
-def schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of a call of one of the tools."""
-    calls = []
-    for tool in tools:
+def schema(
+    tools: Sequence[Mapping[str, Any]], other: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The JSON schema of a call of one of the tools, or of the other that may be written."""
+    found = []
+    for i, tool in enumerate(tools):
         function = tool["function"]
         parameters = function.get("parameters") or {"type": "object"}
-        calls.append({
+        parameters = _moved(parameters, f"#/anyOf/{i}/properties/arguments")
+        found.append({
             "type": "object", "required": ["name", "arguments"], "additionalProperties": False,
             "properties": {"name": {"const": function["name"]}, "arguments": parameters},
         })  # fmt: skip
-    return calls[0] if len(calls) == 1 else {"anyOf": calls}
+    if other is not None:
+        found.append(_moved(other, f"#/anyOf/{len(found)}"))
+    return {"anyOf": found}
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema that becomes part of another, at `root`: its references lead where they did."""
+    if isinstance(schema, list):
+        return [_moved(part, root) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {name: root + part[1:] if name == "$ref" and isinstance(part, str) and part[:1] == "#"
+            else _moved(part, root) for name, part in schema.items()}  # fmt: skip
 
 
 class Reader:

@@ -174,6 +174,28 @@ def test_tools_and_schemas(client):
     form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
     bound = client.chat.completions.create(model="smol", messages=ASK, response_format=form)
     assert set(json.loads(bound.choices[0].message.content)) == {"sum"}
+    either = client.chat.completions.create(**given, response_format=form).choices[0].message
+    assert either.tool_calls or set(json.loads(either.content)) == {"sum"}
+
+
+def test_references_in_tools_lead_where_they_did(client):
+    """As pydantic writes the schemas of nested types."""
+    place = {"type": "object", "required": ["name"], "additionalProperties": False,
+             "properties": {"name": {"enum": ["Rome", "Oslo"]}}}  # fmt: skip
+    parameters = {"type": "object", "required": ["place"], "additionalProperties": False,
+                  "properties": {"place": {"$ref": "#/$defs/Place"}},
+                  "$defs": {"Place": place}}  # fmt: skip
+    tool = {"type": "function", "function": {"name": "visit", "parameters": parameters}}
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": parameters}}
+    ask = {"model": "smol", "messages": [{"role": "user", "content": "Where to?"}],
+           "temperature": 0, "tools": [WEATHER, tool]}  # fmt: skip
+    found = client.chat.completions.create(
+        **ask, tool_choice={"type": "function", "function": {"name": "visit"}})
+    (call,) = found.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["place"]["name"] in ("Rome", "Oslo")
+    said = client.chat.completions.create(**ask, response_format=form).choices[0].message
+    told = said.tool_calls[0].function.arguments if said.tool_calls else said.content
+    assert {"place", "city"} & set(json.loads(told))
 
 
 MISUSE = [
@@ -197,6 +219,8 @@ MISUSE = [
     ({"logit_bias": {"49152": 1}}, 400, "logit_bias holds 49152; expected ids from 0 to 49151"),
     ({"logit_bias": {"-1": 1}}, 400, "logit_bias holds -1"),
     ({"tools": [{}]}, 400, "tools.0.type"),
+    ({"tools": [WEATHER, WEATHER]}, 400, "like that of another"),
+    ({"tools": [{"type": "function", "function": {"name": ""}}]}, 400, "expected a name"),
     ({"tool_choice": "required"}, 400, "no tools"), ({"tempretur": 1}, 400, "tempretur"),
     ({"response_format": {"type": "xml"}}, 400, "one of text"),
     ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}},
