@@ -174,6 +174,7 @@ def test_files_that_are_no_model(tmp_path):
 
     refused("architecture 'magic' is not known", {"general.architecture": "magic"})
     refused("3 heads of keys", {"llama.attention.head_count_kv": 3})
+    refused("base of rotations is 0", {"llama.rope.freq_base": 0.0})
     refused("block_count is 'many'", {"llama.block_count": "many"})
     refused("rope.scaling.type is 'yarn'", {"llama.rope.scaling.type": "yarn"})
     refused("blk.2.attn_q.weight and .* more is missing", {"llama.block_count": 3})
