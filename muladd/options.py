@@ -36,7 +36,8 @@ def lines() -> Iterator[str]:
     """The lines of standard input, as they come. Raises FormatError for what is no text."""
     count = 0
     try:
-        for count, line in enumerate(sys.stdin, 1):
+        for line in sys.stdin:
+            count += 1
             line.encode()  # some locales let any byte in
             yield line.removesuffix("\n")
     except UnicodeEncodeError:

@@ -25,7 +25,6 @@ from muladd.tensor.jit import jit
 # length that the model reads
 _SHAPES = {128: (8, 3, 1), 256: (4, 1), 0: (2, 1)}
 _SMALLEST = 32  # the length of a row by itself, if that is enough
-_LETTERS = 16  # characters that few texts have so many of in a token
 _TEXTS = 16  # at most so many to a row
 _PLAIN = re.compile(r"\w[\w.-]*")
 
@@ -96,15 +95,11 @@ class EmbeddingModel:
     def _ids(self, text: Any, i: int, cut: bool) -> list[int]:
         if not isinstance(text, str):
             raise ArgumentError(f"embed: text {i} is {type(text).__name__}; expected text")
-        size = _LETTERS * self.length  # a far too long text is known by its beginning
-        ids = self.tokenizer.encode(text[:size])
-        while size < len(text) and len(ids) <= 2 * self.length:
-            size *= 4
-            ids = self.tokenizer.encode(text[:size])
+        ids, whole = self.tokenizer.encode_up_to(text, self.length)
         if len(ids) <= self.length:
             return ids
         if not cut:
-            count = f"{len(ids)} tokens" if size >= len(text) else f"over {self.length} tokens"
+            count = f"{len(ids)} tokens" if whole else f"over {self.length} tokens"
             raise ArgumentError(f"embed: text {i} has {count} and there is room for "
                                 f"{self.length}; shorten it")  # fmt: skip
         tail = self.tokenizer.encode("")[1:]  # what stands at the end of every text

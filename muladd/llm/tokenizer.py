@@ -22,6 +22,7 @@ STOPS = (
     "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
     "<end_of_utterance>", "<｜end▁of▁sentence｜>", "[e~[",
 )  # fmt: skip
+_LETTERS = 16  # characters that few texts have so many of in a token
 
 
 class Tokenizer:
@@ -107,6 +108,16 @@ class Tokenizer:
         if ends is None:
             ends = not (marks and ids and self.bos is not None and ids[0] == self.bos)
         return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix] if ends else ids
+
+    def encode_up_to(self, text: str, most: int) -> tuple[list[int], bool]:
+        """(ids, whether these are all of the text's): as `encode`, but a text of far more than
+        `most` ids is known by its beginning, which has more than twice as many."""
+        size = _LETTERS * most
+        ids = self.encode(text[:size])
+        while size < len(text) and len(ids) <= 2 * most:
+            size *= 4
+            ids = self.encode(text[:size])
+        return ids, size >= len(text)
 
     def decode(self, ids: Iterable[int], *, marks: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. `marks`: control tokens are

@@ -20,7 +20,6 @@ from muladd.llm.serve.engine import Busy, Engine, Event, Job, Late
 from muladd.llm.tokenizer import Tokenizer
 from muladd.llm.writing import Options, Piece
 
-_LETTERS = 16  # characters that few texts have so many of in a token
 _AT_ONCE = 4  # prompts that are made ids at a time: the engine needs the cores, too
 
 
@@ -81,14 +80,11 @@ class Service:
 
     def _encoded(self, text: str, param: str) -> list[int]:
         """A text's ids. One that is far too long is known by its length, or by its beginning."""
-        size = _LETTERS * self.context
-        more = len(text) > self.context * self._longest
-        while not more and size < len(text):
-            more = len(self.tokenizer.encode(text[:size])) > 2 * self.context
-            size *= 4
-        if more:
-            raise self._too_long(f"more than {self.context}", param)
-        return self.tokenizer.encode(text)
+        if len(text) <= self.context * self._longest:
+            ids, whole = self.tokenizer.encode_up_to(text, self.context)
+            if whole:
+                return ids
+        raise self._too_long(f"more than {self.context}", param)
 
     def _too_long(self, count: str, param: str) -> ApiError:
         return ApiError(
