@@ -62,6 +62,10 @@ class Chat:
                 self.messages = list(self._first)
             elif text.startswith("/"):
                 print(HELP, file=self.notes)
+            elif any("\ud800" <= c <= "\udfff" for c in text):
+                self.failed += 1
+                print("muladd: the line has bytes that are no UTF-8; write it again",
+                      file=sys.stderr)  # fmt: skip
             elif text:
                 self.answer(text)
 

@@ -55,7 +55,6 @@ def main(arguments: Sequence[str]) -> int:
                         **{name: getattr(given, name) for name in names})  # fmt: skip
     output = given.output or ("trained" if given.full else "adapter")
     out = sys.stderr if given.json else sys.stdout
-    print(f"reading {given.model} and {given.data}", file=out, flush=True)
     bar = Bar(out)
     bar(0, 1, "the first step compiles")
     try:
@@ -63,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
                     overwrite=given.overwrite, report=_shown(bar))  # fmt: skip
     except (KeyboardInterrupt, SystemExit):
         if (Path(output) / STATE).exists():
-            print(f"\nwhat was learnt is in {output}; --resume goes on from there", file=out)
+            print(f"\nwhat was learnt is kept in {output}; --resume goes on from there, and writes "
+                  "the result", file=out)  # fmt: skip
         raise
     before, after = found["validation_before"], found["validation_after"]
     checked = "" if before is None else f"; validation loss {before:.3f} before, {after:.3f} after"
@@ -154,7 +154,7 @@ def _merge_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", help="the file (or, for a folder, the folder) to write")
     parser.add_argument("--kind", default=None, choices=merging.WRITABLE,
                         help="quantise all matrices of a GGUF file to this (default: each keeps "
-                        "its own; Q8_0 or F16 lose less of the adapter)")
+                        "its own, those that change at least Q8_0: less loses most of an adapter)")
     parser.add_argument("--overwrite", action="store_true",
                         help="write even if the output is there already")
     return parser

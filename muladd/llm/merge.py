@@ -41,7 +41,8 @@ def merge(
     """Write the model with an adapter's matrices added to its own; gives what was written.
 
     `output` is a file's name for a GGUF file (in a folder: model.gguf), or a folder. `kind` is what
-    matrices of a GGUF file are quantised to, all of them; without it each keeps its own. Raises
+    matrices of a GGUF file are quantised to, all of them; without it each keeps its own, but those
+    that change have 8 bits at least, as less would round most of a small change away. Raises
     what `llm.load` and `Adapter.load` do, ArgumentError for a kind that is not written, and for an
     output that is there already, unless it is to `overwrite` it.
     """
@@ -117,6 +118,7 @@ class _Changed(gguf.GGUFTensor):
 
 def _gguf(file: gguf.GGUF, config: Config, to: Path, changes: Changes, kind: str | None) -> Path:
     tensors: dict[str, gguf.GGUFTensor] = {}
+    wider = False
     for name, stored in file.tensors.items():
         wanted = stored.kind
         if kind is not None and len(stored.shape) > 1:
@@ -125,14 +127,15 @@ def _gguf(file: gguf.GGUF, config: Config, to: Path, changes: Changes, kind: str
         if wanted is stored.kind and not parts.keys() & changes.keys():
             tensors[name] = stored
             continue
-        if wanted.dtype is None and wanted.name not in QUANTIZERS:
+        if wanted.dtype is None and (kind is None or wanted.name not in QUANTIZERS):
             wanted = _fitting(KINDS["Q8_0"], stored.shape)
+            wider = True
         make = partial(_values, parts, changes, partial(numbers, stored))
         tensors[name] = _Changed(stored.shape, wanted, make)
     metadata = gguf.Metadata(file.metadata)
     metadata.types = dict(file.metadata.types)
-    if kind is not None:
-        metadata["general.file_type"] = _FILE_TYPES[kind]
+    if kind is not None or wider:
+        metadata["general.file_type"] = _FILE_TYPES[kind or "Q8_0"]
     gguf.save(to, metadata, tensors)
     return to
 

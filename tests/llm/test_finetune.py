@@ -259,7 +259,8 @@ def test_merging_keeps_or_changes_kinds(smollm, tmp_path):
     same = gguf.load(merge.merge(tmp_path / "m.gguf", tmp_path / "a", tmp_path / "s.gguf")).tensors
     changed = {n for n, t in same.items() if not np.array_equal(t.raw, before[n].raw)}
     assert changed == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"}
-    assert all(t.kind is before[n].kind for n, t in same.items())
+    kept = {n: "Q8_0" if n in changed else t.kind.name for n, t in before.items()}
+    assert {n: t.kind.name for n, t in same.items()} == kept  # few bits would lose the change
     plain = merge.merge(tmp_path / "m.gguf", tmp_path / "a", tmp_path / "f.gguf", "F16")
     kinds = {t.kind.name for t in gguf.load(plain).tensors.values()}
     assert kinds == {"F16", "F32"}

@@ -174,8 +174,10 @@ class CompletionAnswer(Answer):
 
     def _prompt(self, job: Job) -> list[Piece]:
         """The prompt's tokens; nothing foresees the first."""
-        stream = self.tokenizer.stream()
+        stream = self.tokenizer.stream(marks=True)
         texts = [stream.put(token) for token in job.ids]
+        if job.ids[0] == self.tokenizer.bos:  # which nobody wrote
+            texts[0] = ""
         texts[-1] += stream.end()
         unknown: list[Any] = [(None, ())]
         scores = unknown + (job.scores or unknown * len(job.ids))

@@ -12,6 +12,7 @@ from muladd.llm.writing import Options
 
 MOST_CHOICES = 64
 MOST_PROMPTS = 256
+MOST_STOPS = 16
 MOST_LOGPROBS = 20
 
 # Fields of the API that change nothing here; any other unknown field is refused, as it is a typo.
@@ -71,6 +72,7 @@ class Fields:
         expected = "one of " + ", ".join(among) if among else "text"
         if not isinstance(value, str) or among and value not in among:
             raise self.wrong(name, value, expected)
+        check_text(value, self.place(name))
         return value
 
     def number(self, name: str, low: float, high: float, default: float) -> float:
@@ -145,8 +147,11 @@ def parsed(data: bytes) -> Any:
         return json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(f"byte {error.start} of the body is no UTF-8: {error.reason}") from None
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ApiError(f"the body is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        what = "nests too deep" if isinstance(error, RecursionError) else "has too long a number"
+        raise ApiError(f"the body is not JSON that is read here: it {what}") from None
 
 
 def chat(body: Any) -> ChatAsked:
@@ -211,6 +216,9 @@ def _common(
     more.flag("include_obfuscation")
     more.end()
     older = fields.whole("max_tokens", least, 1 << 31, default)
+    if most is not None and older not in (None, most):
+        raise ApiError(f"max_tokens is {older} and max_completion_tokens {most}; give one of them",
+                       param="max_tokens")  # fmt: skip
     return {"model": fields.text("model"), "count": count, "stream": stream,
             "usage_in_stream": usage, "options": _options(fields, logprobs, most or older)}
 
@@ -218,16 +226,21 @@ def _common(
 def _options(fields: Fields, logprobs: int | None, most: int | None) -> Options:
     stop = fields.take("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > 16 \
-            or not all(isinstance(s, str) and s for s in stops):  # fmt: skip
-        raise fields.wrong("stop", stop, "a text or up to 16 of them, none empty")
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS:
+        raise fields.wrong("stop", stop, f"a text or up to {MOST_STOPS} of them")
+    for i, text in enumerate(stops):
+        if not isinstance(text, str) or not text:
+            raise fields.wrong(f"stop.{i}", text, "text that is not empty")
     bias = fields.take("logit_bias", {})
     if not isinstance(bias, Mapping):
         raise fields.wrong("logit_bias", bias, "an object of ids and numbers")
-    try:
-        biases = {int(i): min(100.0, max(-100.0, float(b))) for i, b in bias.items()}
-    except (TypeError, ValueError):
-        raise fields.wrong("logit_bias", bias, "an object of ids and numbers") from None
+    biases = {}
+    for i, number in bias.items():
+        right = isinstance(number, int | float) and not isinstance(number, bool)
+        if not i.removeprefix("-").isdecimal() or not right or not -100 <= number <= 100:
+            raise ApiError(f"logit_bias has {_name(i)}: {_name(number)}; expected an id and a "
+                           "number from -100 to 100", param="logit_bias")  # fmt: skip
+        biases[int(i)] = float(number)
     seed = fields.whole("seed", -(1 << 63), (1 << 63) - 1, None)
     try:
         sampling = Sampling(
@@ -265,6 +278,7 @@ def _message(given: Any, where: str) -> dict[str, Any]:
     calls = fields.take("tool_calls", [])
     if not isinstance(content, str) and not (content is None and role == "assistant"):
         raise fields.wrong("content", content, "text, or a list of parts")
+    check_text(content or "", f"{where}.content")
     found: dict[str, Any] = {"role": "system" if role == "developer" else role,
                              "content": content or ""}  # fmt: skip
     if calls:
@@ -274,6 +288,10 @@ def _message(given: Any, where: str) -> dict[str, Any]:
     for name in ("name", "tool_call_id"):
         if (value := fields.take(name)) is not None:
             found[name] = value
+    # what clients send back of an answer they got
+    fields.drop("refusal", "annotations", "audio", "function_call", "reasoning",
+                "reasoning_content")  # fmt: skip
+    fields.end()
     return found
 
 
@@ -348,12 +366,28 @@ def _texts(fields: Fields, name: str) -> list[str | list[int]]:
     """A text, ids, or a list of either, as a list."""
     given = fields.take(name)
     texts = [given] if isinstance(given, str) or _is_ids(given) else given
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MOST_PROMPTS \
-            or not all(isinstance(t, str) or _is_ids(t) for t in texts):  # fmt: skip
+    if not isinstance(texts, list) or not texts:
         raise fields.wrong(name, given, f"a text, ids, or up to {MOST_PROMPTS} of either")
-    if "" in texts:
-        raise ApiError(f"{name} is empty; give some text", param=name)
+    if len(texts) > MOST_PROMPTS:
+        raise ApiError(f"{name} has {len(texts)} texts; expected at most {MOST_PROMPTS}",
+                       param=name)  # fmt: skip
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) and not _is_ids(text):
+            raise fields.wrong(f"{name}.{i}", text, "text, or ids")
+        if not text:
+            raise ApiError(f"{name} is empty; give some text", param=name)
+        if isinstance(text, str):
+            check_text(text, name)
     return texts
+
+
+def check_text(text: str, param: str) -> None:
+    """Raises ApiError for half of a surrogate pair, which JSON can write and no text has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(f"{param} has half of a surrogate pair at character {error.start}; expected "
+                       "text", param=param) from None  # fmt: skip
 
 
 def _is_ids(given: Any) -> bool:
@@ -363,7 +397,7 @@ def _is_ids(given: Any) -> bool:
 def _name(value: Any) -> str:
     """A value for a message: its beginning, or what it is."""
     if value is None:
-        return "absent"
+        return "absent, or null"
     if isinstance(value, str | int | float | bool):
         text = json.dumps(value)
         return text if len(text) <= 60 else text[:57] + "..."

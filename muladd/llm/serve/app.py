@@ -125,9 +125,12 @@ class App:
         return handler
 
     async def _read(self, request: Request) -> bytes:
-        """The body. One that is too large is read to its end (if that comes soon) and forgotten:
+        """The body. One that is too large is read to its end and forgotten, if that comes soon:
         its sender would else see a broken connection, and no reason."""
         size, parts = 0, []
+        said = request.headers.get("content-length", "")
+        if said.isdecimal() and int(said[:20]) > _READ_ON * self.most:
+            raise self._too_large()
         async for part in request.stream():
             size += len(part)
             if size > _READ_ON * self.most:
@@ -135,9 +138,12 @@ class App:
             if size <= self.most:
                 parts.append(part)
         if size > self.most:
-            raise ApiError(f"the body has more than {self.most} bytes", status=413,
-                           code="request_too_large")  # fmt: skip
+            raise self._too_large()
         return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(f"the body has more than {self.most} bytes", status=413,
+                        code="request_too_large")  # fmt: skip
 
     # --- what all routes have in common -----------------------------------------------------------
 

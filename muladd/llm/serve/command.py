@@ -41,6 +41,8 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     from muladd.llm.serve.service import Service
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
+    if given.name == "":
+        raise ArgumentError("serve: --name is empty; expected a name, or leave it out")
     name = given.name or Path(given.model).name.removesuffix(".gguf")
     say, began = partial(print, file=sys.stderr, flush=True), time.perf_counter()
     embedders = _embedders(given, name)

@@ -1,9 +1,10 @@
 """Continuous batching: one thread that reads prompts and writes answers of many jobs side by side.
 
-Each turn reads one chunk of what is not read yet (a part of the oldest prompt; after its end the
-next ones begin) and then writes one token of every answer on its way, in one step. So a new job
-begins at once, and those that write are held up by no more than a chunk. If the pool has no page
-left, the youngest job gives its pages back and reads its text again later.
+Each turn reads one chunk of what is not read yet and then writes one token of every answer on its
+way, in one step: those that write are held up by no more than a chunk. The chunk is of the oldest
+prompt in one turn and of the shortest in the next, and what it has room for beside it: so a short
+question does not wait for long ones, and no long one waits for ever. If the pool has no page left,
+the youngest job gives its pages back and reads its text again later.
 """
 from __future__ import annotations
 
@@ -77,6 +78,11 @@ class Job:
     def unread(self) -> int:
         return len(self.all_ids) - self.text.length
 
+    def follows(self, other: Job) -> bool:
+        """Whether the page that another job reads now would be one of this job's too."""
+        end = (other.text.length // PAGE + 1) * PAGE
+        return end <= len(self.all_ids) and self.all_ids[:end] == other.all_ids[:end]
+
     @property
     def looks(self) -> bool:
         """Whether what the last layer gives is wanted of every position."""
@@ -123,6 +129,7 @@ class Engine:
         self._said: list[tuple[Job, Event]] = []  # in this turn
         self._changed = threading.Condition()
         self._closed, self._end = False, float("inf")
+        self._oldest_first = False
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="engine", daemon=True)
 
@@ -234,11 +241,15 @@ class Engine:
         of many pages: where it shares, each run of tokens reads them all."""
         parts: dict[Job, int] = {}
         left = CHUNK
-        for job in self._running:
+        waiting = [job for job in self._running if job.unread > 1 or not job.options]
+        self._oldest_first = not self._oldest_first
+        if not self._oldest_first:
+            begun = [job for job in waiting if job.text.pages]
+            waiting = [job for job in waiting if job in begun or not any(map(job.follows, begun))]
+            waiting.sort(key=lambda job: job.unread)
+        for job in waiting:
             if left <= 0 or len(parts) == TOGETHER:
                 break
-            if job.unread <= 1 and job.options:
-                continue
             if not job.text.pages and not job.looks:
                 job.text = self.sharing.begin(job.all_ids)
                 if job.writer is None:

@@ -81,6 +81,38 @@ def test_the_same_beginning_is_read_once(engine, rng):
     assert engine.totals.cached_tokens == 5 * 2 * PAGE and engine.totals.preempted == 0
 
 
+def test_a_short_question_does_not_wait_for_long_ones(model, rng):
+    """Without its thread, turn by turn."""
+    engine = Engine(model, slots=4)
+    long = [Answer(rng.integers(0, 96, 230).tolist(), most(2)) for _ in range(3)]
+    short = Answer(rng.integers(0, 96, 20).tolist(), most(2))
+    engine.submit([*long, short])
+    turns = 0
+    while short.events.empty():
+        engine._sort_out()
+        engine._turn()
+        engine._tell()
+        turns += 1
+    assert turns == 2 and all(job.events.empty() for job in long)
+    while any(job.events.empty() for job in long):  # nobody else is forgotten
+        engine._sort_out()
+        engine._turn()
+        engine._tell()
+        turns += 1
+    assert turns < 20
+    engine.cancel([*long, short])
+    engine._sort_out()
+
+
+def test_who_begins_as_another_does_waits_for_his_pages(engine, rng):
+    system = rng.integers(0, 96, 3 * PAGE).tolist()
+    jobs = [Answer([*system, *rng.integers(0, 96, n).tolist()], most(2)) for n in (60, 5, 20)]
+    engine.submit(jobs)
+    for job in jobs:
+        job.pieces()
+    assert [job.cached for job in jobs] == [0, 3 * PAGE, 3 * PAGE]
+
+
 def test_a_prompt_that_begins_within_a_chunk_is_known_page_by_page(engine, model, rng):
     """Its parts end where no page does."""
     short, long = (rng.integers(0, 96, n).tolist() for n in (50, 220))
