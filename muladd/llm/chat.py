@@ -17,7 +17,7 @@ from muladd.llm.constrain import json_constraint
 from muladd.llm.generate import LanguageModel, load
 from muladd.llm.options import share
 from muladd.llm.sampling import Sampling
-from muladd.llm.speculate import drafting
+from muladd.llm.speculate import GUESSES, drafting
 from muladd.options import command, lines, positive
 
 HELP = """\
@@ -127,6 +127,8 @@ def main(arguments: Sequence[str]) -> int:
         options["constraint"] = json_constraint(model.tokens(), schema)
     talk = Chat(model, sys.stderr if given.json else sys.stdout, asker(), given.system, **options)
     model.tokens().chat([*talk.messages, {"role": "user", "content": "Hi"}])  # who cannot, says so
+    if sys.stdin.isatty():  # the first answer is as fast as others; a pipe's is there sooner
+        model.warm(GUESSES if given.draft else 0)
     talk.run()
     if given.json:
         print(json.dumps({"messages": talk.messages}))

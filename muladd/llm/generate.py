@@ -59,6 +59,14 @@ class LanguageModel:
         """Let go of the text that was read last: the next prompt is computed from its beginning."""
         self._held = []
 
+    def warm(self, guesses: int = 0) -> None:
+        """Make what reads prompts and writes answers now, rather than within the first answer, and
+        what reads so many guesses along, if any. Forgets what was read."""
+        for rows in (CHUNK, 1, *([guesses + 1] if guesses else ())):
+            self.forget()
+            self._run([0], rows, rows not in (CHUNK, 1))
+        self.forget()
+
     # --- ids to logits ---------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -137,11 +145,14 @@ class LanguageModel:
     def sound(self, values: np.ndarray) -> np.ndarray:
         """The same logits (or sums of what the last layer gives). Raises FormatError for what sound
         weights never give: NaN, infinity, one number for all."""
-        low, high = values.min(), values.max()
+        self.check_sound(values.min(), values.max())
+        return values
+
+    def check_sound(self, low: float, high: float) -> None:
+        """The same by the least and the greatest of them."""
         if not -np.inf < low < high < np.inf:
             raise FormatError(f"{self.file}: gives logits from {low} to {high}; expected different "
                               "numbers: its weights are damaged, bring the file anew")  # fmt: skip
-        return values
 
     # --- text ------------------------------------------------------------------------------------
 

@@ -52,20 +52,24 @@ class Sampling:
 @dataclass(frozen=True)
 class Weights:
     """How likely tokens are, of which the likeliest is 1, at some temperature: float32
-    (vocabulary,); and sums of blocks of them."""
+    (vocabulary,); the sums up to the end of each block of them, float64; and the least and the
+    greatest of the logits."""
 
     each: np.ndarray
-    sums: np.ndarray
+    ends: np.ndarray
+    low: float
+    high: float
 
 
 def weights(logits: Tensor, temperature: Tensor) -> list[Tensor]:
-    """The parts of Weights for many rows at once: logits (n, vocabulary), temperature (n,); all are
-    float32. A graph."""
+    """What Weights are made of, for many rows at once: weights, sums of blocks, least and greatest
+    logit; logits (n, vocabulary), temperature (n,), all float32. A graph."""
     rows, vocabulary = sizes(logits)
     cold = temperature.maximum(_COLDEST).unsqueeze(1)
-    each = ((logits - logits.amax(-1, keepdim=True)) / cold).exp()
+    high = logits.amax(-1, keepdim=True)
+    each = ((logits - high) / cold).exp()
     blocks = each.pad((0, -vocabulary % _BLOCK)).reshape(rows, -1, _BLOCK)
-    return [each, blocks.sum(-1)]
+    return [each, blocks.sum(-1), logits.amin(-1), high.squeeze(-1)]
 
 
 class Sampler:
@@ -90,8 +94,8 @@ class Sampler:
         if s.temperature == 0.0:
             return int(logits.argmax())
         ids, kept = self._kept(self._weights(logits) if known is None else known.each)
-        sums = known.sums if known is not None and ids is None else None
-        at = _drawn(kept, self._random.random(), sums)
+        ends = known.ends if known is not None and ids is None else None
+        at = _drawn(kept, self._random.random(), ends)
         return at if ids is None else int(ids[at])
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -139,22 +143,21 @@ def _likeliest(weights: np.ndarray, count: int, part: float) -> tuple[np.ndarray
         least = least * least if least > 1e-20 else 0.0
 
 
-def _drawn(weights: np.ndarray, point: float, sums: np.ndarray | None = None) -> int:
-    """The place that a point of [0, 1) falls on, where each has as much room as its weight; `sums`
-    are those of blocks, if they are known."""
-    starts = np.arange(0, len(weights), _BLOCK)
-    if sums is None:
-        sums = np.add.reduceat(weights, starts, dtype=np.float64)
-    ends = np.cumsum(sums, dtype=np.float64)
+def _drawn(weights: np.ndarray, point: float, ends: np.ndarray | None = None) -> int:
+    """The place that a point of [0, 1) falls on, where each has as much room as its weight; `ends`
+    are the sums up to the end of each block, if they are known."""
+    if ends is None:
+        starts = np.arange(0, len(weights), _BLOCK)
+        ends = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
     point *= ends[-1]
-    block = min(int(np.searchsorted(ends, point, "right")), len(ends) - 1)
-    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
-    if block:
-        inside += ends[block - 1]
-    at = int(np.searchsorted(inside, point, "right"))
-    if at == len(inside):  # what was rounded between the two sums
-        at = int(np.flatnonzero(weights[: starts[block] + at])[-1]) - int(starts[block])
-    return int(starts[block]) + at
+    block = min(int(ends.searchsorted(point, "right")), len(ends) - 1)
+    start = block * _BLOCK
+    inside = weights[start : start + _BLOCK].cumsum(dtype=np.float64)
+    before = ends[block - 1] if block else 0.0
+    at = start + int(inside.searchsorted(point - before, "right"))
+    if at == start + len(inside):  # what was rounded between the two sums
+        at = int(np.flatnonzero(weights[:at])[-1])
+    return at
 
 
 def penalized(logits: np.ndarray, before: Sequence[int], penalty: float) -> np.ndarray:

@@ -76,9 +76,11 @@ def test_weights_of_many_rows_choose_what_each_row_chooses(rng, size, given):
     logits = rng.standard_normal((50, size)).astype(np.float32) * 3
     logits[0, :] = 2.0
     warmth = np.linspace(0.2, 2.0, 50, dtype=np.float32)
-    each, sums = (t.numpy() for t in weights(Tensor(logits), Tensor(warmth)))
+    each, sums, low, high = (t.numpy() for t in weights(Tensor(logits), Tensor(warmth)))
+    np.testing.assert_array_equal(low, logits.min(-1))
+    np.testing.assert_array_equal(high, logits.max(-1))
     assert each.shape == logits.shape
     for i, t in enumerate(warmth.tolist()):
         alone, beside = (Sampler(Sampling(temperature=t, seed=i, **given)) for _ in range(2))
-        known = Weights(each[i], sums[i])
+        known = Weights(each[i], sums[i].cumsum(dtype=np.float64), low[i], high[i])
         assert alone.choose(logits[i], []) == beside.choose(logits[i], [], None, known)

@@ -347,7 +347,9 @@ class Engine:
         given[: len(warmth)] = warmth
         with no_grad():
             found = self._weights(logits, Tensor(given))
-        return [Weights(*row) for row in zip(*map(as_array, found))]
+        each, sums, low, high = map(as_array, found)
+        ends = sums.cumsum(-1, dtype=np.float64)
+        return [Weights(*row) for row in zip(each, ends, low.tolist(), high.tolist())]
 
     def _put(self, job: Job, logits: np.ndarray, known: Weights | None = None) -> None:
         if job.cancelled:
@@ -361,7 +363,11 @@ class Engine:
         if job.writer.options.max_tokens == 0:
             self._finish(job, Piece("", finish="length"))
             return
-        piece = job.writer.put(self.model.sound(logits), known)
+        if known is None:
+            self.model.sound(logits)
+        else:
+            self.model.check_sound(known.low, known.high)
+        piece = job.writer.put(logits, known)
         self.totals.answer_tokens += 1
         if piece.finish:
             self._finish(job, piece)
