@@ -101,6 +101,7 @@ def test_fuzz_prints_the_seed_and_what_it_did(capsys):
     assert err.startswith("seed 5")
 
 
+@pytest.mark.slow
 def test_fuzz_makes_a_failure_small_and_tells_how_to_see_it_again(capsys, monkeypatch):
     from muladd.compile import fuzzing
 

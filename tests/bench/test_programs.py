@@ -17,12 +17,14 @@ def beside(peers, name: str) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_small_training_steps_agree_with_the_peers(peers):
     contest = models.gpt(peers, layers=1, width=32, heads=2, length=16)
     assert contest.difference is not None and contest.difference < 1e-3
     assert {US, beside(peers, "torch"), beside(peers, "jax")} == set(contest.contenders)
 
 
+@pytest.mark.slow
 def test_small_mixed_steps_agree_with_the_peers(peers, monkeypatch):
     monkeypatch.setattr(models, "_PATIENCE", math.inf)
     contest = models.mixed_gpt(peers, layers=1, width=32, heads=2, length=16)

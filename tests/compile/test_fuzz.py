@@ -22,7 +22,7 @@ from muladd.ir import (
 from muladd.ir import dtype as dt
 from muladd.rewrite.transcendental import expand
 
-SECONDS = 8  # for each profile
+SECONDS = 6  # for each profile
 
 
 def leaf(*shape, d=dt.float32) -> Node:

@@ -327,6 +327,7 @@ for n in (3, 64, 1, 17):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_programs_of_symbolic_sizes(tmp_path):
     """Three that start together on an empty cache, and one that must find what they left."""
     def start(how: str) -> subprocess.Popen:

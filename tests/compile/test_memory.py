@@ -73,6 +73,7 @@ def test_what_crosses_turns_of_a_loop_lives_throughout() -> None:
     assert checked(actions)[0] == 2 * 256  # outside and late take the place of what is gone
 
 
+@pytest.mark.slow
 def test_a_gpt_training_step_is_near_the_lower_bound() -> None:
     from muladd.bench.networks import gpt_step
 

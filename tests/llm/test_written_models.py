@@ -43,6 +43,7 @@ def chances(answer):
     return np.array([step["logprob"] for step in answer["completion_probabilities"]])
 
 
+@pytest.mark.slow
 def test_llama_cpp_runs_every_kind(smollm, tmp_path):
     """Its answers from quantised weights are near those from the weights themselves."""
     metadata = gguf.load(smollm).metadata

@@ -90,6 +90,7 @@ def results(*running: subprocess.Popen) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_programs_share_a_cache_heal_a_damaged_one_and_survive_a_killed_one(tmp_path):
     expected = results(program(tmp_path, NOCACHE="1"))
     assert results(*[program(tmp_path) for _ in range(3)]) == expected  # all write at once

@@ -908,6 +908,7 @@ def test_results_in_lazy_graphs_are_not_overwritten():
     assert [a.item() for a in arrays] == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_leave_memory_flat():
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
     optimizer = nn.optim.Adam(model.parameters(), lr=1e-3)

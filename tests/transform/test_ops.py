@@ -179,6 +179,7 @@ def test_the_same_graph_gives_the_same_gradient():
     assert build(x) is build(x)
 
 
+@pytest.mark.slow
 def test_fifty_thousand_deep():
     x = leaf()
     y = x

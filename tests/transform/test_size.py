@@ -30,6 +30,7 @@ def test_many_nodes(nodes):
     assert len(toposort([slope])) < 5 * nodes
 
 
+@pytest.mark.slow
 def test_a_chain_50_000_deep():
     x = LEAF
     for _ in range(50_000):

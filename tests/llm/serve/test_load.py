@@ -27,6 +27,7 @@ def check(server, duration, clients, growth, capsys):
     return told
 
 
+@pytest.mark.slow
 def test_a_short_load(tmp_path, capsys):
     model = write_speaking(tmp_path / "nonsense.gguf", context=2048)
     with serving(model, "--slots", "4", "--tokens", "4096") as server:
