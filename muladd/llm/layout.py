@@ -83,11 +83,11 @@ def in_rows(panels: Tensor, form: Form) -> Tensor:
     return joined[(*[slice(None)] * lead, slice(0, form.rows))]
 
 
-def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
+def lay(stored: GGUFTensor, threads: int | None = None) -> tuple[list[Tensor], Form]:
     """(codes, scale, and offset if the kind has one) of a quantised matrix, and their form.
 
-    It is read once, a few rows at a time, on as many threads as there are; what was read is let go
-    of where it is mapped from a file, so at no time is there a second copy.
+    It is read once, a few rows at a time, on so many threads (by default as many as there are);
+    what was read is let go of where it is mapped from a file, so at no time is there a second copy.
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
     lanes = _lanes()
@@ -111,7 +111,7 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
             some = np.concatenate([some, np.zeros((-len(some) % lanes, *some.shape[1:]), np.uint8)])
         _lay([a[i, p : p + step] for a in arrays], some, kind, bits, shift, lanes)
 
-    threads = config.get("THREADS") or usable_cores()
+    threads = threads or threads_there_are()
     if len(pieces) == 1 or threads == 1:
         for piece in pieces:
             one(piece)
@@ -122,6 +122,12 @@ def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     # bytes with signs are multiplied as words where there is no instruction for two of them
     beside = "int16" if codes is dt.int8 and not _multiplies_signed_bytes() else "int8"
     return [finish() for _, finish in made], Form(bits, shift, rows, beside)
+
+
+def threads_there_are() -> int:
+    """As many as THREADS says, or as this process may use."""
+    found: int = config.get("THREADS") or usable_cores()
+    return found
 
 
 def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift: int,
