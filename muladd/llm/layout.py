@@ -12,19 +12,21 @@ has to be moved (see `schedule/recipes/dots.py`). Codes without a sign are store
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import mmap
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from muladd import config
 from muladd import device as devices
-from muladd.device.machine import Machine, usable_cores
+from muladd.device.machine import Machine
 from muladd.errors import FormatError, OutOfMemory
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
@@ -33,9 +35,11 @@ from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import Tensor
 from muladd.tensor.backend import INTERPRETER, default_device
+from muladd.tensor.handle import no_grad
+from muladd.tensor.jit import jit
 
 GROUP = 32  # neighbours that activations have one scale for; weights have as many, or fewer
-_AT_ONCE = 1 << 19  # elements laid anew together: what is in between stays small
+_AT_ONCE = 1 << 22  # elements laid anew together: what is in between stays small
 _PIECE, _HUGE = 32 << 20, 2 << 20
 _OWN = ({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {})
 _LANES = 8  # where the device has no machine that could tell
@@ -47,8 +51,7 @@ _NARROW = {
     "NVFP4": (7, 12), "IQ1_S": (7, 16), "IQ1_M": (7, 16), "IQ2_XXS": (7, 43), "IQ2_XS": (7, 43),
     "IQ2_S": (7, 43), "IQ3_XXS": (7, 62), "IQ3_S": (7, 15),
 }  # fmt: skip
-# kinds whose blocks hold four neighbours in each four bytes already: where, and scale and offset
-_WORDS = {"Q4_0": (2, 16, 0, None), "Q4_1": (4, 16, 0, 2), "Q8_0": (2, 32, 0, None)}
+_HALVES = ("Q4_0", "Q4_1", "Q8_0")  # kinds whose scales are float16 as they are stored
 
 
 @dataclass(frozen=True)
@@ -83,76 +86,70 @@ def in_rows(panels: Tensor, form: Form) -> Tensor:
     return joined[(*[slice(None)] * lead, slice(0, form.rows))]
 
 
-def lay(stored: GGUFTensor, threads: int | None = None) -> tuple[list[Tensor], Form]:
+def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     """(codes, scale, and offset if the kind has one) of a quantised matrix, and their form.
 
-    It is read once, a few rows at a time, on so many threads (by default as many as there are);
-    what was read is let go of where it is mapped from a file, so at no time is there a second copy.
+    It is read once, a few rows at a time, by a program on as many threads as there are; what was
+    read is let go of where it is mapped from a file, so at no time is there a second copy.
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
     lanes = _lanes()
     bits, shift = _NARROW.get(kind.name, (8, _shift_of_signed()))
     blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
-    scale, offset = _scales(blocks[:1, :1], kind)
-    groups, panels = scale.shape[-1], -(-rows // lanes)
+    first = [x for x in quant.scales(blocks[:1, :1], kind) if x is not None]
+    groups = width // min(GROUP, kind.elements // first[0].shape[-1])
+    panels = -(-rows // lanes)
     fours = width // groups // (8 if bits == 4 else 4)
     codes = dt.uint8 if shift or bits < 8 else dt.int8
     made = [_empty((*lead, panels, groups, fours, lanes, 4), codes)]
-    made += [_empty((*lead, panels, groups, lanes), dt.dtype(x.dtype))
-             for x in (scale, offset) if x is not None]  # fmt: skip
+    kept = dt.float16 if kind.name in _HALVES else dt.float32
+    made += [_empty((*lead, panels, groups, lanes), kept) for _ in first]
     arrays = [a.reshape(len(blocks), panels, *a.shape[len(lead) + 1 :]) for a, _ in made]
+    run = _program(kind.name, bits, shift, lanes)
     step = max(1, _AT_ONCE // (lanes * width))
-    pieces = [(i, p) for i in range(len(blocks)) for p in range(0, panels, step)]
-
-    def one(piece: tuple[int, int]) -> None:
-        i, p = piece
+    for i, p in itertools.product(range(len(blocks)), range(0, panels, step)):
         some = blocks[i, p * lanes : (p + step) * lanes]
         if len(some) % lanes:
             some = np.concatenate([some, np.zeros((-len(some) % lanes, *some.shape[1:]), np.uint8)])
-        _lay([a[i, p : p + step] for a in arrays], some, kind, bits, shift, lanes)
-
-    threads = threads or threads_there_are()
-    if len(pieces) == 1 or threads == 1:
-        for piece in pieces:
-            one(piece)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(one, pieces))
+        _lay([a[i, p : p + step] for a in arrays], some, run)
     release(stored.raw)
     # bytes with signs are multiplied as words where there is no instruction for two of them
     beside = "int16" if codes is dt.int8 and not _multiplies_signed_bytes() else "int8"
     return [finish() for _, finish in made], Form(bits, shift, rows, beside)
 
 
-def threads_there_are() -> int:
-    """As many as THREADS says, or as this process may use."""
-    found: int = config.get("THREADS") or usable_cores()
-    return found
+@functools.cache
+def _program(kind: str, bits: int, shift: int, lanes: int) -> Callable[[Tensor], list[Tensor]]:
+    """What lays rows of blocks, uint8 (panels, lanes, blocks of a row, bytes), into panels."""
 
-
-def _lay(out: list[np.ndarray], blocks: np.ndarray, kind: Kind, bits: int, shift: int,
-         lanes: int) -> None:  # fmt: skip
-    """Some panels: blocks (rows, blocks of a row, bytes) into their places."""
-    panels, groups, fours = out[0].shape[:3]
-    if kind.name in _WORDS:
-        at, count, _, _ = _WORDS[kind.name]
-        words = blocks[..., at : at + count].view(np.uint32)  # though they may lie unaligned
-        words = words.reshape(panels, lanes, groups, fours)
-        if bits == 8 and shift:
-            words = words ^ np.uint32(0x80808080)
-    else:
-        codes = quant.codes(blocks, kind).reshape(len(blocks), groups, -1)
+    def laid(blocks: Tensor) -> list[Tensor]:
+        panels = blocks.shape[0]
+        found = [x for x in _scales(blocks, quant.KINDS[kind]) if x is not None]
+        groups = found[0].shape[-1]
+        codes = quant.codes(blocks, kind).reshape(panels, lanes, groups, -1)
         if shift or bits < 8:
-            codes = codes.view(np.uint8) + np.uint8(shift)
+            codes = codes.bitcast("uint8") + shift
         if bits == 4:
             half = codes.shape[-1] // 2
             codes = codes[..., :half] | codes[..., half:] << 4
-        words = np.ascontiguousarray(codes).view(np.uint32).reshape(panels, lanes, groups, fours)
-    out[0].view(np.uint32)[..., 0] = words.transpose(0, 2, 3, 1)
-    for place, x in zip(out[1:], (x for x in _scales(blocks, kind) if x is not None)):
-        if not _finite(x):
+        codes = codes.reshape(panels, lanes, groups, -1, 4).permute(0, 2, 3, 1, 4)
+        return [t.contiguous() for t in (codes, *(x.permute(0, 2, 1) for x in found))]
+
+    return jit(laid, symbolic={"blocks": {0: ("panels", 1, 1 << 20)}})
+
+
+def _lay(out: list[np.ndarray], rows: np.ndarray, run: Callable[[Tensor], list[Tensor]]) -> None:
+    """Some panels: rows (rows, blocks of a row, bytes) into their places."""
+    host: Any = devices.get("CPU")
+    shape = (len(out[0]), len(rows) // len(out[0]), *rows.shape[1:])
+    stored = Storage(shape, dt.uint8, "CPU", host.wrap(rows))
+    with config.context(DEVICE="CPU"), no_grad():
+        found = run(Tensor(make(ops.INPUT, (), stored)))
+    for place, x in zip(out, found):
+        values = host.view(x.storage().buffer, x.dtype.storage, place.shape)
+        if x.dtype.is_float and not _finite(values):
             raise FormatError("has scales that are no numbers: the file is damaged, bring it anew")
-        place[:] = x.reshape(panels, lanes, groups).transpose(0, 2, 1)
+        place[:] = values
 
 
 def _finite(x: np.ndarray) -> bool:
@@ -162,19 +159,16 @@ def _finite(x: np.ndarray) -> bool:
     return bool(np.isfinite(x).all())
 
 
-def _scales(blocks: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scale and offset (..., groups) for groups of 16 or 32: float16 if they are stored so."""
-    if kind.name in _WORDS:
-        _, _, first, second = _WORDS[kind.name]
-        halves = [blocks[..., at : at + 2].view(np.float16)[..., 0]
-                  for at in (first, second) if at is not None]  # fmt: skip
-        return halves[0], halves[1] if len(halves) > 1 else None
+def _scales(blocks: Tensor, kind: Kind) -> tuple[Tensor, Tensor | None]:
+    """Scale and offset (..., groups of a row) for groups of 16 or 32: float16 if stored so."""
     scale, offset = quant.scales(blocks, kind)
-    again = max(1, kind.elements // scale.shape[-1] // GROUP)
-    parts = [None if x is None else np.repeat(x, again, -1).reshape(*blocks.shape[:-2], -1)
-             for x in (scale, offset)]  # fmt: skip
-    assert parts[0] is not None
-    return parts[0], parts[1]
+    again = max(1, kind.elements // int(scale.shape[-1]) // GROUP)
+
+    def of_row(x: Tensor) -> Tensor:
+        x = x.cast("float16") if kind.name in _HALVES else x
+        return x.unsqueeze(-1).expand(*x.shape, again).reshape(*blocks.shape[:-2], -1)
+
+    return of_row(scale), None if offset is None else of_row(offset)
 
 
 def _machine() -> Machine | None:

@@ -17,16 +17,7 @@ from functools import partial
 import numpy as np
 
 from muladd.errors import FormatError
-from muladd.llm.weights import (
-    Matrix,
-    Stored,
-    fits,
-    is_of_numbers,
-    kind_of,
-    matrices,
-    matrix,
-    numbers,
-)
+from muladd.llm.weights import Matrix, Stored, fits, is_of_numbers, kind_of, matrix, numbers
 from muladd.tensor import Tensor
 
 
@@ -119,18 +110,24 @@ class Decoder:
         self.config, self.family, self.room = config, config.family, room
         self._check(tensors)
 
-        def laid(name: str, threads: int | None) -> Matrix:
+        def laid(name: str) -> Matrix:
             try:
-                return matrix(tensors[name], arithmetic, threads)
+                return matrix(tensors[name], arithmetic)
             except FormatError as error:
                 raise FormatError(f"model: {name} {error}") from None
 
-        self.vectors = {name: Tensor(numbers(t)) for name, t in tensors.items()
-                        if len(t.shape) == 1}  # fmt: skip
-        whole = {name: t for name, t in tensors.items() if name not in self.vectors}
-        self.matrices = matrices(laid, whole)
-        self.embedding = self.matrices.pop("token_embd.weight")
-        self.output = self.matrices.pop("output.weight", self.embedding)
+        self.embedding = laid("token_embd.weight")
+        tied = "output.weight" not in tensors
+        self.output = self.embedding if tied else laid("output.weight")
+        self.vectors: dict[str, Tensor] = {}
+        self.matrices: dict[str, Matrix] = {}
+        for name, stored in tensors.items():
+            if name in ("token_embd.weight", "output.weight"):
+                continue
+            if len(stored.shape) == 1:
+                self.vectors[name] = Tensor(numbers(stored))
+            else:
+                self.matrices[name] = laid(name)
         self.turns = [self._turns(False), self._turns(True)]
 
     # --- what a file must have -------------------------------------------------------------------

@@ -11,9 +11,7 @@ scaled and added in float32. That is several times as fast, and about as exact a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -23,12 +21,11 @@ from muladd.errors import ShapeError
 from muladd.formats.gguf import GGUFTensor
 from muladd.formats.stored import StoredArray
 from muladd.ir import dtype as dt
-from muladd.llm.layout import GROUP, Form, in_rows, lay, threads_there_are
+from muladd.llm.layout import GROUP, Form, in_rows, lay
 from muladd.tensor import Tensor
 from muladd.tensor.functional import checkpoint
 from muladd.tensor.handle import grad_enabled
 
-_LARGE = 1 << 24  # elements of a matrix that is work enough for all threads
 _LEAST = 1e-30  # a row of zeros is divided by it, not by 0
 
 ARITHMETICS = ("int8", "float32")  # of products with quantised weights
@@ -147,29 +144,15 @@ def quantized(x: Tensor, groups: int, dtype: str = "int8") -> tuple[Tensor, Tens
     return found, scale, found.cast("int32").sum(-1, dtype="int32").cast("float32") * scale
 
 
-def matrices(
-    make: Callable[[str, int | None], Matrix], stored: Mapping[str, Stored]
-) -> dict[str, Matrix]:
-    """make(name, threads) for each: large ones after each other, on all threads, and then the
-    others side by side, on one each (small ones do not pay for threads of their own)."""
-    large = [name for name, s in stored.items() if prod(s.shape) >= _LARGE]
-    found = {name: make(name, None) for name in large}
-    small = [name for name in stored if name not in found]
-    contexts = [copy_context() for _ in small]  # each thread has the caller's settings
-    with ThreadPoolExecutor(threads_there_are()) as pool:
-        made = pool.map(lambda name, context: context.run(make, name, 1), small, contexts)
-        return found | dict(zip(small, made))
-
-
-def matrix(stored: Stored, arithmetic: str = "float32", threads: int | None = None) -> Matrix:
-    """A stored weight as a Matrix, laid on so many threads."""
+def matrix(stored: Stored, arithmetic: str = "float32") -> Matrix:
+    """A stored weight as a Matrix."""
     if isinstance(stored, StoredArray):
         return Matrix(stored.tensor())
     kind = stored.kind
     if kind.dtype is not None:
         little = np.ascontiguousarray(stored.raw).view(kind.dtype.storage.newbyteorder("<"))
         return Matrix(StoredArray(kind.dtype, little.reshape(stored.shape)).tensor())
-    arrays, form = lay(stored, threads)
+    arrays, form = lay(stored)
     return Matrix(*arrays, form=form, arithmetic=arithmetic)
 
 
