@@ -134,6 +134,9 @@ def _check_output(
         raise ArgumentError(f"finetune: {output} holds a training that was interrupted; --resume "
                             "goes on with it, --overwrite begins anew")  # fmt: skip
     merge.check_free(to, overwrite or begun, "finetune")
+    if resume and not begun:
+        raise ArgumentError(f"finetune: {output} holds no training to go on with; begin one "
+                            "without --resume")  # fmt: skip
 
 
 class _Run:
@@ -254,11 +257,8 @@ class _Run:
         safetensors.save(self._state(), self.output / STATE, told)
 
     def _resumed(self) -> int:
-        """The steps that were done before. Raises ArgumentError where nothing is kept."""
+        """The steps that were done before."""
         path = self.output / STATE
-        if not path.exists():
-            raise ArgumentError(f"finetune: {self.output} holds no training to go on with; begin "
-                                "one without --resume")  # fmt: skip
         found = safetensors.open_file(path)
         for name, wanted in self.identity.items():
             if found.metadata.get(name) != wanted:

@@ -195,9 +195,9 @@ class Decoder:
         angle = np.arange(self.room)[:, None] * frequency
         cos, sin = np.cos(angle) * c.rope_amplitude, np.sin(angle) * c.rope_amplitude
         axis = 1 if c.halves else 2
-        tables = (np.stack(pair, axis).reshape(self.room, width).astype(np.float32)
-                  for pair in ((cos, cos), (-sin, sin)))  # fmt: skip
-        return tuple(map(Tensor, tables))  # type: ignore[return-value]
+        own, partner = (np.stack(pair, axis).reshape(self.room, width).astype(np.float32)
+                        for pair in ((cos, cos), (-sin, sin)))  # fmt: skip
+        return Tensor(own), Tensor(partner)
 
     # --- the graph -------------------------------------------------------------------------------
 
