@@ -238,12 +238,23 @@ class Cpu(Device):
     def wrap(self, array: np.ndarray) -> HostBuffer | None:
         """The array's own memory as a buffer, without copying; None if it is not contiguous or
         not aligned to its elements. Writing to it is allowed only if the array allows it."""
-        if not array.flags.c_contiguous or array.ctypes.data % max(1, array.itemsize):
+        address = array.ctypes.data
+        if not array.flags.c_contiguous or address % max(1, array.itemsize):
             return None
-        buffer = HostBuffer(self, array.nbytes, array.ctypes.data, owner=array,
+        buffer = HostBuffer(self, array.nbytes, address, owner=array,
                             writable=bool(array.flags.writeable))  # fmt: skip
         buffer.block = None
         return buffer
+
+    def part(self, buffer: HostBuffer, offset: int, nbytes: int) -> HostBuffer:
+        """Some bytes of a buffer as a buffer, which keeps that alive."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
+            raise DeviceError(f"CPU.part: {nbytes} bytes from byte {offset} are not within "
+                              f"{buffer.nbytes} bytes")  # fmt: skip
+        part = HostBuffer(self, nbytes, buffer.address + offset, owner=buffer,
+                          writable=buffer.writable)  # fmt: skip
+        part.block = None
+        return part
 
     def view(self, buffer: Buffer, dtype: Any, shape: Sequence[int], offset: int = 0) -> np.ndarray:
         """The buffer's memory as an array, without copying; the array keeps the buffer alive."""

@@ -4,7 +4,7 @@ To read the folder, in this order (each file before those that it stands on):
 
     answers      generate.py: writing.py, sampling.py (the next token), speculate.py
     models       model.py (layers, one row per architecture): weights.py and layout.py (quantised
-                 matrices), pages.py (keys and values, and attention over them)
+                 matrices), pages.py (keys and values, and attention over them); memory.py
     files        opening.py: sources.py (GGUF), hugging_face.py (folders), hub.py and fetch.py
     text         tokenizer.py: vocabulary.py, tokenizer_gguf.py and pretokenizers.py,
                  tokenizer_json.py, stream.py; template.py and sandbox.py (conversations)

@@ -12,7 +12,9 @@ import numpy as np
 from muladd import config
 from muladd.errors import ArgumentError
 from muladd.llm.generate import LanguageModel, load
+from muladd.llm.opening import opened
 from muladd.llm.options import share
+from muladd.llm.weights import matrix
 from muladd.options import command, positive
 
 
@@ -26,9 +28,12 @@ def main(arguments: Sequence[str]) -> int:
         found = {"file": given.model, "prompt": given.prompt, "decode": given.decode,
                  "threads": given.threads, "load_s": loaded,
                  **measure(model, given.prompt, given.decode, given.repeat)}  # fmt: skip
+        del model
+        found["laid_gb_s"] = laying(given.model, given.repeat)
     out = sys.stderr if given.json else sys.stdout
     print(f"loaded in {loaded:.2f} s, first token of a new process after "
           f"{loaded + found['first_prompt_s']:.2f} s\n"
+          f"weights are laid at {found['laid_gb_s']:.2f} GB/s\n"
           f"prompt  {given.prompt} tokens  {found['prompt_tok_s']:.1f} tokens/s\n"
           f"decode  {given.decode} tokens  {found['decode_tok_s']:.1f} tokens/s",
           file=out)  # fmt: skip
@@ -61,6 +66,19 @@ def measure(model: LanguageModel, prompt: int, decode: int, repeat: int = 3) -> 
         reading.append(prompt / (read - start))
         saying.append(decode / (said - read))
     return {"prompt_tok_s": max(reading), "decode_tok_s": max(saying), "first_prompt_s": first}
+
+
+def laying(path: str, repeat: int = 3) -> float:
+    """GB of the file a second at which its matrices are brought into the order of products, or read
+    where they are plain numbers: the best of `repeat` runs after one that compiles."""
+    taken = []
+    for _ in range(repeat + 1):
+        stored = [t for t in opened(path).tensors.values() if len(t.shape) > 1]
+        start = time.perf_counter()
+        laid = [matrix(t) for t in stored]
+        taken.append(time.perf_counter() - start)
+        del laid
+    return sum(t.nbytes for t in stored) / min(taken[1:]) / 1e9
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,13 +11,7 @@ has to be moved (see `schedule/recipes/dots.py`). Codes without a sign are store
 """
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
-import mmap
-import threading
-import weakref
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,22 +20,23 @@ import numpy as np
 
 from muladd import config
 from muladd import device as devices
+from muladd.compile import compile_graph, parameters
+from muladd.compile.program import Program
+from muladd.device.cpu import HostBuffer
 from muladd.device.machine import Machine
-from muladd.errors import FormatError, OutOfMemory
+from muladd.errors import FormatError
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
 from muladd.formats.quant import Kind
-from muladd.ir import Storage, make, ops
+from muladd.ir import Storage, make, ops, var
 from muladd.ir import dtype as dt
+from muladd.llm.memory import release, room
 from muladd.tensor import Tensor
-from muladd.tensor.backend import INTERPRETER, default_device
+from muladd.tensor.backend import INTERPRETER, Frame, default_device, inside
 from muladd.tensor.handle import no_grad
-from muladd.tensor.jit import jit
 
 GROUP = 32  # neighbours that activations have one scale for; weights have as many, or fewer
 _AT_ONCE = 1 << 22  # elements laid anew together: what is in between stays small
-_PIECE, _HUGE = 32 << 20, 2 << 20
-_OWN = ({"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {})
 _LANES = 8  # where the device has no machine that could tell
 # kinds whose codes span 16 or 128 numbers: the bits, and what makes the least of them 0
 _NARROW = {
@@ -89,71 +84,104 @@ def in_rows(panels: Tensor, form: Form) -> Tensor:
 def lay(stored: GGUFTensor) -> tuple[list[Tensor], Form]:
     """(codes, scale, and offset if the kind has one) of a quantised matrix, and their form.
 
-    It is read once, a few rows at a time, by a program on as many threads as there are; what was
-    read is let go of where it is mapped from a file, so at no time is there a second copy.
+    It is read once, some rows at a time, by a program on as many threads as there are, which writes
+    to where the results stay. What was read is let go of where it is mapped from a file, so at no
+    time is there a second copy. Raises FormatError for scales that are no numbers.
     """
     kind, (*lead, rows, width) = stored.kind, stored.shape
-    lanes = _lanes()
-    bits, shift = _NARROW.get(kind.name, (8, _shift_of_signed()))
+    lanes, (bits, shift) = _lanes(), _NARROW.get(stored.kind.name, (8, _shift_of_signed()))
+    laying = _laying(kind.name, width // kind.elements, bits, shift, lanes, config.of_programs())
     blocks = stored.raw.reshape(-1, rows, width // kind.elements, kind.bytes)
-    first = [x for x in quant.scales(blocks[:1, :1], kind) if x is not None]
-    groups = width // min(GROUP, kind.elements // first[0].shape[-1])
     panels = -(-rows // lanes)
-    fours = width // groups // (8 if bits == 4 else 4)
-    codes = dt.uint8 if shift or bits < 8 else dt.int8
-    made = [_empty((*lead, panels, groups, fours, lanes, 4), codes)]
-    kept = dt.float16 if kind.name in _HALVES else dt.float32
-    made += [_empty((*lead, panels, groups, lanes), kept) for _ in first]
-    arrays = [a.reshape(len(blocks), panels, *a.shape[len(lead) + 1 :]) for a, _ in made]
-    run = _program(kind.name, bits, shift, lanes)
-    step = max(1, _AT_ONCE // (lanes * width))
-    for i, p in itertools.product(range(len(blocks)), range(0, panels, step)):
-        some = blocks[i, p * lanes : (p + step) * lanes]
-        if len(some) % lanes:
-            some = np.concatenate([some, np.zeros((-len(some) % lanes, *some.shape[1:]), np.uint8)])
-        _lay([a[i, p : p + step] for a in arrays], some, run)
+    laid = [room.cut(len(blocks) * panels * r.nbytes) for r in laying.results]
+    step = -(-_AT_ONCE // (4 * lanes * width)) * 4  # so that each piece is as aligned as the first
+    for first in range(0, len(blocks) * panels, step):
+        laying.run(_panels(blocks, lanes, first, min(step, len(blocks) * panels - first)), laid,
+                   first)  # fmt: skip
     release(stored.raw)
+    if not all(_finite(b, r.dtype) for b, r in zip(laid[1:], laying.results[1:])):
+        raise FormatError("has scales that are no numbers: the file is damaged, bring it anew")
     # bytes with signs are multiplied as words where there is no instruction for two of them
-    beside = "int16" if codes is dt.int8 and not _multiplies_signed_bytes() else "int8"
-    return [finish() for _, finish in made], Form(bits, shift, rows, beside)
+    signed = laying.results[0].dtype is dt.int8
+    form = Form(bits, shift, rows, "int16" if signed and not _multiplies_signed_bytes() else "int8")
+    return [_tensor((*lead, panels, *r.shape), r.dtype, b)
+            for b, r in zip(laid, laying.results)], form  # fmt: skip
+
+
+def _panels(blocks: np.ndarray, lanes: int, first: int, count: int) -> np.ndarray:
+    """The rows of so many panels, blocks (matrices, rows, blocks of a row, bytes) to (rows, ...):
+    where they are, or as a copy with zeros below each matrix whose last panel is not full."""
+    rows, tail = blocks.shape[1], blocks.shape[2:]
+    if rows % lanes == 0:
+        return blocks.reshape(-1, *tail)[first * lanes : (first + count) * lanes]
+    some = np.zeros((count, lanes, *tail), np.uint8)
+    for k in range(count):
+        i, panel = divmod(first + k, -(-rows // lanes))
+        part = blocks[i, panel * lanes : (panel + 1) * lanes]
+        some[k, : len(part)] = part
+    return some.reshape(-1, *tail)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What there is of each panel: its sizes, dtype and bytes."""
+
+    shape: tuple[int, ...]
+    dtype: dt.DType
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class _Laying:
+    """What lays rows of blocks of one kind and number: a program of any number of panels."""
+
+    program: Program
+    inputs: list[Any]  # buffers: constants of the kind; None for the rows
+    results: list[_Result]
+
+    def run(self, rows: np.ndarray, out: list[HostBuffer], first: int) -> None:
+        """Lay rows, uint8 (panels * lanes, blocks of a row, bytes), as panels from `first` on."""
+        host: Any = devices.get("CPU")
+        count = len(rows) // self.results[0].shape[-2]
+        places = [host.part(b, first * r.nbytes, count * r.nbytes)
+                  for b, r in zip(out, self.results)]  # fmt: skip
+        given = host.wrap(rows)
+        self.program.run([given if b is None else b for b in self.inputs], (count,), places)
 
 
 @functools.cache
-def _program(kind: str, bits: int, shift: int, lanes: int) -> Callable[[Tensor], list[Tensor]]:
-    """What lays rows of blocks, uint8 (panels, lanes, blocks of a row, bytes), into panels."""
-
-    def laid(blocks: Tensor) -> list[Tensor]:
-        panels = blocks.shape[0]
-        found = [x for x in _scales(blocks, quant.KINDS[kind]) if x is not None]
-        groups = found[0].shape[-1]
-        codes = quant.codes(blocks, kind).reshape(panels, lanes, groups, -1)
-        if shift or bits < 8:
-            codes = codes.bitcast("uint8") + shift
-        if bits == 4:
-            half = codes.shape[-1] // 2
-            codes = codes[..., :half] | codes[..., half:] << 4
-        codes = codes.reshape(panels, lanes, groups, -1, 4).permute(0, 2, 3, 1, 4)
-        return [t.contiguous() for t in (codes, *(x.permute(0, 2, 1) for x in found))]
-
-    return jit(laid, symbolic={"blocks": {0: ("panels", 1, 1 << 20)}})
+def _laying(
+    name: str, per_row: int, bits: int, shift: int, lanes: int, settings: tuple
+) -> _Laying:
+    kind = quant.KINDS[name]
+    given = Storage((var("panels", 1, 1 << 30), lanes, per_row, kind.bytes), dt.uint8)
+    with config.context(DEVICE="CPU"), no_grad(), inside(Frame("lay")):
+        found = _laid(Tensor(make(ops.INPUT, (), given)), kind, bits, shift)
+        graph, storages = parameters(tuple(t.node for t in found))
+        program = compile_graph(graph, "CPU")
+    shapes = [tuple(int(n) for n in t.shape[1:]) for t in found]  # type: ignore[arg-type]
+    results = [_Result(s, t.dtype, prod(s) * t.dtype.itemsize) for s, t in zip(shapes, found)]
+    return _Laying(program, [s.buffer for s in storages], results)
 
 
-def _lay(out: list[np.ndarray], rows: np.ndarray, run: Callable[[Tensor], list[Tensor]]) -> None:
-    """Some panels: rows (rows, blocks of a row, bytes) into their places."""
-    host: Any = devices.get("CPU")
-    shape = (len(out[0]), len(rows) // len(out[0]), *rows.shape[1:])
-    stored = Storage(shape, dt.uint8, "CPU", host.wrap(rows))
-    with config.context(DEVICE="CPU"), no_grad():
-        found = run(Tensor(make(ops.INPUT, (), stored)))
-    for place, x in zip(out, found):
-        values = host.view(x.storage().buffer, x.dtype.storage, place.shape)
-        if x.dtype.is_float and not _finite(values):
-            raise FormatError("has scales that are no numbers: the file is damaged, bring it anew")
-        place[:] = values
+def _laid(blocks: Tensor, kind: Kind, bits: int, shift: int) -> list[Tensor]:
+    """Blocks, uint8 (panels, lanes, blocks of a row, bytes), as panels of codes, scales, offsets.
+    """
+    rest = [x for x in _scales(blocks, kind) if x is not None]
+    groups = rest[0].shape[-1]
+    codes = quant.codes(blocks, kind.name).reshape(*blocks.shape[:2], groups, -1)
+    if shift or bits < 8:
+        codes = codes.bitcast("uint8") + shift
+    if bits == 4:
+        half = codes.shape[-1] // 2
+        codes = codes[..., :half] | codes[..., half:] << 4
+    codes = codes.reshape(*codes.shape[:-1], -1, 4).permute(0, 2, 3, 1, 4)
+    return [codes, *(x.permute(0, 2, 1) for x in rest)]
 
 
-def _finite(x: np.ndarray) -> bool:
+def _finite(buffer: HostBuffer, dtype: dt.DType) -> bool:
     """Whether there is neither NaN nor infinity. It takes a thirtieth of the time of laying."""
+    x = np.asarray(buffer).view(dtype.storage)
     if x.dtype == np.float16:  # whose arithmetic is slow
         return int((x.view(np.uint16) & 0x7C00).max()) < 0x7C00
     return bool(np.isfinite(x).all())
@@ -193,79 +221,11 @@ def _multiplies_signed_bytes() -> bool:
     return machine is None or machine.dot in ("", "sdot")
 
 
-def _empty(shape: tuple[int, ...], kind: dt.DType) -> tuple[np.ndarray, Callable[[], Tensor]]:
-    """An array to be filled, and what makes a tensor of it then: of the same memory on the CPU."""
-    array = _room.cut(prod(shape) * kind.itemsize).view(kind.storage).reshape(shape)
-
-    def finish() -> Tensor:
-        if default_device() != "CPU":
-            return Tensor(array, dtype=kind)
-        host = devices.get("CPU")
-        storage = Storage(shape, kind, "CPU", host.wrap(array))  # type: ignore[attr-defined]
-        return Tensor(make(ops.INPUT, (), storage))
-
-    return array, finish
+def _tensor(shape: tuple[int, ...], dtype: dt.DType, buffer: HostBuffer) -> Tensor:
+    """What was laid: of the same memory on the CPU, else copied to where tensors are."""
+    if default_device() != "CPU":
+        return Tensor(np.asarray(buffer).view(dtype.storage).reshape(shape), dtype=dtype)
+    return Tensor(make(ops.INPUT, (), Storage(shape, dtype, "CPU", buffer)))
 
 
-def memory_of(nbytes: int, huge: bool) -> np.ndarray:
-    """uint8 (nbytes,) of zeros, which the system gives as they are touched, a page at a time: 2 MB,
-    if it has such, or 4096 bytes."""
-    try:
-        mapped = mmap.mmap(-1, max(nbytes, 1), **_OWN)
-    except OSError as error:
-        raise OutOfMemory(f"memory: there are no {nbytes / 2**30:,.1f} GiB ({error.strerror}); "
-                          "choose a smaller model or context, or fewer tokens") from None
-    advice = getattr(mmap, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", None)
-    if advice is not None:
-        with contextlib.suppress(OSError):  # a system without huge pages
-            mapped.madvise(advice)
-    return np.frombuffer(mapped, np.uint8, nbytes)
-
-
-class _Room:
-    """Memory for many arrays, in large pieces and huge pages: a model reads all of its weights for
-    each token, and a small page for every 4096 bytes of them would have to be looked up each time.
-    A piece is freed with the last of its arrays."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.piece: Callable[[], np.ndarray | None] = lambda: None
-        self.used = 0
-
-    def cut(self, nbytes: int) -> np.ndarray:
-        """uint8 (nbytes,), aligned to 64 bytes."""
-        with self.lock:
-            piece = self.piece()
-            if piece is None or self.used + nbytes > len(piece):
-                size = -(-max(nbytes, _PIECE) // _HUGE) * _HUGE + _HUGE
-                whole = memory_of(size, huge=True)
-                self.used = -whole.ctypes.data % _HUGE
-                piece, self.piece = whole, weakref.ref(whole)
-            found = piece[self.used : self.used + nbytes]
-            self.used += -(-nbytes // 64) * 64
-            return found
-
-
-_room = _Room()
-
-
-def release(raw: np.ndarray) -> None:
-    """Let the system take back what was read of a mapped file; it is read anew when wanted."""
-    for base in _bases(raw):
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            whole = np.frombuffer(base, np.uint8)
-            first = raw.ctypes.data - whole.ctypes.data
-            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages of our own
-            size = (first + raw.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-            if size > 0:
-                base.madvise(mmap.MADV_DONTNEED, start, size)
-
-
-def _bases(raw: np.ndarray) -> Iterator[object]:
-    base: object = raw
-    while base is not None:
-        yield base
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-
-
-__all__ = ["GROUP", "Form", "in_rows", "lay", "memory_of", "release"]
+__all__ = ["GROUP", "Form", "in_rows", "lay"]

@@ -22,7 +22,7 @@ import numpy as np
 from muladd import device as devices
 from muladd.ir import Storage, make, ops
 from muladd.ir import dtype as dt
-from muladd.llm.layout import memory_of
+from muladd.llm.memory import memory_of
 from muladd.llm.model import Decoder
 from muladd.tensor import Tensor
 from muladd.tensor.handle import no_grad

@@ -429,6 +429,20 @@ def test_views_and_wraps_do_not_copy(cpu):
     assert not cpu.wrap(array).writable
 
 
+def test_a_part_is_the_same_memory_and_keeps_it(cpu):
+    whole = cpu.allocate(32)
+    cpu.view(whole, np.int64, (4,))[:] = range(4)
+    part = cpu.part(whole, 8, 16)
+    assert part.address == whole.address + 8 and part.writable
+    del whole
+    gc.collect()
+    cpu.allocate(32)  # would be that memory, if it had been given back
+    assert cpu.view(part, np.int64, (2,)).tolist() == [1, 2]
+    for offset, size in ((-1, 1), (0, 17), (16, 1), (4, -1)):
+        with pytest.raises(DeviceError, match="are not within 16 bytes"):
+            cpu.part(part, offset, size)
+
+
 def test_a_view_keeps_its_buffer_and_memory_is_recycled(cpu):
     buffer = cpu.allocate(1 << 20)
     address = buffer.address

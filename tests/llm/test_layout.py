@@ -13,7 +13,7 @@ from muladd.device.machine import Machine
 from muladd.errors import ArgumentError
 from muladd.formats import quant
 from muladd.formats.gguf import GGUFTensor
-from muladd.llm import layout
+from muladd.llm import layout, memory
 from muladd.llm.generate import load
 from muladd.llm.weights import Matrix, matrix, quantized
 from muladd.loop.dots import factors
@@ -112,16 +112,30 @@ def test_large_matrices_are_laid_in_pieces(threads, monkeypatch):
         np.testing.assert_array_equal(found.numbers().numpy(), weight.dequantize())
 
 
-def test_what_was_read_of_a_file_is_let_go_of(tmp_path):
+def test_what_was_read_of_a_file_is_let_go_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "_BLOCK", 4 * mmap.PAGESIZE)
     path = tmp_path / "weights"
-    path.write_bytes(bytes(range(256)) * 64)
+    path.write_bytes(bytes(range(256)) * (10 * mmap.PAGESIZE // 256))
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    raw = np.frombuffer(memoryview(mapped), np.uint8)[100:].reshape(2, -1)
-    before = raw.copy()
-    layout.release(raw)
-    np.testing.assert_array_equal(raw, before)
-    layout.release(np.zeros(8, np.uint8))  # of no file
+    asked = []
+
+    class Watched(mmap.mmap):
+        def madvise(self, *given):
+            asked.append((given[1] // mmap.PAGESIZE, given[2] // mmap.PAGESIZE))
+
+    raw = np.frombuffer(memoryview(mapped), np.uint8)
+    with open(path, "rb") as file:
+        watched = np.frombuffer(Watched(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    ends = [100, 3, 4, 7, 9, 10]  # of pieces read one after another, in pages but the first
+    places = [0, 100, *(n * mmap.PAGESIZE for n in ends[1:])]
+    for first, last in zip(places, places[1:]):
+        before = raw[first:last].copy()
+        memory.release(raw[first:last].reshape(1, -1))
+        np.testing.assert_array_equal(raw[first:last], before)
+        memory.release(watched[first:last])
+    assert asked == [(0, 4), (4, 4), (8, 2)]  # each page once, as the end of its block is passed
+    memory.release(np.zeros(8, np.uint8))  # of no file
 
 
 def test_plain_matrices_know_no_form():
@@ -138,13 +152,13 @@ def test_memory_is_there_when_it_is_touched():
     if not Path("/proc/self/statm").exists():
         pytest.skip("tells resident memory in another way")
     before = resident()
-    memory = layout.memory_of(256 << 20, huge=False)
-    memory[:: 2 << 20] = 1  # as the first page of each layer's keys and values
-    assert resident() - before < 16 << 20 and not memory[1 : 2 << 20].any()
+    made = memory.memory_of(256 << 20, huge=False)
+    made[:: 2 << 20] = 1  # as the first page of each layer's keys and values
+    assert resident() - before < 16 << 20 and not made[1 : 2 << 20].any()
 
 
 def test_a_piece_of_memory_serves_several_matrices():
-    room = layout._Room()
+    room = memory._Room()
     a, b = room.cut(1000), room.cut(1000)
-    assert b.ctypes.data - a.ctypes.data == 1024 and a.base is b.base
-    assert len(room.cut(layout._PIECE)) == layout._PIECE
+    assert b.address - a.address == 1024 and a.address % 64 == 0 and a.owner is b.owner
+    assert room.cut(memory._PIECE).nbytes == memory._PIECE
