@@ -451,16 +451,16 @@ class _Renderer:
         turns, found, p = self.scopes[loop].turns, self.terms(index), self.bases[place]
         if turns is None or found is None:
             return moved(lines, p, index)
-        number, outer, inner = found[0].get((), 0), Poly(), Poly()
+        number, inner, outer = found[0].get((), 0), Poly(), dict[int, Poly]()
         depths = {a: (self.value_in(a, lines), self.depth_of(a))[1] for a in found[1]}
         for mono, c in found[0].items():
             if mono:
-                (outer if all(depths[a] < loop for a in mono) else inner)[mono] = c
-        if outer:
-            key = (place, kind, frozenset(outer.items()))
+                at = max(depths[a] for a in mono)
+                (inner if at >= loop else outer.setdefault(at, Poly()))[mono] = c
+        for at, part in sorted(outer.items()):  # a pointer for each loop: LLVM would add it all up
+            key = (p, kind, frozenset(part.items()))  # in the one that is next to the innermost
             if key not in turns.pointers:
-                by = sym.as_node(sym.build(outer))
-                turns.pointers[key] = moved(self.scopes[loop - 1].lines, p, by)
+                turns.pointers[key] = moved(self.scopes[at].lines, p, sym.as_node(sym.build(part)))
             p = turns.pointers[key]
         if inner:
             p = moved(lines, p, sym.as_node(sym.build(inner)))

@@ -20,7 +20,7 @@ from muladd.ir import Node
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, size
 from muladd.schedule.primitives import step
-from muladd.schedule.recipes.images import AGAIN, is_masked, slid
+from muladd.schedule.recipes.images import AGAIN, TAPS, is_masked, slid
 from muladd.schedule.recipes.operands import Sides, Tile, own_names, pack, tile, tiled
 
 _LEAST_IMAGES = 16
@@ -56,13 +56,15 @@ def channels(plan: Plan, machine: Machine, p: Product) -> tuple[Plan, Sides, lis
         if x not in along or size([a for a in image if a is not n]) * itemsize > machine.l2 // 4:
             return None
         copies.append("c1")
-    t = tile(machine, p.stage, extent(x), extent(c), even=True)
-    return _nest(plan, machine, p.stage.name, (n, y), sides, t, copies), sides, copies
+    taps = extent(p.stage.reduced[-1])
+    taps = taps if taps <= TAPS else 1  # else a loop
+    t = tile(machine, p.stage, extent(x), extent(c), even=True, taps=taps)
+    return _nest(plan, machine, p.stage.name, (n, y), sides, t, copies, taps), sides, copies
 
 
 def _nest(
     plan: Plan, machine: Machine, s: str, around: tuple[Node, Node], sides: Sides, t: Tile,
-    copies: list[str],
+    copies: list[str], taps: int,
 ) -> Plan:  # fmt: skip
     (n, y), x, c = around, sides.row, sides.column
     N, Y, X, C = (a.arg.name for a in (n, y, x, c))
@@ -73,6 +75,8 @@ def _nest(
     plan = step(plan, "parallel 2")
     plan = step(plan, "at c0 2")
     plan = tiled(plan, s, X, C)
+    if taps > 1:
+        plan = step(plan, f"inline {s} {plan.kernel.stage(s).reduced[-1].arg.name}")
     parts = (f"{C}.1", f"{C}.2", f"{C}.3")
     own = " ".join(x for x in own_names(plan, "c0").split() if x not in parts)
     plan = step(plan, f"layout c0 {C}.1 {own} {C}.2 {C}.3")

@@ -26,7 +26,7 @@ from muladd.schedule.primitives.collapse import collapsed
 from muladd.schedule.recipes.operands import Sides, Tile, moves, tiled
 
 _NARROW = 2  # vectors: rows of fewer leave much of a tile empty
-_TAPS = 8  # of a line of a window, which are written out one after the other
+TAPS = 8  # of a line of a window, which are written out one after the other
 _FEW = 24  # results of each place in an image, for which a copy of all its windows does not pay
 AGAIN = 96  # how often a copied element is used, from which on copying lane by lane pays
 
@@ -113,7 +113,7 @@ def windows(
     plan = step(plan, f"parallel {len(around)}")
     plan = tiled(plan, p.stage.name, I, J)
     taps = plan.kernel.stage(p.stage.name).reduced[-1]
-    if extent(taps) <= _TAPS:
+    if extent(taps) <= TAPS:
         plan = step(plan, f"inline {p.stage.name} {taps.arg.name}")
     plan = step(plan, f"at c0 {len(around)}")
     return _lines(plan, along, J, t.lanes)
@@ -158,7 +158,7 @@ def _blocks(
         count = extent(line)
         window = sizes.pop(f"c0.{line.arg.name}") - count + 1
     place = prod(sizes.values()) * sides.vector.dtype.itemsize  # bytes, of all channels
-    if place * window * min(width, t.columns + _TAPS) > machine.l1:
+    if place * window * min(width, t.columns + TAPS) > machine.l1:
         return None
     room = machine.l2 // 2 // place
     panels = -(-columns // t.columns)
@@ -172,4 +172,4 @@ def _blocks(
     return lines, panels, min(parts, -(-extent(sides.row) // t.rows))
 
 
-__all__ = ["AGAIN", "is_masked", "merged", "slid", "taps_first", "windows"]
+__all__ = ["AGAIN", "TAPS", "is_masked", "merged", "slid", "taps_first", "windows"]

@@ -53,6 +53,7 @@ class Tile:
 def tile(
     machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
     most_rows: int = MOST_TILE_ROWS, panel: int = 0, even: bool = False, turn: float = _TURN_PRICE,
+    taps: int = 1,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
@@ -61,6 +62,8 @@ def tile(
     vectors. most_rows: of `rows_at_once`. panel: bytes of a column of the copied operand, whose
     tile's columns should leave the second cache some room. even: tiles of one vector, or such as
     leave no columns over. turn: what a turn of the loop over the terms costs, in multiply-adds.
+    taps: terms one after another in which the rows move on by one, so that most of their numbers
+    are in registers already.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
@@ -72,7 +75,8 @@ def tile(
     for vectors in _VECTORS:
         for r in range(1, most_rows + 1):
             results = r * vectors
-            if results > budget or results + vectors + 1 > machine.vector_registers:
+            operands = vectors + (r if taps > 1 else 1)
+            if results > budget or results + operands > machine.vector_registers:
                 continue
             if whole_vectors and r & (r - 1):
                 continue
@@ -82,7 +86,7 @@ def tile(
                 continue
             across = sum(_ratio(c, vectors * lanes) for c in columns) / len(columns)
             waste = _ratio(rows, r) * across
-            loads = (r + vectors) / results
+            loads = ((r + taps - 1) / taps + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
             price = _LOAD_PRICE * max(0.0, loads - free) + turn / results
             score = waste * (1 + price + starved)
