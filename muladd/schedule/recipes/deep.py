@@ -14,11 +14,13 @@ The nest of out[i, j] += left[i, k] * right[k, j], i.2 and j.2 written out and j
 
 A panel of columns stays in the first cache while all rows of the area pass by, the panels of rows
 in the second. More axes of the results (the taps of a convolution) stand inside k.0, more reduced
-ones inside k.1.
+ones inside k.1; where these are too many for the first cache (the pixels of an image), so many
+lines at a time as are not.
 """
 from __future__ import annotations
 
 from muladd.device.machine import Machine
+from muladd.ir import Node
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, size
@@ -94,6 +96,10 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     plan = step(plan, f"split {I} {high} {t.rows}")
     plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
     plan = step(plan, f"split {K} {terms}")
+    lines = _lines(machine, t, p, rest)
+    if lines:
+        for whose in ("", *(f"{copy}." for copy in copies)):
+            plan = step(plan, f"split {whose}{rest[0].arg.name} {lines}")
     for copy in copies:
         parts = f"{terms // t.lanes} {t.lanes}" if turned and copy == "c0" else terms
         plan = step(plan, f"split {copy}.{K} {parts}")
@@ -104,10 +110,12 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     for stage in (name, *copies):
         plan = step(plan, f"at {stage} {len(names) + 2}")
     far = sorted(rest, key=lambda a: -moves(plan.kernel, sides.broadcast, a))
-    inner, under = f"{I}.2 {J}.2 {J}.3", [f"{K}.1", *(a.arg.name for a in far)]
-    empty = [x for x in reduced_names(plan, name).split() if x not in (f"{K}.0", *under)]
+    inner = f"{I}.2 {J}.2 {J}.3"
+    under = [f"{K}.1", *(plan.leaves[a][-1].loop.arg.name for a in far)]
+    steps = [f"{K}.0", *([f"{rest[0].arg.name}.0"] if lines else [])]
+    empty = [x for x in reduced_names(plan, name).split() if x not in (*steps, *under)]
     within = " ".join([*empty, *under])
-    plan = step(plan, f"nest {name} {K}.0 {taps} {J}.1 {I}.1 {within} {inner}")
+    plan = step(plan, f"nest {name} {' '.join(steps)} {taps} {J}.1 {I}.1 {within} {inner}")
     plan = step(plan, f"layout {name} {taps} {J}.1 {I}.1 {inner}")
     plan = step(plan, f"unroll {name} {I}.2 {J}.2")
     for copy, panel, near in (("c0", f"{J}.1", f"{J}.2 {J}.3"), ("c1", f"{I}.1", f"{I}.2")):
@@ -118,7 +126,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             plan = turned_copy(plan, J, f"c0.{K}.1", f"c0.{K}.2")
             continue
         mine = own_names(plan, copy).split()
-        order = " ".join(x for x in (f"{copy}.{n}" for n in (*empty, *under)) if x in mine)
+        loops = (f"{copy}.{n}" for n in (*steps[1:], *empty, *under))
+        order = " ".join(x for x in loops if x in mine)
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
         if f"{copy}.{K}.1" in mine:  # short pieces of rows, which the machine does not foresee
@@ -136,6 +145,15 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         if other.name != "c1" and not (turned and other.name == "c0"):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
+
+
+def _lines(machine: Machine, t: Tile, p: Product, rest: list[Node]) -> int:
+    """Turns of the outermost of the inner reduced axes at a time, whose panels stay in the first
+    cache while all taps pass by; 0 where those of all turns do, or of one do not."""
+    if len(rest) < 2 or size(rest) <= terms_of(machine, t, p):
+        return 0
+    most = terms_of(machine, t, p) // size(rest[1:])
+    return -(-extent(rest[0]) // -(-extent(rest[0]) // most)) if most else 0
 
 
 def _area(
