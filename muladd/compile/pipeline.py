@@ -246,8 +246,7 @@ class _Builder:
         simple = drop_empty(simple)
         held: tuple[Node, ...] = ()
         if not self.exact:
-            lanes = self.device.machine.float_lanes
-            simple, held = fewer_products(crop(simple), lanes, fixed)
+            simple, held = fewer_products(crop(simple), self.device.machine, fixed)
             places = {n: param(count + i, n.shape, n.dtype) for i, n in enumerate(held)}
             simple = tuple(substitute(simple, places)) if held else simple
             simple = split_reductions(simple)

@@ -14,6 +14,7 @@ from muladd.compile import compile_graph, parameters, winograd
 from muladd.compile.pipeline import forget
 from muladd.compile.report import profile
 from muladd.compile.winograd import fewer_products, matrices
+from muladd.device.machine import Machine
 from muladd.ir import ops, toposort
 from muladd.rewrite.canonical import canonicalise
 from muladd.rewrite.rules.inline import inline_calls
@@ -44,7 +45,7 @@ def always(monkeypatch):
 def by_points(*tensors: Tensor, fixed: frozenset[int] = frozenset()) -> int:
     """How many of the sums behind tensors are done by values at points: each is three JOINs."""
     outputs = canonicalise(inline_calls(graph_of(*tensors)))
-    made, _ = fewer_products(outputs, 8, fixed)
+    made, _ = fewer_products(outputs, Machine.named("avx2"), fixed)
     return sum(n.op is ops.JOIN for n in toposort(made)) // 3
 
 

@@ -27,6 +27,7 @@ from muladd.compile.index import OPAQUE
 from muladd.compile.winograd.points import MOST, matrices, on_both_sides, stacked
 from muladd.compile.winograd.results import Graph, Results
 from muladd.compile.winograd.windows import Convolution, convolution
+from muladd.device.machine import Machine
 from muladd.ir import Node, Param, make, ops, toposort
 from muladd.transform.build import reshape, slice_
 
@@ -34,14 +35,14 @@ _TAPS = (3, 5)
 
 
 def fewer_products(
-    outputs: tuple[Node, ...], lanes: int, fixed: frozenset[int] = frozenset()
+    outputs: tuple[Node, ...], machine: Machine, fixed: frozenset[int] = frozenset()
 ) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
     """The graph with convolutions by values at points, where that is less work; and the values of
     weights in it that depend on fixed Params alone: they can be computed once for many runs.
 
-    lanes: floats of a vector. Where there are no vectors, what is less work was never measured.
+    Where a machine has no vectors, what is less work was never measured.
     """
-    most = config.get("WINOGRAD")
+    most, lanes = config.get("WINOGRAD"), machine.float_lanes
     order = toposort(outputs)
     if lanes < 2 or not most or not any(n.op is ops.SUM and len(n.arg) > 2 for n in order):
         return outputs, ()
@@ -53,7 +54,7 @@ def fewer_products(
         new = graph.again(n)
         found = convolution(new) if n.op is ops.SUM else None
         once = found is not None and _is_fixed(found.weight, fixed)
-        m = _best(found, lanes, most, once) if found is not None else 0
+        m = _best(found, machine, most, once) if found is not None else 0
         if found is not None and m:
             weight, results = _by_points(found, m, lanes, new)
             held.update({weight: None} if once else {})
@@ -112,11 +113,12 @@ def _by_points(c: Convolution, m: int, lanes: int, total: Node) -> tuple[Node, R
 # a channel (loads that lie apart, sums, stores), what results do, and a weight's values.
 _OF_TILE, _OF_RESULT, _OF_WEIGHT = 45, 30, 25
 _OF_NUMBER = 16  # a number of the weight's values that comes from memory
+_BEYOND = 48  # one that goes to memory and comes back, of more than the last cache has room for
 _PRODUCTS = 1.15  # many small matrix products beside one with windows
 _GAIN = 1.1  # less is not worth its rounding
 
 
-def _best(c: Convolution, lanes: int, most: int, once: bool) -> int:
+def _best(c: Convolution, machine: Machine, most: int, once: bool) -> int:
     """How many results of an axis are computed at once: 2 to `most`, or 0 for all by themselves."""
     n, out, channels = c.sizes()
     if c.taps not in _TAPS:
@@ -127,10 +129,12 @@ def _best(c: Convolution, lanes: int, most: int, once: bool) -> int:
         points = m + c.taps - 1
         if points > MOST or points % 2:
             continue
-        down, along = _tiles(c, m, lanes)
+        down, along = _tiles(c, m, machine.float_lanes)
         tiles = n * down * along
         products = max(_PRODUCTS * tiles, _OF_NUMBER) * out * channels
         values = tiles * (_OF_TILE * channels + _OF_RESULT * out)
+        if points**2 * tiles * (channels + out) * 4 > max(machine.l3, machine.l2):
+            values += tiles * _BEYOND * (channels + out)
         weights = 0 if once else _OF_WEIGHT * out * channels
         price = points**2 * (products + values + weights)
         if price < best:

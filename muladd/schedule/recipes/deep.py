@@ -126,8 +126,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             plan = turned_copy(plan, J, f"c0.{K}.1", f"c0.{K}.2")
             continue
         mine = own_names(plan, copy).split()
-        loops = (f"{copy}.{n}" for n in (*steps[1:], *empty, *under))
-        order = " ".join(x for x in loops if x in mine)
+        inside = (f"{copy}.{n}" for n in (*steps[1:], *empty, *under))
+        order = " ".join(x for x in inside if x in mine)
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
         if f"{copy}.{K}.1" in mine:  # short pieces of rows, which the machine does not foresee
