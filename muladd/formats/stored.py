@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -93,6 +94,8 @@ def map_file(path: PathLike, who: str) -> memoryview:
     Raises FormatError where the file is missing, is not a file, or may not be read.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open one is to wait for who writes to it
+            raise FormatError(f"{who}: {os.fspath(path)!r} is a pipe; expected a file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:

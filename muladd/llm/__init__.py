@@ -14,8 +14,8 @@ To read the folder, in this order (each file before those that it stands on):
     commands     chat.py, embed.py, finetune_command.py, perplexity.py, bench.py: options.py,
                  extras.py (packages that are not there), checks.py
     a server     serve/command.py: app.py (HTTP), service.py, api.py and answers.py (OpenAI's API),
-                 engine.py and sharing.py (many conversations in one step), tools.py, metrics.py;
-                 load.py tests one under load
+                 engine.py and sharing.py (many conversations in one step), tools.py, metrics.py,
+                 guard.py (who is not answered); load.py tests one under load
 """
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=positive, default=None, help="tokens of an answer")
     parser.add_argument("--draft", default=None, metavar="ngram|MODEL",
                         help="what guesses tokens ahead: the text itself, or a smaller model; "
-                        "answers stay the same")  # fmt: skip
+                        "answers come sooner")  # fmt: skip
     parser.add_argument("--schema", default=None, metavar="FILE",
                         help="answers are JSON that this JSON schema finds valid")  # fmt: skip
     for name, kind, what in _SAMPLING:

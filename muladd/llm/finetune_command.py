@@ -28,7 +28,8 @@ examples:
   muladd finetune model.gguf data.jsonl --lora 8 --output adapter
   muladd chat model.gguf --adapter adapter
   muladd finetune model.gguf data.jsonl --full --output trained --kind Q8_0
-  muladd finetune model.gguf data.jsonl --lora 16 --targets q_proj v_proj --epochs 3 --resume
+  muladd finetune model.gguf data.jsonl --lora 16 --targets q_proj v_proj --epochs 3
+  muladd finetune model.gguf data.jsonl --lora 8 --output adapter --resume
 """
 
 

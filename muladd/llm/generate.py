@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, wraps
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,13 +28,26 @@ from muladd.llm.writing import Options, Piece, Writer
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
 CACHES = ("float32", "float16", "bfloat16", "int8")  # dtypes of keys and values
 _STEPS = 8  # so many tokens are run one by one rather than as a page
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _alone(method: _F) -> _F:
+    """Of several threads, one at a time: what was read last is kept for whoever comes next."""
+
+    @wraps(method)
+    def waits(self: LanguageModel, *args: Any) -> Any:
+        with self._turn:
+            return method(self, *args)
+
+    return waits  # type: ignore[return-value]
 
 
 class LanguageModel:
     """A decoder, its tokenizer, and the keys and values of what it read last.
 
-    What a new prompt has in common with the text before is not computed again. One thread at a
-    time; iterators may be mixed. `file` is what it came from, for errors.
+    What a new prompt has in common with the text before is not computed again. Iterators may be
+    mixed, and threads take turns, token by token: each then reads its text anew, so many at once
+    are a server's work. `file` is what it came from, for errors.
     """
 
     def __init__(
@@ -44,6 +58,7 @@ class LanguageModel:
         self.context = decoder.room
         self._text = Text(list(range(-(-decoder.room // PAGE))))
         self._held: list[int] = []  # the ids whose keys and values are there
+        self._turn = threading.RLock()
 
     @cached_property
     def _pool(self) -> Pool:
@@ -55,10 +70,12 @@ class LanguageModel:
         """Its sizes."""
         return self.decoder.config
 
+    @_alone
     def forget(self) -> None:
         """Let go of the text that was read last: the next prompt is computed from its beginning."""
         self._held = []
 
+    @_alone
     def warm(self, guesses: int = 0) -> None:
         """Make what reads prompts and writes answers now, rather than within the first answer, and
         what reads so many guesses along, if any. Forgets what was read."""
@@ -69,6 +86,7 @@ class LanguageModel:
 
     # --- ids to logits ---------------------------------------------------------------------------
 
+    @_alone
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits of the token after each of the ids: float32 (len(ids), vocabulary)."""
         ids = self._checked(ids)
@@ -80,6 +98,7 @@ class LanguageModel:
         """Logits of the token after the ids: float32 (vocabulary,)."""
         return self.after(self._checked(ids))
 
+    @_alone
     def log_likelihoods(self, ids: Sequence[int]) -> np.ndarray:
         """The natural logarithm of each id's probability after those before it: float64
         (len(ids) - 1,)."""
@@ -93,6 +112,7 @@ class LanguageModel:
             found.append(logits[np.arange(len(following)), following] - log_total(logits))
         return np.concatenate(found)
 
+    @_alone
     def logits_along(self, ids: Sequence[int], more: Sequence[int], rows: int) -> np.ndarray:
         """Logits after the ids, and after each of `more` (which are less than `rows`, the size a
         program is compiled for), all of which are known to be ids: float32 (1 + len(more),
@@ -104,6 +124,7 @@ class LanguageModel:
         del self._held[first:]
         return self._run(whole[first:], rows, True)[: len(more) + 1]
 
+    @_alone
     def after(self, ids: list[int]) -> np.ndarray:
         """As `next_logits`, of what is known to be ids."""
         del self._held[min(_common(self._held, ids), len(ids) - 1) :]
@@ -170,8 +191,8 @@ class LanguageModel:
         `sampling` are the fields of `Sampling`. Each piece tells the `logprobs` likeliest tokens.
         With `json_schema` the text is JSON that the schema finds valid, with `json` a JSON object,
         with `constraint` what that lets through; it ends when nothing can follow (finish = stop).
-        `draft` guesses tokens, `draft_tokens` at a time, which changes the speed and not the text:
-        "ngram" from the text itself, a smaller model by what it would say.
+        `draft` guesses tokens, `draft_tokens` at a time, which changes the speed, and not how the
+        text is chosen: "ngram" from the text itself, a smaller model by what it would say.
         Raises ArgumentError for settings that are none, an empty prompt or one longer than the
         context, IndexingError for ids that are none: at the call, not at the first piece.
         """

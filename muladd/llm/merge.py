@@ -48,7 +48,10 @@ def merge(
     """
     check_kind(kind)
     source = opened(model)
-    check_free(target(source.path, output), overwrite, "merge")
+    to = target(source.path, output)
+    check_free(to, overwrite, "merge")
+    if to.suffix and to == Path(output) and not to.parent.is_dir():
+        raise ArgumentError(f"merge: there is no folder {to.parent}; make it, or give another")
     decoder = Decoder(source.config, source.tensors, 2)
     found = Adapter.load(adapter, decoder)
 

@@ -181,6 +181,19 @@ class Decoder:
                 raise FormatError(f"model: {self.config.architecture}: {name} has the shape "
                                   f"{list(given)}; its sizes ask for [{text}]")  # fmt: skip
 
+        for i in range(self.config.layers):
+            self._check_inner(i, tensors)
+
+    def _check_inner(self, i: int, tensors: Mapping[str, Stored]) -> None:
+        """Raises FormatError unless the parts of a layer's feed-forward have one inner size."""
+        end = "_exps" if self.config.experts else ""
+        names = [f"blk.{i}.ffn_{part}{end}.weight" for part in ("down", "up", "gate")]
+        sizes = {name: tensors[name].shape[-1 if "down" in name else -2]
+                 for name in names if name in tensors}  # fmt: skip
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise FormatError(f"model: {self.config.architecture}: the inner sizes differ: {told}")
+
     def _turns(self, local: bool) -> tuple[Tensor, Tensor]:
         """cos and sin by position, as each number and its partner in a pair are multiplied by them:
         two tables (room, rotated width). Su et al., 2021."""

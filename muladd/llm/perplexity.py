@@ -133,7 +133,8 @@ def compare(
     error (token by token, so it is known far better than the perplexities)."""
     base: Measured | None = None
     for kind in kinds:
-        tensors = requantized(source.tensors, kind, embedding)
+        plain = kind in KINDS_HERE[: KINDS_HERE.index("Q8_0")]
+        tensors = requantized(source.tensors, kind, None if plain else embedding)
         model = LanguageModel(Decoder(source.config, tensors, room, arithmetic), source.tokenizer,
                               cache)  # fmt: skip
         one = None if report is None else report(kind)
@@ -250,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="compare these, the first being what the others are compared with: "
                         + ", ".join(KINDS_HERE))  # fmt: skip
     parser.add_argument("--embedding", choices=KINDS_HERE[1:], default=None, metavar="KIND",
-                        help="the kind of embedding and output, if another")  # fmt: skip
+                        help="the kind of embedding and output of quantised rows")  # fmt: skip
     share(parser, "--cache", "--arithmetic", default="float32")
     share(parser, "--threads")
     return parser

@@ -96,6 +96,8 @@ class _Reader:
                 whole = [self.merged(asked, part, where) for part in parts]
                 if word == "oneOf":
                     self.check_apart(whole, f"{where}.oneOf")
+                if not asked:  # a reference may lead to what it is a part of
+                    whole = parts
                 return self.make.either(*(self.value(part, f"{where}.{word}[{i}]", depth)
                                           for i, part in enumerate(whole)))  # fmt: skip
         if "enum" in asked or "const" in asked:

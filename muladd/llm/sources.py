@@ -45,7 +45,7 @@ class Facts:
             return int(value)
         if value != int(value) or not 1 <= value < 1 << 31:
             raise FormatError(f"{self.where}: {self.prefix}{name} is {value}; expected a whole "
-                              "number from 1 on")  # fmt: skip
+                              "number from 1 to 2147483647")  # fmt: skip
         return int(value)
 
 
@@ -66,8 +66,8 @@ def from_gguf(path: str | os.PathLike[str]) -> tuple[Config, dict[str, Stored], 
         architecture=name, layers=layers, width=width, heads=heads,
         key_heads=facts.count("attention.head_count_kv", heads), head_width=head_width,
         context=facts.count("context_length"),
-        eps=facts.number("attention.layer_norm_epsilon" if FAMILIES[name].norm == "layer"
-                         else "attention.layer_norm_rms_epsilon"),
+        eps=facts.number(f"attention.layer_norm_{'' if FAMILIES[name].norm == 'layer' else 'rms_'}"
+                         "epsilon"),
         rope_base=facts.number("rope.freq_base", 10000.0),
         rope_width=facts.count("rope.dimension_count", head_width),
         rope_divisor=facts.number("rope.scaling.factor", 1.0) if scaling == "linear" else 1.0,
@@ -117,10 +117,10 @@ def consistent(c: Config, where: str) -> None:
     if c.rope_width % 2 or c.rope_width > c.head_width:
         raise FormatError(f"{where}: {c.rope_width} of a head's {c.head_width} numbers are to be "
                           "rotated; expected an even number, at most all")  # fmt: skip
-    for name, value in (("base", c.rope_base), ("scaling factor", c.rope_divisor)):
+    for name, value in (("base of rotations", c.rope_base), ("epsilon of norms", c.eps),
+                        ("scaling factor of rotations", c.rope_divisor)):  # fmt: skip
         if not value > 0:
-            raise FormatError(f"{where}: the {name} of rotations is {value:g}; expected a number "
-                              "above 0")  # fmt: skip
+            raise FormatError(f"{where}: the {name} is {value:g}; expected a number above 0")
     if c.experts_used > c.experts or c.experts and not c.experts_used:
         raise FormatError(f"{where}: {c.experts_used} experts of {c.experts} are to be used")
     if c.layers > 4096:

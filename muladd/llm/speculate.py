@@ -1,6 +1,6 @@
 """Several tokens of an answer in one step: guesses are read along, and the right ones are kept.
 
-What is said does not depend on the guesses: every token is chosen from the model's own logits after
+What is said does not hang on the guesses: every token is chosen from the model's own logits after
 the text before it, with its own random numbers, and a guess that equals it saves the step that
 would have been needed for the next one (Leviathan et al., 2023). Guesses come from the text itself
 (what followed the last few tokens when they stood there before; Saxena, 2023) or from a smaller

@@ -1,6 +1,7 @@
 """GGUF: the gguf package and ours read each other; every damage is named; fuzzed."""
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -379,6 +380,9 @@ def test_damage_is_named(name, tmp_path):
 
 
 def test_a_missing_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="pipe' is a pipe; expected a file"):
+        gguf.load(tmp_path / "pipe")
     with pytest.raises(FormatError, match="cannot read.*no.gguf.*check the path"):
         gguf.load(tmp_path / "no.gguf")
 

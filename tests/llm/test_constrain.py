@@ -133,6 +133,12 @@ TABLE = {
         "value": {"type": "integer", "minimum": 0, "maximum": 9},
         "children": {"type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2}},
         "required": ["value"], "additionalProperties": False}}},
+    "chain": {"$ref": "#/$defs/link", "$defs": {"link": {"type": "object", "properties": {
+        "v": {"type": "integer", "minimum": 0, "maximum": 9},
+        "next": {"anyOf": [{"$ref": "#/$defs/link"}, {"type": "null"}], "default": None}},
+        "required": ["v", "next"]}}},
+    "one of a chain": {"$ref": "#/$defs/link", "$defs": {"link": {"type": "object", "properties": {
+        "next": {"oneOf": [{"$ref": "#/$defs/link"}, {"type": "null"}]}}, "required": ["next"]}}},
     "list of lists": {"type": "array", "items": {"$ref": "#"}},
     "nullable": {"type": ["string", "null"], "maxLength": 2},
     "no type": {"minimum": 3, "maxLength": 4},

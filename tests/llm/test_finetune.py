@@ -257,6 +257,9 @@ def test_merging_keeps_or_changes_kinds(smollm, tmp_path):
     noisy(Adapter.new(decoder, LoRA(rank=2, targets=("q_proj", "ffn_up")))).save(tmp_path / "a")
     before = gguf.load(tmp_path / "m.gguf").tensors
     same = gguf.load(merge.merge(tmp_path / "m.gguf", tmp_path / "a", tmp_path / "s.gguf")).tensors
+    with pytest.raises(ArgumentError, match="there is no folder .*nope; make it"):
+        merge.merge(tmp_path / "m.gguf", tmp_path / "a", tmp_path / "nope" / "s.gguf")
+    assert not (tmp_path / "nope").exists()
     changed = {n for n, t in same.items() if not np.array_equal(t.raw, before[n].raw)}
     assert changed == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"}
     kept = {n: "Q8_0" if n in changed else t.kind.name for n, t in before.items()}

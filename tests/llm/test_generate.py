@@ -1,6 +1,8 @@
 """SmolLM2 says what llama.cpp says; small models show what settings, stops and caches do."""
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from support.llama_cpp import llama_cpp
@@ -37,6 +39,19 @@ def test_a_prompt_in_any_order_of_reading_gives_the_same_logits(tmp_path):
     other = LanguageModel(decoder).next_logits(changed)
     np.testing.assert_allclose(model.next_logits(changed), other, **close)
     assert model._pool.step.traces == 3  # a chunk with all its rows, a chunk, a token
+
+
+def test_threads_take_turns(tmp_path):
+    model = LanguageModel(small_decoder(tmp_path))
+    prompts = [[i, 5, 2 * i, 7] for i in range(4)]
+
+    def told(ids):
+        return [piece.token for piece in model.generate(ids, max_tokens=30)]
+
+    wanted = list(map(told, prompts))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(told, prompts)) == wanted
 
 
 def test_keys_and_values_have_no_room_before_something_is_read(tmp_path):
@@ -175,6 +190,9 @@ def test_files_that_are_no_model(tmp_path):
     refused("architecture 'magic' is not known", {"general.architecture": "magic"})
     refused("3 heads of keys", {"llama.attention.head_count_kv": 3})
     refused("base of rotations is 0", {"llama.rope.freq_base": 0.0})
+    refused("epsilon of norms is -1", {"llama.attention.layer_norm_rms_epsilon": -1.0})
+    uneven = {**weights, "blk.1.ffn_up.weight": np.zeros((33, 32), np.float32)}
+    refused("inner sizes differ: blk.1.ffn_down.weight .*, blk.1.ffn_up.weight 33", tensors=uneven)
     refused("block_count is 'many'", {"llama.block_count": "many"})
     refused("rope.scaling.type is 'yarn'", {"llama.rope.scaling.type": "yarn"})
     refused("blk.2.attn_q.weight and .* more is missing", {"llama.block_count": 3})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,11 @@ MOST_STOPS = 16
 MOST_LOGPROBS = 20
 
 # Fields of the API that change nothing here; any other unknown field is refused, as it is a typo.
+_TOOL = re.compile("[A-Za-z0-9_-]{1,64}")
 _IGNORED = frozenset((
     "user", "store", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier",
     "prompt_cache_key", "prompt_cache_retention", "prediction", "verbosity", "reasoning_effort",
-    "modalities", "web_search_options", "encoding_format", "dimensions",
+    "web_search_options", "encoding_format", "dimensions",
 ))  # fmt: skip
 
 
@@ -163,6 +165,8 @@ def chat(body: Any) -> ChatAsked:
     found = [_message(m, f"messages.{i}") for i, m in enumerate(messages)]
     tools, choice = _tools(fields)
     schema = _format(fields)
+    if (kinds := fields.take("modalities", ["text"])) != ["text"]:
+        raise fields.wrong("modalities", kinds, "['text']")
     count = fields.whole("top_logprobs", 0, MOST_LOGPROBS, 0)
     logprobs = count if fields.flag("logprobs") else None
     if count and logprobs is None:
@@ -316,8 +320,8 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], str]:
         outer = Fields(tool, f"tools.{i}")
         outer.text("type", None, ("function",))
         inner = Fields(outer.take("function"), f"tools.{i}.function")
-        if not inner.text("name"):
-            raise inner.wrong("name", "", "a name")
+        if not _TOOL.fullmatch(name := inner.text("name")):
+            raise inner.wrong("name", name, "1 to 64 letters, digits, _ and -")
         inner.text("description", "")
         if not isinstance(parameters := inner.take("parameters", {}), Mapping):
             raise inner.wrong("parameters", parameters, "a JSON schema")

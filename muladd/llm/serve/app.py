@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from muladd.llm.serve import answers, api
 from muladd.llm.serve.api import ApiError
+from muladd.llm.serve.guard import check_origin
 from muladd.llm.serve.metrics import Metrics
 from muladd.llm.serve.service import Service
 
@@ -32,16 +34,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 class App:
     """The ASGI application. Clients must send `key` as a bearer token, if there is one; bodies have
-    at most `most` bytes, and come within `slowest` seconds."""
+    at most `most` bytes, and come within `slowest` seconds. local: see `check_origin`."""
 
     def __init__(
         self, service: Service, *, key: str | None = None, most: int = 8 << 20,
-        slowest: float = 20.0,
+        slowest: float = 20.0, local: bool = False,
         log: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         self.service, self.key, self.most, self.log, self.clock = service, key, most, log, clock
-        self.slowest = slowest
+        self.slowest, self.local = slowest, local
         self.metrics = Metrics(service.engine)
         self.since = int(time.time())
         page = resources.files("muladd.llm.serve").joinpath("page.html").read_text("utf-8")
@@ -63,7 +65,14 @@ class App:
         )  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.asgi(scope, receive, send)
+        try:
+            if scope["type"] == "http":
+                check_origin(Headers(scope=scope), self.local)
+        except ApiError as error:
+            self.done(scope["path"], error.status, self.clock(), str(error))
+            await failed(error)(scope, receive, send)
+        else:
+            await self.asgi(scope, receive, send)
 
     # --- what each route does ---------------------------------------------------------------------
 

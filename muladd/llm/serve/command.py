@@ -38,6 +38,7 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     import uvicorn
 
     from muladd.llm.serve.app import App
+    from muladd.llm.serve.guard import LOCAL, patient
     from muladd.llm.serve.service import Service
 
     listener = _listener(given.host, given.port)  # a port that is taken is known at once
@@ -51,7 +52,8 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
     engine = Engine(model, slots=given.slots, queue=given.queue, tokens=given.tokens,
                     cache=given.cache)  # fmt: skip
     service = Service(engine, name, given.timeout, embedders)
-    app = App(service, key=key, most=given.max_body, slowest=given.body_timeout)
+    app = App(service, key=key, most=given.max_body, slowest=given.body_timeout,
+              local=key is None and given.host in LOCAL)  # fmt: skip
     say(f"muladd: {model} is being compiled for {given.slots} at a time")
     engine.start(lambda done, of: say(f"muladd: {done} of {of} programs are there after "
                                       f"{time.perf_counter() - began:.0f} s"))  # fmt: skip
@@ -74,6 +76,7 @@ def _serve(given: argparse.Namespace, key: str | None) -> int:
 
     settings: Any = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", server_header=False,
+        http=patient(given.body_timeout),
         timeout_graceful_shutdown=int(given.grace) + 5, timeout_keep_alive=30,
     )  # fmt: skip
     server = Server(settings)
@@ -169,8 +172,8 @@ SIGTERM and Ctrl-C stop it: no more requests are taken, those on their way may f
         "included (default: %(default)s)")  # fmt: skip
     add("--max-body", type=positive, default=8 << 20, help="bytes of a request "
         "(default: %(default)s)")  # fmt: skip
-    add("--body-timeout", type=seconds, default=20.0, help="seconds in which a request has to "
-        "arrive (default: %(default)s)")  # fmt: skip
+    add("--body-timeout", type=seconds, default=20.0, help="seconds in which a request's header "
+        "has to arrive, and again its body (default: %(default)s)")  # fmt: skip
     add("--grace", type=seconds, default=30.0, help="seconds that requests on their way have to "
         "finish when the server is stopped (default: %(default)s)")  # fmt: skip
     return parser

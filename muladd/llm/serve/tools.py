@@ -13,6 +13,7 @@ from typing import Any
 from muladd.llm.writing import beginning
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 def told(messages: list[dict[str, Any]], tools: Sequence[Any]) -> list[dict[str, Any]]:
@@ -52,7 +53,7 @@ def schema(
     found = []
     for i, tool in enumerate(tools):
         function = tool["function"]
-        parameters = function.get("parameters") or {"type": "object"}
+        parameters = function.get("parameters") or _NOTHING
         parameters = _moved(parameters, f"#/anyOf/{i}/properties/arguments")
         found.append({
             "type": "object", "required": ["name", "arguments"], "additionalProperties": False,

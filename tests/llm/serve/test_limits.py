@@ -93,7 +93,7 @@ def test_a_client_may_leave_in_the_middle_of_what_it_says(model):
         host, port = server.address.removeprefix("http://").split(":")
         for said in (b"Content-Length: 500\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"):
             with socket.create_connection((host, int(port)), 10) as line:
-                line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\n" + said)
+                line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + said)
         assert server.ask("/health")[0] == 200
 
 
@@ -101,11 +101,43 @@ def test_a_body_that_does_not_come_is_not_waited_for(model):
     with serving(model, "--slots", "1", "--body-timeout", "0.5") as server:
         host, port = server.address.split(":")
         with socket.create_connection((host, int(port)), 10) as line:
-            line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: here\r\n"
+            line.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
                          b"Content-Length: 500\r\n\r\n{")  # fmt: skip
             assert server.ask("/health")[0] == 200
             said = b"".join(iter(lambda: line.recv(4096), b""))
         assert said.startswith(b"HTTP/1.1 408 ") and b"did not come in 0.5 seconds" in said
+
+
+def test_a_header_that_does_not_end_is_not_waited_for(model):
+    with serving(model, "--slots", "1", "--body-timeout", "0.5") as server:
+        host, port = server.address.split(":")
+        for begun in (b"", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"):
+            with socket.create_connection((host, int(port)), 10) as line:
+                line.sendall(begun)
+                said = b"".join(iter(lambda: line.recv(4096), b""))
+            assert said.startswith(b"HTTP/1.1 408 ")
+        with socket.create_connection((host, int(port)), 10) as line:  # after one that was answered
+            line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert line.recv(4096).startswith(b"HTTP/1.1 200 ")
+            line.sendall(b"GET /health HT")
+            assert b"HTTP/1.1 408 " in b"".join(iter(lambda: line.recv(4096), b""))
+
+
+def test_pages_of_others_are_refused(model, tmp_path):
+    (tmp_path / "key").write_text("secret")
+    with serving(model, "--slots", "1") as server:
+        same = f"http://{server.address}"
+        for more, status in (({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+                             ({"Host": "evil.example"}, 403), ({"Origin": same}, 200),
+                             ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+                             ({"Host": "[::1"}, 403), ({"Host": "localhost:1"}, 200)):  # fmt: skip
+            found, said = server.ask("/v1/models", **more)
+            assert found == status, (more, said)
+            assert status == 200 or said["error"]["type"] == "permission_error"
+        assert server.ask("/health", Host="evil.example")[0] == 403
+    with serving(model, "--slots", "1", "--api-key-file", str(tmp_path / "key")) as server:
+        known = {"Host": "model.example", "Authorization": "Bearer secret"}  # behind a proxy
+        assert server.ask("/v1/models", **known)[0] == 200
 
 
 def test_a_prompt_that_is_far_too_long_is_not_read_to_its_end(model, monkeypatch):
