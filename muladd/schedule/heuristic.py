@@ -63,9 +63,7 @@ def _neighbours(kernel: Kernel, number: int, own: bool) -> tuple[Node, ...]:
     if number < 0:
         return kernel.shared if own else ()
     s = kernel.stages[number]
-    if own:  # what is read inside the kernel is read by its axes
-        return () if s.name in kernel.kept() else kernel.free_axes(s)
-    return s.reduced if s.lanes == 1 else ()
+    return kernel.free_axes(s) if own else s.reduced if s.lanes == 1 else ()
 
 
 __all__ = ["ScheduleError", "collapse_all", "schedule"]

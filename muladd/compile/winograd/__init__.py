@@ -113,7 +113,7 @@ def _by_points(c: Convolution, m: int, lanes: int, total: Node) -> tuple[Node, R
 # a channel (loads that lie apart, sums, stores), what results do, and a weight's values.
 _OF_TILE, _OF_RESULT, _OF_WEIGHT = 45, 30, 25
 _OF_NUMBER = 16  # a number of the weight's values that comes from memory
-_BEYOND = 48  # one that goes to memory and comes back, of more than the last cache has room for
+_BEYOND = 48  # one that goes to memory and comes back, of more than half of the last cache holds
 _PRODUCTS = 1.15  # many small matrix products beside one with windows
 _GAIN = 1.1  # less is not worth its rounding
 
@@ -133,7 +133,7 @@ def _best(c: Convolution, machine: Machine, most: int, once: bool) -> int:
         tiles = n * down * along
         products = max(_PRODUCTS * tiles, _OF_NUMBER) * out * channels
         values = tiles * (_OF_TILE * channels + _OF_RESULT * out)
-        if points**2 * tiles * (channels + out) * 4 > max(machine.l3, machine.l2):
+        if points**2 * tiles * (channels + out) * 4 > max(machine.l3 // 2, machine.l2):
             values += tiles * _BEYOND * (channels + out)
         weights = 0 if once else _OF_WEIGHT * out * channels
         price = points**2 * (products + values + weights)

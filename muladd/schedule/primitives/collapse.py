@@ -8,6 +8,7 @@ Must come before all other directives. Raises ScheduleError if some access tells
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, make, ops, rebuild, sym, toposort
@@ -26,40 +27,79 @@ def apply(plan: Plan, outer: str, inner: str) -> Plan:
 def collapsed(kernel: Kernel, a: Node, b: Node, loads: bool = True) -> Kernel | None:
     """The kernel with axes a and b merged into one named like a, or None if that cannot be.
 
+    Where a stage reads another by two of these axes, both pairs become one axis. If that cannot be,
+    a stage that nobody reads here takes what it reads apart again.
     loads: whether every load must see one axis too, not only every store.
     """
-    whole = sym.axis(a.arg.name, sym.mul(a.arg.extent, b.arg.extent))
-    axes: dict[Node, Dim] = {a: sym.div(whole, b.arg.extent), b: sym.mod(whole, b.arg.extent)}
-    stages = []
+    pairs = _joined(kernel, a, b)
+    found = _merged(kernel, pairs, loads) if pairs else None
+    kept = any(a in s.axes and s.name in kernel.kept() for s in kernel.stages)
+    if found is not None or pairs == [(a, b)] or kept and a not in kernel.shared:
+        return found
+    return _merged(kernel, [(a, b)], loads)
+
+
+def _merged(kernel: Kernel, pairs: list[tuple[Node, Node]], loads: bool) -> Kernel | None:
+    """The kernel with each pair as one axis, or None if an access tells one apart."""
+    wholes = {x: sym.axis(x.arg.name, sym.mul(x.arg.extent, y.arg.extent)) for x, y in pairs}
+    axes: dict[Node, Dim] = {}
+    for x, y in pairs:
+        axes |= {x: sym.div(wholes[x], y.arg.extent), y: sym.mod(wholes[x], y.arg.extent)}
+    stages, shared, gone = [], {x.arg.name for x in kernel.shared}, {y for _, y in pairs}
     for s in kernel.stages:
-        here = [x in (*s.axes, *s.reduced) for x in (a, b)]
-        if here == [False, False]:
+        mine = [(x, y) for x, y in pairs if x in s.axes or x in s.reduced or y in s.axes
+                or y in s.reduced]  # fmt: skip
+        if not all(_adjacent(xs, x, y) for x, y in mine
+                   for xs in [s.axes if x in s.axes or y in s.axes else s.reduced]):  # fmt: skip
+            return None
+        if any(x in s.reduced for x, _ in mine) and s.lanes > 1:  # whose order is laid down
+            return None
+        if not mine:
             stages.append(s)
             continue
-        together = all(x in s.axes for x in (a, b)) or all(x in s.reduced for x in (a, b))
-        if not all(here) or not together or not _adjacent(s.axes, s.reduced, a, b):
-            return None
-        if a not in kernel.shared and a in s.axes and s.name in kernel.kept():
-            return None
-        value = reaxis(s.value, axes, {})
+        value = reaxis(_merged_reads(s.value, pairs, wholes, kernel), axes, {})
         position = reindex(s.position, axes)
-        if loads and _splits(value, whole, bool(s.reduced)):
-            return None
-        if isinstance(position, Node) and _splits(position, whole):
-            return None
-        swap = lambda xs: tuple(whole if x is a else x for x in xs if x is not b)  # noqa: E731
-        stages.append(replace(s, axes=swap(s.axes), reduced=swap(s.reduced),
-                              value=_fixed(value, whole, a, b, kernel),
+        for whole in [wholes[x] for x, _ in mine]:
+            # of axes that all stages share, stages are read one by one
+            seen = reaxis(s.value, axes, {}) if whole.arg.name in shared else value
+            if loads and _splits(seen, whole, bool(s.reduced)):
+                return None
+            if isinstance(position, Node) and _splits(position, whole):
+                return None
+        swap = lambda xs: tuple(wholes.get(x, x) for x in xs if x not in gone)  # noqa: E731
+        stages.append(replace(s, axes=swap(s.axes), reduced=swap(s.reduced), value=value,
                               position=position))  # fmt: skip
-    shared = tuple(whole if x is a else x for x in kernel.shared if x is not b)
-    return replace(kernel, stages=tuple(stages), shared=shared, _memo={})
+    left = tuple(wholes.get(x, x) for x in kernel.shared if x not in gone)
+    return replace(kernel, stages=tuple(stages), shared=left, _memo={})
 
 
-def _adjacent(axes: tuple, reduced: tuple, a: Node, b: Node) -> bool:
-    for xs in (axes, reduced):
-        if a in xs:
-            return xs.index(b) == xs.index(a) + 1
-    return False
+def _joined(kernel: Kernel, a: Node, b: Node) -> list[tuple[Node, Node]] | None:
+    """The pair, and all that must be merged with it; None if one of these is no pair of axes."""
+    pairs = [(a, b)]
+    for x, y in pairs:  # which grow meanwhile
+        for s in kernel.stages:
+            own = {*s.axes, *s.reduced}
+            for n in toposort((s.value,)):
+                if n.op is not ops.READ:
+                    continue
+                source = kernel.stage(n.arg[0]).axes
+                for axes, at in zip(pairwise(source), pairwise(n.srcs)):
+                    if (x, y) not in (axes, at):
+                        continue
+                    other = at if axes == (x, y) else axes
+                    alike = [p.op is ops.RANGE and p.arg.extent == q.arg.extent
+                             for p, q in zip(other, (x, y))]  # fmt: skip
+                    if other in pairs:
+                        continue
+                    taken = any(p in pair for p in other for pair in pairs)
+                    if not all(alike) or taken or not own.issuperset(at):
+                        return None
+                    pairs.append(other)
+    return pairs
+
+
+def _adjacent(axes: tuple[Node, ...], x: Node, y: Node) -> bool:
+    return x in axes and axes[axes.index(x) + 1 :][:1] == (y,)
 
 
 def _splits(value: Node, whole: Node, reads: bool = False) -> bool:
@@ -70,19 +110,19 @@ def _splits(value: Node, whole: Node, reads: bool = False) -> bool:
                for n in found)  # fmt: skip
 
 
-def _fixed(value: Node, whole: Node, a: Node, b: Node, kernel: Kernel) -> Node:
-    """READs name every axis of the stage read: drop the index that was b's."""
+def _merged_reads(
+    value: Node, pairs: list[tuple[Node, Node]], wholes: dict[Node, Node], kernel: Kernel
+) -> Node:
+    """READs name every axis of the stage read: where two become one, so do their indices."""
     done: dict[Node, Node] = {}
     for n in toposort((value,)):
         srcs = tuple(done[s] for s in n.srcs)
         if n.op is ops.READ:
-            source = kernel.stage(n.arg[0])
-            if a in source.axes and b in source.axes:
-                k = source.axes.index(b)
-                at = list(srcs)
-                at[source.axes.index(a)] = whole
-                del at[k]
-                done[n] = make(ops.READ, tuple(at), (n.arg[0], len(at)), n.dtype)
-                continue
+            source, at = kernel.stage(n.arg[0]).axes, list(srcs)
+            for k in reversed(range(len(source) - 1)):
+                if source[k : k + 2] in pairs:
+                    at[k : k + 2] = [wholes[n.srcs[k]]]
+            done[n] = make(ops.READ, tuple(at), (n.arg[0], len(at)), n.dtype)
+            continue
         done[n] = n if srcs == n.srcs else rebuild(n, srcs)
     return done[value]
