@@ -65,7 +65,7 @@ def test_which_sums_are_done_by_values_at_points() -> None:
     x, w = given(2, 64, 34, 34), given(64, 64, 3, 3)
     assert by_points(x.conv2d(w)) == 1
     assert by_points(x[:, :, :32, :32].conv2d(w, padding=1)) == 1
-    assert by_points(x[:1, :, :32, :32].conv2d(given(64, 64, 5, 5), padding=2)) == 1
+    assert by_points(given(1, 64, 32, 32).conv2d(given(64, 64, 5, 5), padding=2)) == 1
     assert by_points(x[:, :, :, 3:33].conv2d(w, padding=(0, 2))) == 1
     assert by_points(x.half().conv2d(w.half())) == 1  # its sums are in float32
     for other in (
@@ -79,6 +79,18 @@ def test_which_sums_are_done_by_values_at_points() -> None:
         assert by_points(other) == 0
     with config.context(WINOGRAD=0):
         assert by_points(x.conv2d(w)) == 0
+
+
+def test_one_image_of_several() -> None:
+    """The first, or another, of a batch; and some channels of it."""
+    w = given(64, 48, 3, 3)
+    cut = (slice(0, 1), slice(1, 2), slice(0, 3, 2), slice(0, 2), slice(0, 3))
+    assert by_points(given(3, 48, 34, 34)[:1].conv2d(w)) == 1
+    for images in cut:
+        for channels in (slice(0, 48), slice(9, 57)):
+            compare(lambda a, b, i=images, c=channels: a[i, c].conv2d(b) if isinstance(a, Tensor)
+                    else torch.conv2d(a[i, c], b), given(3, 64, 34, 34).numpy(), w.numpy() / 24,
+                    gradient=False, rtol=2e-5, atol=5e-5)  # fmt: skip
 
 
 def test_a_convolution_by_another_name_is_one() -> None:

@@ -156,12 +156,14 @@ def _matched(
 
 
 def _as_image(source: Node, alone: list[_Index], windows: list[_Index]) -> Node:
-    """What is read, as (N, C, height, width)."""
+    """What is read, as (N, C, height, width): the first images and channels, and of all axes that
+    are not among these the first place."""
     order = [x.dimension for x in (*alone, *windows)]
     rest = [i for i in range(source.ndim) if i not in order]
-    sizes = [source.shape[i] for i in order]
-    turned = make(ops.PERMUTE, (source,), (*rest, *order))
-    return reshape(turned, [*[1] * (4 - len(sizes)), *sizes])
+    read = dict.fromkeys(rest, 1) | {x.dimension: x.axes[0].arg.extent for x in alone}
+    first = slice_(source, [(0, read.get(i, d), 1) for i, d in enumerate(source.shape)])
+    turned = make(ops.PERMUTE, (first,), (*rest, *order))
+    return reshape(turned, [*[1] * (4 - len(order)), *(first.shape[i] for i in order)])
 
 
 def _over(side: Node, axes: list[Node | None], wanted: Sequence[Node]) -> Node:
