@@ -123,6 +123,7 @@ def test_a_header_that_does_not_end_is_not_waited_for(model):
             assert b"HTTP/1.1 408 " in b"".join(iter(lambda: line.recv(4096), b""))
 
 
+@pytest.mark.slow
 def test_pages_of_others_are_refused(model, tmp_path):
     (tmp_path / "key").write_text("secret")
     with serving(model, "--slots", "1") as server:
