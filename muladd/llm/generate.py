@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, wraps
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -28,18 +28,21 @@ from muladd.llm.writing import Options, Piece, Writer
 ROOM = 4096  # positions a conversation has, where the model was trained for as many
 CACHES = ("float32", "float16", "bfloat16", "int8")  # dtypes of keys and values
 _STEPS = 8  # so many tokens are run one by one rather than as a page
-_F = TypeVar("_F", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def _alone(method: _F) -> _F:
+def _alone(
+    method: Callable[Concatenate[LanguageModel, _P], _R],
+) -> Callable[Concatenate[LanguageModel, _P], _R]:
     """Of several threads, one at a time: what was read last is kept for whoever comes next."""
 
     @wraps(method)
-    def waits(self: LanguageModel, *args: Any) -> Any:
+    def waits(self: LanguageModel, *args: _P.args, **named: _P.kwargs) -> _R:
         with self._turn:
-            return method(self, *args)
+            return method(self, *args, **named)
 
-    return waits  # type: ignore[return-value]
+    return waits
 
 
 class LanguageModel:

@@ -159,7 +159,7 @@ def _laying(
         found = _laid(Tensor(make(ops.INPUT, (), given)), kind, bits, shift)
         graph, storages = parameters(tuple(t.node for t in found))
         program = compile_graph(graph, "CPU")
-    shapes = [tuple(int(n) for n in t.shape[1:]) for t in found]  # type: ignore[arg-type]
+    shapes = [tuple(n for n in t.shape if isinstance(n, int)) for t in found]  # all but panels
     results = [_Result(s, t.dtype, prod(s) * t.dtype.itemsize) for s, t in zip(shapes, found)]
     return _Laying(program, [s.buffer for s in storages], results)
 

@@ -50,7 +50,7 @@ def merge(
     source = opened(model)
     to = target(source.path, output)
     check_free(to, overwrite, "merge")
-    if to.suffix and to == Path(output) and not to.parent.is_dir():
+    if not source.path.is_dir() and to == Path(output) and not to.parent.is_dir():
         raise ArgumentError(f"merge: there is no folder {to.parent}; make it, or give another")
     decoder = Decoder(source.config, source.tensors, 2)
     found = Adapter.load(adapter, decoder)

@@ -49,6 +49,8 @@ def test_threads_take_turns(tmp_path):
         return [piece.token for piece in model.generate(ids, max_tokens=30)]
 
     wanted = list(map(told, prompts))
+    model.warm(guesses=1)
+    assert model.logits(ids=[1]).shape == (1, 96)
     with ThreadPoolExecutor(4) as pool:
         for _ in range(3):
             assert list(pool.map(told, prompts)) == wanted

@@ -69,7 +69,8 @@ class App:
             if scope["type"] == "http":
                 check_origin(Headers(scope=scope), self.local)
         except ApiError as error:
-            self.done(scope["path"], error.status, self.clock(), str(error))
+            # of any path, so it is not counted by it: clients must not make labels
+            self.log(f"{scope['path']} {error.status} {error}"[:300])
             await failed(error)(scope, receive, send)
         else:
             await self.asgi(scope, receive, send)

@@ -136,6 +136,8 @@ def test_pages_of_others_are_refused(model, tmp_path):
             assert found == status, (more, said)
             assert status == 200 or said["error"]["type"] == "permission_error"
         assert server.ask("/health", Host="evil.example")[0] == 403
+        assert server.ask("/any-path", Host="evil.example")[0] == 403
+        assert "any-path" not in server.ask("/metrics")[1]
     with serving(model, "--slots", "1", "--api-key-file", str(tmp_path / "key")) as server:
         known = {"Host": "model.example", "Authorization": "Bearer secret"}  # behind a proxy
         assert server.ask("/v1/models", **known)[0] == 200
