@@ -32,6 +32,7 @@ def test_small_mixed_steps_agree_with_the_peers(peers, monkeypatch):
     assert set(contest.contenders) == {US, beside(peers, "torch"), "torch autocast"}
 
 
+@pytest.mark.slow
 def test_a_peer_without_fast_bfloat16_is_not_waited_for(peers, monkeypatch):
     monkeypatch.setattr(models, "_PATIENCE", 0)
     contest = models.mixed_gpt(peers, layers=1, width=32, heads=2, length=16)

@@ -99,7 +99,9 @@ def test_forward_and_backward(name):
     same(outputs, inputs, kinds=("host",), threads=(1,))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=[pytest.mark.slow] if n == "transformer" else []) for n in SHAPES
+])  # fmt: skip
 def test_two_hundred_steps_of_adam(name):
     outputs, inputs = training(name)
     few = {} if name == "perceptron" else {"kinds": ("host", "avx512", "OPENCL")}

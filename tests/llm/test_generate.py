@@ -243,6 +243,7 @@ def test_damaged_weights_are_told(tmp_path, kind, value):
 # --- the real model ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_real_model_talks(smollm):
     model = llm.load(smollm, context=256)
     pieces = list(model.chat([{"role": "user", "content": "What is 2 + 2?"}], max_tokens=24))

@@ -269,8 +269,12 @@ def test_attention_over_another_source():
     compare(a, b, lambda layer, q, k, v: layer(q, k, v)[0], inputs)
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm_first, causal", [
+    (True, True),
+    pytest.param(True, False, marks=pytest.mark.slow),
+    pytest.param(False, True, marks=pytest.mark.slow),
+    (False, False),
+])  # fmt: skip
 def test_transformer_block(norm_first, causal):
     a = nn.TransformerBlock(8, 2, hidden=12, norm_first=norm_first, causal=causal)
     b = torch.nn.TransformerEncoderLayer(

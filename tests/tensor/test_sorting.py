@@ -33,8 +33,10 @@ SPECIAL = {
 }
 
 
-@pytest.mark.parametrize("descending", [False, True])
-@pytest.mark.parametrize("dtype", SPECIAL)
+@pytest.mark.parametrize("dtype, descending", [
+    ("float32", False), ("float32", True), ("float64", False), ("int64", True), ("int32", False),
+    ("uint8", True),
+])  # fmt: skip
 def test_many_are_sorted_as_torch_does(dtype, descending, rng):
     n = 5000  # of which the network sorts 8192
     x = (rng.standard_normal(n) * 50).astype(dtype)
@@ -63,6 +65,7 @@ def test_the_gradient_goes_back_to_where_values_came_from(rng):
     assert (t.grad.numpy() == expected).all()
 
 
+@pytest.mark.slow
 def test_both_profiles_agree(rng):
     x = rng.standard_normal(4097).astype(np.float32)
     fast = Tensor(x, device="CPU").sort().indices.numpy()

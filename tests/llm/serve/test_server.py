@@ -128,6 +128,7 @@ def test_embeddings(client):
     assert one.usage.prompt_tokens == one.usage.total_tokens > 3
 
 
+@pytest.mark.slow
 def test_embeddings_of_a_model_of_their_own(client, minilm):
     """While answers are written, too."""
     from muladd.llm import embeddings
