@@ -44,7 +44,7 @@ class Plan:
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group
     dotted: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop): see the directive `dot`
     ahead: dict[str, tuple[Node, int]] | None = None  # copy -> the loop and turns it looks ahead
-    meanwhile: dict[str, tuple[str, Node]] | None = None  # sum -> the copy that it looks ahead for
+    meanwhile: dict[str, tuple[tuple[str, Node], ...]] | None = None  # sum -> for whom it looks on
     claims: dict[str, tuple[str, ...]] | None = None  # sum -> stages whose lines it asks for
     inside: dict[str, tuple[Node, Node]] | None = None  # stage -> its reader's loop, and its own
     decays: dict[str, str] | None = None  # sum -> the maximum which it is scaled for as that grows
@@ -110,9 +110,8 @@ class Plan:
             if s.name in (self.ahead or {}):
                 loop, turns = (self.ahead or {})[s.name]
                 extra += f" ahead {loop.arg.name}+{turns}"
-            if s.name in (self.meanwhile or {}):
-                copy, loop = (self.meanwhile or {})[s.name]
-                extra += f" prefetch {copy} {loop.arg.name}"
+            for reader, loop in (self.meanwhile or {}).get(s.name, ()):
+                extra += f" prefetch {reader} {loop.arg.name}"
             extra += "".join(f" claim {name}" for name in (self.claims or {}).get(s.name, ()))
             lines.append(f"{s.name} at {self.levels[s.name]}: {nest}{extra}")
         return "\n".join(lines)

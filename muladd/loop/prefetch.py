@@ -1,9 +1,10 @@
 """What is asked of memory before it is wanted: the directives `ahead`, `prefetch` and `claim`.
 
 With `ahead` a stage asks for what it loads itself some turns of a loop later. With `prefetch` a sum
-asks for what its copy will read. It has many terms, and the copy reads fewer lines of the cache:
-each term asks for a line, and several terms in a row for the same one, so that the requests are
-spread over the whole sum. With `claim` the lines that results go to are asked for before the sum.
+asks for what its copy will read, or itself in the next tile. It has many terms, and these are fewer
+lines of the cache: each term asks for a line, and several terms in a row for the same one, so that
+the requests are spread over the whole sum. With `claim` the lines that results go to are asked for
+before the sum.
 """
 from __future__ import annotations
 
@@ -34,30 +35,61 @@ def ahead(
 
 def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[Prefetch]:
     """What a term of a sum asks for; nothing where sizes or distances are not numbers."""
-    found = (plan.meanwhile or {}).get(s.name)
-    if found is None:
-        return []
-    copy, loop = plan.kernel.stage(found[0]), found[1]
+    out: list[Prefetch] = []
+    for name, loop in (plan.meanwhile or {}).get(s.name, ()):
+        reader = plan.kernel.stage(name)
+        asked = _for_itself if reader is s else _for_copy
+        out += asked(plan, s, reader, loop, values, value_of)
+    return out
+
+
+def _for_copy(
+    plan: Plan, s: Stage, copy: Stage, loop: Node, values: Values, value_of: ValueOf
+) -> list[Prefetch]:
     outside, own = (plan.inside or {}).get(copy.name, (loop, loop))
     turning = own if outside is loop else loop
-    later = {**values, turning: sym.add(values.get(loop, loop), 1)}
     nest = plan.nests[copy.name]
-    within = [x for x in (*plan.outer[plan.levels[copy.name] :], *plan.nests[s.name])
-              if not (plan.unrolls(s, x) or plan.spreads(s, x) or x in nest or x is outside)]
-    free = [x for x in nest if x not in plan.nests[s.name] or plan.unrolls(s, x)
-            or plan.spreads(s, x)]  # fmt: skip
+    within = [x for x in (*plan.outer[plan.levels[copy.name] :], *_serial(plan, s))
+              if x not in nest and x is not outside]  # fmt: skip
+    free = [x for x in nest if x not in _serial(plan, s)]
+    at = {**values, turning: sym.add(values.get(loop, loop), 1)}
+    return _asked(within, free, values, lambda more: _load(value_of(copy, {**at, **more})))
+
+
+def _for_itself(
+    plan: Plan, s: Stage, _: Stage, loop: Node, values: Values, value_of: ValueOf
+) -> list[Prefetch]:
+    outer = plan.outer[: plan.levels[s.name]]
+    under = list(outer[outer.index(loop) + 1 :]) if loop in outer else []
+    at = {**values, loop: sym.add(values.get(loop, loop), 1)}
+    return _asked([*under, *_serial(plan, s)], [*under, *plan.nests[s.name]], values,
+                  lambda more: _load(value_of(s, {**at, **more}), loop))  # fmt: skip
+
+
+def _serial(plan: Plan, s: Stage) -> list[Node]:
+    """The loops of a stage's own that are neither written out nor lanes."""
+    return [x for x in plan.nests[s.name] if not (plan.unrolls(s, x) or plan.spreads(s, x))]
+
+
+def _asked(
+    within: list[Node], free: list[Node], values: Values, load_at: Callable[[Values], Node | None]
+) -> list[Prefetch]:
+    """A request for what is loaded in all turns of the free loops, if that lies side by side, by
+    the turns of the loops within: as many of them as there is something to ask for."""
     if not all(isinstance(x.arg.extent, int) for x in (*within, *free)):
         return []
-    first = _load(value_of(copy, {**later, **dict.fromkeys(free, 0)}))
+    nowhere: Values = dict.fromkeys(free, 0)
+    first = load_at(nowhere)
     if first is None:
         return []
     steps: list[tuple[int, int]] = []  # distance in elements, and turns
     for x in free:
-        second = _load(value_of(copy, {**later, **dict.fromkeys(free, 0), x: 1}))
+        second = load_at({**nowhere, x: 1})
         apart = sym.sub(sym.as_dim(second.srcs[0]), sym.as_dim(first.srcs[0])) if second else None
         if not isinstance(apart, int):
             return []
-        steps.append((abs(apart), x.arg.extent))
+        if apart:
+            steps.append((abs(apart), x.arg.extent))
     together = _together(sorted(steps))
     number: Dim = 0
     terms = 1
@@ -65,7 +97,10 @@ def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[P
         terms *= x.arg.extent
         number = sym.add(sym.mul(number, x.arg.extent), values.get(x, x))
     each = -(-together // terms)  # elements for each term: one line serves several terms
-    place = sym.add(sym.as_dim(first.srcs[0]), sym.mul(number, each))
+    several = 1  # terms for each element, where there are so many
+    while 2 * several * together <= terms and together:
+        several *= 2
+    place = sym.add(sym.as_dim(first.srcs[0]), sym.div(sym.mul(number, each), several))
     assert isinstance(first.arg, int)
     return [Prefetch(first.arg, sym.as_node(place), near=False)] if together else []
 
@@ -91,9 +126,12 @@ def claims(
     return out
 
 
-def _load(value: Node) -> Node | None:
-    """The load from an array of the kernel's arguments that a copy consists of."""
+def _load(value: Node, moved: Node | None = None) -> Node | None:
+    """The load from an array of the kernel's arguments that a value consists of, or the one that a
+    loop moves."""
     loads = [n for n in toposort((value,)) if n.op is ops.LOAD]
+    if moved is not None:
+        loads = [n for n in loads if isinstance(n.arg, int) and moved in toposort(n.srcs)]
     return loads[0] if len(loads) == 1 and isinstance(loads[0].arg, int) else None
 
 

@@ -35,10 +35,9 @@ def check(plan: Plan, kernel: Kernel, groups: bool = False) -> None:
         _written_out(plan, s)
         if kernel.exact and s.reduction is not None and not s.scatter:
             _same_bits(plan, s, kernel)
-        ahead = (plan.ahead or {}).get(s.name, (None, 0))[0]
-        meanwhile = (plan.meanwhile or {}).get(s.name, ("", None))[1]
-        for loop in (ahead, meanwhile):
-            if loop is not None and loop not in (*plan.enclosing(s), *plan.nests[s.name]):
+        looks = [(plan.ahead or {})[s.name][0]] if s.name in (plan.ahead or {}) else []
+        for loop in (*looks, *(x for _, x in (plan.meanwhile or {}).get(s.name, ()))):
+            if loop not in (*plan.enclosing(s), *plan.nests[s.name]):
                 _refuse(f"{s.name} looks ahead in {loop.arg.name}, a loop that it is not in")
     for copy in plan.inside or {}:
         _inside(plan, copy)

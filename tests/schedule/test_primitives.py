@@ -435,6 +435,30 @@ def test_a_sum_asks_for_the_panel_after_its_own(shape):
     assert (run(plan, inputs) == run(apply(kernel, text), inputs)).all()
 
 
+@pytest.mark.parametrize("shape", [(32, 48, 20), (33, 45, 21), (24, 640, 5), (10, 8, 64)])
+def test_a_sum_asks_for_the_rows_after_its_own(shape):
+    """All of the next tile, in order, and at most as much again; the sum stays the same."""
+    kernel = product(*shape)
+    rows, columns, depth = shape
+    text = ("copy s0 right c0", "split p0 4", f"split p1 {-(-columns // 8)} 8", "outer p1.0 p0.0",
+            "parallel 1", "at c0 1", "nest s0 p1.1 r0 p0.1 p1.2", "unroll s0 p0.1",
+            "vector s0 p1.2")  # fmt: skip
+    plan = apply(kernel, (*text, "prefetch s0 s0 p0.0"))
+    legal.check(plan, plan.kernel)
+    asked = prefetches(lower(plan).body)
+    assert asked and all(s.place == 0 and not s.near and not s.write for s in asked)
+    tile, panel, term = (loop_named(plan, x) for x in ("p0.0", "p1.1", "r0"))
+    panels = -(-columns // 8)
+    found = [sym.replace(sym.as_dim(asked[0].index), {tile: 1, panel: j, term: k})
+             for j in range(panels) for k in range(depth)]  # fmt: skip
+    assert found == sorted(found) and found[0] == 2 * 4 * depth
+    apart = {b - a for a, b in zip(found, found[1:])}
+    assert max(apart) <= 4 and max(found) + max(apart) >= 3 * 4 * depth > max(found) - 4 * depth
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(a.size).astype(np.float32) for a in kernel.arguments]
+    assert (run(plan, inputs) == run(apply(kernel, text), inputs)).all()
+
+
 @pytest.mark.parametrize(("lanes", "apart"), [(4, 16), (8, 16), (16, 16), (32, 32)])
 def test_lines_of_results_are_asked_for_once(lanes, apart):
     """Before the sum starts, every line of the tile, whatever the width of a vector."""
@@ -468,6 +492,8 @@ def test_panels_in_pieces_are_not_asked_for():
     lines = (*EXAMPLES["prefetch"].setup, "prefetch s0 c0 p1.0")
     plan = apply(copied(), lines)
     assert not prefetches(lower(plan).body)
+    with pytest.raises(ScheduleError, match="c0 must be a sum"):
+        apply(copied(), (*EXAMPLES["prefetch"].setup, "prefetch c0 s0 p1.0"))
 
 
 @pytest.mark.parametrize("shape", [(512, 48, 20), (61, 97, 21), (5, 7, 3), (30, 48, 7)])
@@ -508,7 +534,6 @@ def test_partial_results_need_a_place():
     ("nontemporal s9", "no stage 's9'"),
     ("ahead s0 p9 4", "no loop 'p9'"),
     ("ahead s0 p0 x", "cannot be applied"),
-    ("prefetch s0 s0 p0", "must be a sum, and s0 none"),
     ("prefetch s0 s9 p0", "no stage 's9'"),
     ("claim s0 s9", "no stage 's9'"),
     ("abreast s0 p0 s0", "not the outermost loop of a sum"),

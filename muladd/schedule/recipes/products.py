@@ -38,6 +38,7 @@ from muladd.schedule.recipes.operands import (
     MOST_TILE_ROWS,
     Sides,
     Tile,
+    is_crowded,
     is_turned,
     merge_reduced,
     moves,
@@ -59,7 +60,6 @@ _ROWS_OF_A_COPY, _COLUMNS_OF_A_COPY = 8, 32  # results from which copying panels
 _LEAST_PANELS = 4  # panels of columns that a copied panel of rows must serve
 _MOST_PANELS = 16  # panels of columns that are copied together
 _PASS_PRICE = 4.0  # what reading the rows once more costs, in columns of the product
-_STAYS = 2.5  # sizes of the first cache that may pass before a line that was asked for is gone
 _LEAST_TILES = 4  # tiles downwards in a chunk
 _ROWS_OF_A_PACK = 12  # rows, for each lane of a vector, that each copy of the columns must serve
 _LIGHT = 96  # operations of an epilogue, of all vectors that are computed side by side
@@ -173,13 +173,27 @@ def _panels(
         plan = step(plan, f"vector c0 {J}.3")
     if ahead:
         plan = step(plan, f"prefetch {s} c0 {J}.0")
-    depths = reduced_names(plan, s).split()
-    held = size((*p.stage.reduced, sides.column)) * sides.vector.dtype.itemsize
-    if "c0" not in copies and len(depths) == 1 and held > machine.l2:
-        plan = step(plan, f"ahead {s} {depths[0]} {AHEAD}")
-    if terms * (t.rows + t.columns) <= _STAYS * machine.l1:
-        plan = _claimed(plan, machine, p.stage)
+    if "c0" not in copies or not is_crowded(plan.kernel, sides):
+        plan = _claimed(_fetched(plan, machine, p, sides, t, copies), machine, p.stage)
     return stream(plan, machine)
+
+
+def _fetched(
+    plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile, copies: list[str]
+) -> Plan:
+    """What does not stay in a cache is asked for: columns some terms before, rows a tile before."""
+    s, depths = p.stage.name, reduced_names(plan, p.stage.name).split()
+    if len(depths) != 1:
+        return plan
+    terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
+    columns, cache = (t.columns, machine.l1) if "c0" in copies else (
+        extent(sides.column), machine.l2)  # fmt: skip
+    if columns * terms > cache:
+        plan = step(plan, f"ahead {s} {depths[0]} {AHEAD}")
+    if extent(sides.row) * terms > machine.l2 // 2:
+        reader = "c1" if "c1" in copies else s
+        plan = step(plan, f"prefetch {s} {reader} {sides.row.arg.name}.1")
+    return plan
 
 
 def _claimed(plan: Plan, machine: Machine, s: Stage) -> Plan:
