@@ -87,11 +87,6 @@ def repeated(index: Node) -> int:
     return int(by.srcs[0].arg) if known and by.srcs[0].op is ops.CONST else 0
 
 
-def base_of(index: Node) -> Node:
-    first = index.srcs[0]
-    return first.srcs[0] if first.op is ops.EXPAND else first
-
-
 def is_multiple(index: Node, of: int) -> bool:
     """Whether an index is certainly a multiple of a number (arrays begin at 64 bytes)."""
     return all(c % of == 0 for c in sym.poly(sym.as_dim(index)).values())

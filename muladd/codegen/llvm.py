@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from muladd.codegen import Rendered
 from muladd.codegen.addresses import (
     Turns,
-    base_of,
     contiguous,
     innermost,
     is_multiple,
@@ -53,7 +52,7 @@ from muladd.loop.statements import (
     Statement,
     Store,
 )
-from muladd.loop.vector import at_lane
+from muladd.loop.vector import at_lane, base_of
 
 _Operand = Callable[[Node], str]  # the register that holds a node's value
 

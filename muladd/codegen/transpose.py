@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from muladd.codegen.addresses import base_of, lanes_apart
+from muladd.codegen.addresses import lanes_apart
 from muladd.codegen.llvm_ops import Emitter
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.statements import Place, Statement, Store
+from muladd.loop.vector import base_of
 
 _PIECE = 4  # numbers in 128 bits
 

@@ -422,8 +422,8 @@ class _Lowering:
             body: list[Statement] = []
             for k, turn in enumerate(results):
                 for term in turns_of(terms, {**v, **turn}):
-                    fetched = self._fetched(s, {**term, inner: 0}, f, vector)
-                    body += [x for x in fetched if x.index.shape and x not in body]
+                    fetched = self._fetched(s, {**term, inner: 0}, f, vector, True)
+                    body += [x for x in fetched if x not in body]
                 operands = [self._value(replace(s, value=x), term, f, None)
                             for term in turns_of(terms, {**v, **turn}) for p in pairs for x in p]
                 total = dot(register(name, k, width, s.dtype), operands, vector, inner)
@@ -462,8 +462,8 @@ class _Lowering:
         def update(v: Values, f: frozenset) -> list[Statement]:
             body: list[Statement] = []
             for k, turn in enumerate(turns):
-                fetched = self._fetched(s, {**v, **turn}, f, vector)
-                body += [x for x in fetched if x.index.shape and x not in body]
+                fetched = self._fetched(s, {**v, **turn}, f, vector, True)
+                body += [x for x in fetched if x not in body]
                 accumulator = make(ops.LOAD, (_at(k),), (name, width), d)
                 if width:
                     accumulator = make(
@@ -579,10 +579,10 @@ class _Lowering:
         return new
 
     def _fetched(
-        self, s: Stage, values: Values, full: frozenset, vector: Node | None
+        self, s: Stage, values: Values, full: frozenset, vector: Node | None, vectors: bool = False
     ) -> list[Prefetch]:
         """What is asked of memory before a turn of a stage, for a later one."""
-        return ahead(self.plan, s, values, lambda at: self._value(s, at, full, vector))
+        return ahead(self.plan, s, values, lambda at: self._value(s, at, full, vector), vectors)
 
     def _meanwhile(self, s: Stage, values: Values) -> list[Prefetch]:
         """What a term of a sum asks of memory for its copy."""

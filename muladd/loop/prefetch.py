@@ -14,6 +14,7 @@ from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.kernel import Stage
 from muladd.loop.plan import Plan
 from muladd.loop.statements import Prefetch
+from muladd.loop.vector import base_of
 
 _LINE = 64  # bytes that one request brings, at least
 Values = dict[Node, Dim]
@@ -21,16 +22,30 @@ ValueOf = Callable[[Stage, Values], Node]  # of a stage, at turns of its loops
 
 
 def ahead(
-    plan: Plan, s: Stage, values: Values, value: Callable[[Values], Node]
+    plan: Plan, s: Stage, values: Values, value: Callable[[Values], Node], vectors: bool = False
 ) -> list[Prefetch]:
-    """What a stage asks for before a turn of its own; value: what it computes there."""
+    """What a stage asks for before a turn of its own; value: what it computes there.
+
+    vectors: only where lanes are loaded, not one number for all of them.
+    """
     found = (plan.ahead or {}).get(s.name)
     if found is None:
         return []
     loop, turns = found
-    later = value({**values, loop: sym.add(values.get(loop, loop), turns)})
-    return [Prefetch(n.arg, n.srcs[0]) for n in toposort((later,))
-            if n.op is ops.LOAD and isinstance(n.arg, int | str)]  # fmt: skip
+    out: list[Prefetch] = []
+    for now, first, second in zip(*(
+        [n for n in toposort((value({**values, **at}),)) if n.op is ops.LOAD]
+        for at in ({}, {loop: 0}, {loop: 1})
+    )):  # fmt: skip
+        places = [base_of(n.srcs[0]) if n.srcs[0].shape else n.srcs[0] for n in (first, second)]
+        if not isinstance(now.arg, int | str) or any(x.shape for x in places):
+            continue  # an accumulator, or lanes that lie anywhere
+        apart = sym.sub(sym.as_dim(places[1]), sym.as_dim(places[0]))
+        index = base_of(now.srcs[0]) if now.srcs[0].shape else now.srcs[0]
+        if isinstance(apart, int) and (now.srcs[0].shape or not vectors):
+            later = sym.add(sym.as_dim(index), apart * turns)
+            out.append(Prefetch(now.arg, sym.as_node(later)))
+    return out
 
 
 def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[Prefetch]:

@@ -121,6 +121,12 @@ def _load(n: Node, place: int | str, index: Node, guard: sym.Condition, masks: d
     return make(ops.LOAD, (index, guard), place, n.dtype)
 
 
+def base_of(index: Node) -> Node:
+    """The first of the places that lanes have, if they lie side by side."""
+    first = index.srcs[0]
+    return first.srcs[0] if first.op is ops.EXPAND else first
+
+
 def spread(value: Node, vector: Node | None, known: Known) -> Node:
     """value for all lanes of the vector loop at once: shape (lanes,), or () if it does not vary."""
     if vector is None:
