@@ -1,13 +1,13 @@
-"""prefetch STAGE READER LOOP: while a stage sums, ask memory for what READER, a copy for it or the
-stage itself, reads a turn of LOOP on.
+"""prefetch STAGE READER LOOP: while a stage sums, ask memory for what a reader wants a turn later.
 
     prefetch s0 c0 p1.0     s0 += a[p0, r0] * c0[r0]
                             ->  prefetch b[p1.0 + 1, r0]; s0 += a[p0, r0] * c0[r0]
     prefetch s0 s0 p0       ->  prefetch a[p0 + 1, r0]; s0 += a[p0, r0] * c0[r0]
 
-So the next panel of b is near when it is copied, and the next row of a when it is summed. Each term
-asks for a line, several in a row for the same one. What does not lie side by side is not asked for;
-devices may ignore it.
+The reader is a copy for the sum, or the sum itself; the turn is one of LOOP. So the next panel of b
+is near when it is copied, and the next row of a when it is summed. Each term asks for a line,
+several in a row for the same one. What does not lie side by side is not asked for; devices may
+ignore it.
 """
 from __future__ import annotations
 
