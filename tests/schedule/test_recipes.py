@@ -118,3 +118,17 @@ def test_what_has_to_be_converted_is_converted_once_for_many_tiles(d):
     value = plan.kernel.stage("s0").value
     assert [x.op for x in value.srcs] == [ops.READ, ops.READ]
     assert any(plan.spreads(plan.kernel.stage("c1"), x) for x in plan.nests["c1"])
+
+
+def asked_for(n: int, machine: Machine) -> str:
+    """What the sum of a product of n x n matrices asks memory for."""
+    plan = heuristic.schedule(product(n, dtype.float32), machine)
+    return next(x for x in plan.text().splitlines() if x.startswith("s0")).rsplit("*v", 1)[1]
+
+
+def test_what_a_tile_needs_is_asked_for_where_no_cache_holds_it():
+    """The rows of the next tile, terms of the panel, lines of results: in a small product they are
+    near, and of rows a page apart what came early would push out what is in use."""
+    machine = Machine.named("avx512")
+    assert asked_for(1536, machine) == " ahead r0+8 prefetch s0 p0.1 claim s0"
+    assert asked_for(96, machine) == "" and "prefetch" not in asked_for(1024, machine)
