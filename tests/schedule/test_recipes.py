@@ -132,3 +132,4 @@ def test_what_a_tile_needs_is_asked_for_where_no_cache_holds_it():
     machine = Machine.named("avx512")
     assert asked_for(1536, machine) == " ahead r0+8 prefetch s0 p0.1 claim s0"
     assert asked_for(96, machine) == "" and "prefetch" not in asked_for(1024, machine)
+    assert asked_for(1536, Machine.named("avx2")) == " claim s0"  # 12 results a term: no room

@@ -61,6 +61,7 @@ _LEAST_PANELS = 4  # panels of columns that a copied panel of rows must serve
 _MOST_PANELS = 16  # panels of columns that are copied together
 _PASS_PRICE = 4.0  # what reading the rows once more costs, in columns of the product
 _LEAST_TILES = 4  # tiles downwards in a chunk
+_OF_A_TURN = 3  # instructions of a loop besides; four start in a cycle, two of them multiply-adds
 _ROWS_OF_A_PACK = 12  # rows, for each lane of a vector, that each copy of the columns must serve
 _LIGHT = 96  # operations of an epilogue, of all vectors that are computed side by side
 
@@ -181,13 +182,19 @@ def _panels(
 def _fetched(
     plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile, copies: list[str]
 ) -> Plan:
-    """What does not stay in a cache is asked for: columns some terms before, rows a tile before."""
+    """What does not stay in a cache is asked for: columns some terms before, rows a tile before;
+    not where the multipliers would wait for the requests to start, as with 6 x 2 results."""
     s, depths = p.stage.name, reduced_names(plan, p.stage.name).split()
     if len(depths) != 1:
         return plan
     terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
-    columns, cache = (t.columns, machine.l1) if "c0" in copies else (
-        extent(sides.column), machine.l2)  # fmt: skip
+    if "c0" in copies:
+        columns, cache, results = t.columns, machine.l1, t.rows * t.vectors
+        lines = -(-t.columns * sides.vector.dtype.itemsize // machine.line)
+        if results - t.rows - t.vectors - _OF_A_TURN < lines + 1:  # as many could start besides
+            return plan
+    else:
+        columns, cache = extent(sides.column), machine.l2
     if columns * terms > cache:
         plan = step(plan, f"ahead {s} {depths[0]} {AHEAD}")
     if extent(sides.row) * terms > machine.l2 // 2:
