@@ -281,7 +281,10 @@ def _tune(given: argparse.Namespace) -> int:
         lines = tune.tune(tune.load(given.model), given.seconds, given.beam, display)
         told["kernels"] = [vars(line) for line in lines]
         told["ratio"] = tune.overall(lines)
-        display.say(f"the model's kernels take {told['ratio']:.0%} of the heuristic's time")
+        if any(line.state in ("found", "known") for line in lines):
+            display.say(f"the model's kernels take {told['ratio']:.0%} of the heuristic's time")
+        else:
+            display.say("nothing faster than the heuristic's schedules was found")
     if given.export:
         told["exported"] = tuned.export_to(given.export)
         display.say(f"{told['exported']} schedules were written to {given.export}")

@@ -130,7 +130,7 @@ SETTINGS: Mapping[str, Setting] = {
                 "how many neighbouring results of an axis a convolution may compute at once, from "
                 "values at points, where that is quicker (fast profile): 4 rounds up to twice as "
                 "coarsely as the plain sum, 2 finer; 0 is the plain sum"),
-        Setting("THREADS", "number", 0, _whole(0, 256),
+        Setting("THREADS", "0..256", 0, _whole(0, 256),
                 "threads which compute on the CPU; 0 takes the usable physical cores"),
         Setting("PIN", "0|1", True, _flag,
                 "keep each computing thread on its own core (given up while cores are contested)"),

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -77,6 +78,13 @@ def _named(module: Any, function: str) -> Model:
     if not callable(found):
         raise ArgumentError(f"tune: {module.__name__} has no function {function!r}; a model is a "
                             "function that is called without arguments")  # fmt: skip
+    try:
+        signature(found).bind()
+    except TypeError as error:
+        raise ArgumentError(f"tune: {module.__name__}.{function} cannot be called without arguments"
+                            f" ({error}); make a function that gives them") from None  # fmt: skip
+    except ValueError:  # of a function in C, say: it is seen when it is called
+        pass
     return found
 
 
@@ -163,6 +171,9 @@ def tune(
 ) -> list[Line]:  # fmt: skip
     """Search for the model's kernels, for so many seconds; what is found lies in the cache."""
     rows = [r for r in timed(model) if can_search(r.kernel.kernel, r.kernel.backend.device)]
+    if not rows:
+        raise ArgumentError("tune: the model ran no kernel that schedules can be searched for; it "
+                            "should compute what it gives")  # fmt: skip
     whole_time = sum(r.seconds for r in rows) or 1.0
     ceilings = report.ceilings()
     gaps = {id(r): max(r.seconds - ceilings.seconds(r.flops, r.nbytes), 0.0) for r in rows}
@@ -265,6 +276,9 @@ def adopt(path: Path, device: Device, seconds: float, display: Display) -> tuple
             if found is not None and _is_better(found, device):
                 taken += 1
                 tuned.keep(codec.decode(found.kernel).key(), found)
+            else:
+                why = "not one that runs here" if found is None else "no faster than what is known"
+                display.say(f"not taken: {k + 1} of {len(records)} is {why}")
     pipeline.forget()
     return taken, len(records) - taken
 

@@ -68,12 +68,18 @@ def test_models_are_functions_of_files_and_modules(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name, message", [
     ("nowhere.py", "no file nowhere.py"), ("os:nothing", "no function 'nothing'"),
+    ("json:dumps", "without arguments"),
     ("no.such.module:f", "cannot be imported"), ("resnet.onnx", "no model 'resnet.onnx'"),
     ("import muladd", "no model"), ("", "no model"),
 ])  # fmt: skip
 def test_what_is_no_model_is_said(name, message):
     with pytest.raises(ArgumentError, match=message):
         tune.load(name)
+
+
+def test_a_model_without_kernels_is_said():
+    with pytest.raises(ArgumentError, match="ran no kernel"):
+        tune.tune(lambda: None, 1, 1, display())
 
 
 def test_a_handicapped_model_becomes_faster_and_its_schedules_travel(handicapped, tmp_path, capsys):

@@ -28,6 +28,13 @@ def all_cases() -> list[Case]:
     return found
 
 
+def unknown(names: list[str]) -> list[str]:
+    """Those of the names that are no group, nor part of the name of a case."""
+    cases = all_cases()
+    return [n for n in names if n != "all"
+            and not (n and any(n == c.group or n in c.name for c in cases))]  # fmt: skip
+
+
 def chosen(names: list[str], quick: bool = False) -> list[Case]:
     """Cases whose group is, or whose name contains, one of `names`; all if there are none, or with
     the name "all"."""

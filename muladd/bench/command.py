@@ -10,19 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from muladd import config
 from muladd import device as devices
 from muladd.bench import table
 from muladd.bench.case import Case, Target, reason
-from muladd.bench.cases import MEANS, chosen
+from muladd.bench.cases import MEANS, chosen, unknown
 from muladd.bench.measure import LEAST, QUICK, Effort, Neighbours, alternate, recycled_memory
 from muladd.bench.peers import NAMES, Peers, installed
 from muladd.bench.worst import Gap, compiled_programs, gaps, worst_text
 from muladd.compile.roofline import Peaks, peaks
-from muladd.options import command
+from muladd.options import command, new_file, number, positive, seconds
 
 EXAMPLES = """\
 examples:
@@ -33,25 +32,39 @@ examples:
   muladd bench matmul softmax --quick      cases whose name contains a word, few samples
   muladd bench exact                       what the exact profile costs
   muladd bench --write BENCHMARKS.md       all of it, into the page of results
+
+exit status: 0 if every case was measured (targets may be missed), 1 if one failed, 2 if something
+is asked for that is not there
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     cases = chosen(given.names, given.quick)
-    if not cases:
-        print(f"muladd bench: no case or group matches {' '.join(given.names)}; see --list",
-              file=sys.stderr)  # fmt: skip
+    nobody = unknown(given.names)
+    if nobody or not cases:
+        names = " and ".join(map(repr, nobody)) or f"{' '.join(given.names)} with --quick"
+        print(f"muladd bench: no case or group matches {names}; see --list", file=sys.stderr)
         return 2
     if given.list:
-        for case in cases:
-            targets = [case.target.text(), *(f"{n}: {t.text()}" for n, t in case.beside.items())]
-            print(f"{case.group:11} {case.name:44} {'; '.join(filter(None, targets))}")
+        _list(cases, given.json)
         return 0
+    if given.write:
+        table.around(given.write)  # a page that cannot be written to is refused before the work
     effort = QUICK if given.quick else Effort(given.repeat, given.seconds, least=LEAST)
     effort = replace(effort, best=given.best)
     with config.context(DEVICE="CPU"):
         return _run(cases, given, effort)
+
+
+def _list(cases: Sequence[Case], as_json: bool) -> None:
+    targets = {c.name: "; ".join(filter(None, (
+        c.target.text(), *(f"{n}: {t.text()}" for n, t in c.beside.items())))) for c in cases}
+    if as_json:
+        print(json.dumps({c.name: {"group": c.group, "target": targets[c.name]} for c in cases}))
+        return
+    for c in cases:
+        print(f"{c.group:11} {c.name:44} {targets[c.name]}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,18 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--quick", action="store_true",
                         help="the quicker cases and peers (none that compiles), few samples")
-    parser.add_argument("--repeat", type=int, default=9, help="samples a case (default 9)")
-    parser.add_argument("--seconds", type=float, default=12.0, help="most sampling time a case")
+    parser.add_argument("--repeat", type=positive, default=9, help="samples a case (default 9)")
+    parser.add_argument("--seconds", type=seconds, default=12.0,
+                        help="most sampling time a case, after the least that it needs")
     parser.add_argument("--best", action="store_true",
                         help="fastest samples instead of medians, where others use the cores too")
-    parser.add_argument("--limit", type=int, default=300, help="seconds after which a case failed")
-    parser.add_argument("--threads", type=int, default=0, help="threads for everybody")
+    parser.add_argument("--limit", type=positive, default=300,
+                        help="seconds after which a case failed")
+    parser.add_argument("--threads", default=0, help="threads for everybody (0: one a core)",
+                        type=number(int, lambda n: 0 <= n <= 256, "0 to 256 threads"))
     parser.add_argument("--peer", action="append", choices=[*NAMES, "none"],
                         help="which peers take part (default: all that are installed)")  # fmt: skip
     parser.add_argument("--worst", action="store_true",
                         help="list the kernels that are furthest from the roofline")  # fmt: skip
-    parser.add_argument("--write", type=Path, metavar="PAGE",
-                        help="put the table into a page of Markdown")  # fmt: skip
+    parser.add_argument("--write", type=new_file, metavar="PAGE",
+                        help="put the table into a page of Markdown, between its lines "
+                        "<!-- figures --> and <!-- end of figures -->, or into a new one")
     return parser
 
 
@@ -81,6 +98,10 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     threads = given.threads or config.get("THREADS") or place.machine.cores
     place.set_threads(threads)
     peers = installed(given.peer, threads, given.quick)
+    if given.peer and peers.absent:
+        told = "; ".join(f"{name}: {why}" for name, why in peers.absent.items())
+        print(f"muladd bench: {told}; pip install '.[bench]'", file=sys.stderr)
+        return 2
     neighbours = Neighbours()
     ceilings = peaks(threads)
     rows: list[table.Row] = []
@@ -109,7 +130,7 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, effort: Effort) -> in
     if given.json:
         print(json.dumps({"machine": found, "versions": found["versions"], "date": found["date"],
                           "cases": {r.name: r.as_json() for r in rows}}))  # fmt: skip
-    return 0
+    return 1 if any(r.failure for r in rows) else 0
 
 
 def measured(

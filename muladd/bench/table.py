@@ -225,9 +225,15 @@ def markdown(rows: Sequence[Row], found: dict[str, Any]) -> str:
 
 def write(path: Path, page: str) -> None:
     """Put the figures between the marks of a page, so that the words around them stay."""
+    head, tail = around(path)
+    path.write_text(f"{head}{_BEGIN}\n{page}\n{_END}{tail}")
+
+
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the figures of a page, which may not be there yet."""
     old = path.read_text() if path.exists() else f"# Benchmarks\n\n{_BEGIN}\n{_END}\n"
     head, mark, rest = old.partition(_BEGIN)
     _, end, tail = rest.partition(_END)
     if not mark or not end:
         raise FormatError(f"bench: {path} has no lines {_BEGIN} and {_END} to write between")
-    path.write_text(f"{head}{_BEGIN}\n{page}\n{_END}{tail}")
+    return head, tail

@@ -10,6 +10,7 @@ import pytest
 
 from muladd import device
 from muladd.bench import command, measure, scaling, table
+from muladd.bench import peers as bench_peers
 from muladd.bench.case import US, BenchmarkError, Case, Contest, Given, Target, compare, kernel
 from muladd.bench.cases import MEANS, all_cases, chosen
 from muladd.bench.measure import Effort, alternate
@@ -262,6 +263,37 @@ def test_the_command_lists_measures_and_writes(tmp_path, capsys):
     assert set(found) >= {"machine", "versions", "date", "cases"}
     assert found["cases"]["rewrite a graph of 10^3 nodes"]["muladd"] > 0
     assert "| rewrite a graph of 10^3 nodes |" in page.read_text()
+
+
+@pytest.mark.parametrize("words", [
+    "--seconds -1", "--seconds nan", "--repeat 0", "--limit 0", "--threads -1", "--threads 999",
+    "--write no/such/folder.md", "--write .",
+])  # fmt: skip
+def test_numbers_and_pages_that_cannot_be_are_refused_before_the_work(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        command.main(["matmul 128", *words.split()])
+    assert left.value.code == 2 and words.split()[0] in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_named(tmp_path, capsys, monkeypatch):
+    for names, told in ((["matmul 128", "nosuch"], "'nosuch'"), ([""], "''")):
+        assert command.main([*names, "--quick"]) == 2 and told in capsys.readouterr().err
+    monkeypatch.setitem(bench_peers.NEEDS, "jax", ("no_such_module",))
+    assert command.main(["matmul 128", "--peer", "jax"]) == 2
+    assert "no_such_module not installed" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    page.write_text("# mine\n")
+    with pytest.raises(FormatError, match="figures"):
+        command.main(["matmul 128", "--write", str(page)])
+    assert page.read_text() == "# mine\n"
+
+
+def test_a_case_that_fails_is_told_by_the_exit_status(monkeypatch, capsys):
+    monkeypatch.setattr(command, "alternate", lambda *_: 1 / 0)
+    assert command.main(["matmul 128", "--quick", "--peer", "none"]) == 1
+    assert "1 failed" in capsys.readouterr().out
+    assert command.main(["matmul 128", "--list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["matmul 128"]["target"] == ">= 1"
 
 
 def test_kernels_that_are_compiled_at_the_second_call_are_listed_too(capsys):

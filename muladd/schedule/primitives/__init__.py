@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from muladd.errors import ScheduleError
 from muladd.ir import Node
@@ -21,9 +22,13 @@ Schedule = tuple[str, ...]
 
 
 def directive(name: str) -> Callable[..., Plan]:
+    return _module(name).apply
+
+
+def _module(name: str) -> Any:
     if name not in NAMES:
         raise ScheduleError(f"schedule: no directive {name!r}; there are {', '.join(NAMES)}")
-    return importlib.import_module(f"{__name__}.{name}").apply
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def apply(kernel: Kernel, schedule: Schedule) -> Plan:
@@ -36,13 +41,16 @@ def apply(kernel: Kernel, schedule: Schedule) -> Plan:
 
 def step(plan: Plan, line: str) -> Plan:
     """The plan after one more directive."""
-    name, *words = line.split()
+    name, *words = line.split() or [""]
+    module = _module(name)
     try:
-        made = directive(name)(plan, *words)
+        made = module.apply(plan, *words)
     except (TypeError, ValueError, KeyError) as error:
         if isinstance(error, ScheduleError):
             raise
-        raise ScheduleError(f"schedule: {line!r} cannot be applied: {error}") from None
+        usage, _, _ = (module.__doc__ or name).partition(":")
+        raise ScheduleError(f"schedule: {line!r} cannot be applied; expected {usage}, and whole "
+                            "numbers for LEVEL, COUNT, FACTOR, TURNS") from None  # fmt: skip
     return replace(made, lines=(*plan.lines, line))
 
 
@@ -62,6 +70,12 @@ def stage_named(plan: Plan, name: str) -> Stage:
             return s
     raise ScheduleError(f"schedule: no stage {name!r}; there are "
                         f"{', '.join(s.name for s in plan.kernel.stages)}")  # fmt: skip
+
+
+def check_new(plan: Plan, name: str, directive: str) -> None:
+    """Refuses to call a new stage like one that is there."""
+    if any(s.name == name for s in plan.kernel.stages):
+        raise ScheduleError(f"{directive}: there is a stage {name} already; give another name")
 
 
 def default_nest(plan: Plan, stage: Stage) -> tuple[Node, ...]:

@@ -18,5 +18,7 @@ def apply(plan: Plan, stage: str, loop: str, turns: str) -> Plan:
     s = stage_named(plan, stage)
     if any(n.op is ops.LOAD for x in s.loads() for n in toposort(x.srcs)):
         raise ScheduleError(f"ahead: where {stage} loads is itself loaded")
+    if int(turns) < 1:
+        raise ScheduleError(f"ahead: given {turns} turns, expected 1 or more")
     found = {s.name: (loop_named(plan, loop), int(turns))}
     return replace(plan, ahead={**(plan.ahead or {}), **found})

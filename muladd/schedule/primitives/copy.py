@@ -16,11 +16,12 @@ from muladd.errors import ScheduleError
 from muladd.ir import make, ops, sym, toposort
 from muladd.loop.kernel import Stage, reaxis
 from muladd.loop.plan import Leaf, Plan
-from muladd.schedule.primitives import default_nest, stage_named
+from muladd.schedule.primitives import check_new, default_nest, stage_named
 
 
 def apply(plan: Plan, stage: str, side: str, name: str, *narrow: str) -> Plan:
     s = stage_named(plan, stage)
+    check_new(plan, name, "copy")
     if side not in ("left", "right") or s.value.op is not ops.MUL:
         raise ScheduleError(f"copy: {stage} has no side {side!r} of a product")
     whole = load = s.value.srcs[side == "right"]

@@ -15,11 +15,12 @@ from muladd.errors import ScheduleError
 from muladd.ir import Node, make, ops
 from muladd.loop.kernel import Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.primitives import default_nest, stage_named
+from muladd.schedule.primitives import check_new, default_nest, stage_named
 
 
 def apply(plan: Plan, stage: str, name: str) -> Plan:
     s = stage_named(plan, stage)
+    check_new(plan, name, "keep")
     if s.reduction is None or s.scatter:
         raise ScheduleError(f"keep: {stage} sums nothing that could wait")
     if s.accumulator is not s.dtype and s.value.op is not ops.MUL:
