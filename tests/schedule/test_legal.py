@@ -83,7 +83,7 @@ REFUSED = [  # of softmax, s0 the maximum of each row p0
     ("fast", ("split r0 64 32", "unroll r0.1 r0.2"), "turns out, at most"),
     ("fast", ("split r0 8", "vector r0.1", "unroll r0.1"), "both in lanes and written out"),
     ("fast", ("nontemporal s0",), "does not store"),
-    ("fast", ("keep s0 s1",), "one name"),
+    ("fast", ("keep s0 s1",), "there is a stage s1 already"),
     ("fast", ("nest s0",), "has the loops"),
     ("fast", ("layout s1 p0",), "no loops of this kernel"),
     ("fast", ("import os",), "no directive"),
@@ -105,7 +105,7 @@ def test_a_copy_is_made_where_its_reader_turns():
     assert checked(kernel, tuple(lines))
     with pytest.raises(ScheduleError, match="which s0 has not"):
         checked(kernel, (*lines, "unroll s0 r0.0"))
-    with pytest.raises(ScheduleError, match="one name"):
+    with pytest.raises(ScheduleError, match="there is a stage c0 already"):
         checked(kernel, ("copy s0 right c0", "copy s0 left c0"))
 
 
