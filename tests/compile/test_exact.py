@@ -92,16 +92,17 @@ def leaf(values: np.ndarray, d=None):
 # --- networks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHAPES)
+HEAVY = [pytest.param(n, marks=[pytest.mark.slow] if n == "transformer" else []) for n in SHAPES]
+
+
+@pytest.mark.parametrize("name", HEAVY)
 def test_forward_and_backward(name):
     outputs, inputs = once(name)
     same(outputs, inputs)
     same(outputs, inputs, kinds=("host",), threads=(1,))
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(n, marks=[pytest.mark.slow] if n == "transformer" else []) for n in SHAPES
-])  # fmt: skip
+@pytest.mark.parametrize("name", HEAVY)
 def test_two_hundred_steps_of_adam(name):
     outputs, inputs = training(name)
     few = {} if name == "perceptron" else {"kinds": ("host", "avx512", "OPENCL")}

@@ -205,6 +205,7 @@ UNUSUAL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_minilm_gives_what_its_own_runtime_gives(minilm):
     package = pytest.importorskip("sentence_transformers")

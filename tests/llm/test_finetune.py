@@ -371,6 +371,7 @@ def test_resuming_gives_what_no_interruption_gives(full, talker, tmp_path):
         finetune.run(talker, sentences(data, 9), tmp_path / "part", settings, resume=True)
 
 
+@pytest.mark.slow
 def test_batches_of_a_step_count_as_one(talker, tmp_path):
     """Two batches of one row, or one of two: the same mean over all targets."""
     data = sentences(tmp_path / "d.jsonl", 8)

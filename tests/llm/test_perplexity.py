@@ -69,6 +69,7 @@ def test_misuse(model):
         measure(model, [3])
 
 
+@pytest.mark.slow
 def test_kinds_lose_more_the_fewer_bits_they_have(tmp_path, capsys):
     path, text = write_speaking(tmp_path / "m.gguf"), tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 6)

@@ -54,6 +54,7 @@ def small(**changes):
 # --- the same ids --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_mixed_text_equals_llama_cpp(smollm, tokenizer):
     text = mixed(1 << 20)
     assert len(text.encode()) >= 1 << 20

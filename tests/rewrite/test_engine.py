@@ -87,6 +87,7 @@ def test_a_rule_must_keep_shape_and_dtype():
         rewrite([add(x, y)], [wrong])
 
 
+@pytest.mark.slow
 def test_fifty_thousand_deep():
     node = x
     for _ in range(25_000):

@@ -210,6 +210,7 @@ def test_a_failure_ends_one_job_and_the_engine_goes_on(engine):
     assert len(right.pieces()) == 5 and engine.totals.failed == 1
 
 
+@pytest.mark.slow
 def test_numbers_that_are_none_stay_with_their_text(tmp_path, rng):
     """Beside others in a chunk, and in a step; and no page of theirs is read again."""
     found = gguf.load(write_small(tmp_path / "small.gguf"))

@@ -68,6 +68,7 @@ def test_sixteen_clients_get_more_than_one(smollm):
         assert many > 1.2 * one
 
 
+@pytest.mark.slow
 def test_the_benchmark_tells_of_one_client_and_of_many(tmp_path, capsys):
     path = str(write_speaking(tmp_path / "nonsense.gguf"))
     given = ["bench", "serve", path, "--clients", "2", "--prompt", "2", "--decode", "3",

@@ -95,6 +95,7 @@ def test_completions(client, server):
     assert len(ids.choices) == 1
 
 
+@pytest.mark.slow
 def test_texts_are_scored_and_not_gone_on(client, server, smollm):
     """max_tokens=0 with echo: each token's probability after those before it."""
     from muladd import llm
