@@ -33,19 +33,25 @@ def ahead(
         return []
     loop, turns = found
     out: list[Prefetch] = []
-    for now, first, second in zip(*(
+    now, first, second = (
         [n for n in toposort((value({**values, **at}),)) if n.op is ops.LOAD]
         for at in ({}, {loop: 0}, {loop: 1})
-    )):  # fmt: skip
-        places = [base_of(n.srcs[0]) if n.srcs[0].shape else n.srcs[0] for n in (first, second)]
-        if not isinstance(now.arg, int | str) or any(x.shape for x in places):
-            continue  # an accumulator, or lanes that lie anywhere
-        apart = sym.sub(sym.as_dim(places[1]), sym.as_dim(places[0]))
-        index = base_of(now.srcs[0]) if now.srcs[0].shape else now.srcs[0]
-        if isinstance(apart, int) and (now.srcs[0].shape or not vectors):
-            later = sym.add(sym.as_dim(index), apart * turns)
-            out.append(Prefetch(now.arg, sym.as_node(later)))
+    )  # fmt: skip
+    for n, a, b in zip(now, first, second):
+        if not isinstance(n.arg, int | str) or not n.arg == a.arg == b.arg:
+            continue  # an accumulator, or loads that become one where turns are fixed
+        if _place(a).shape or _place(b).shape or (vectors and not n.srcs[0].shape):
+            continue  # lanes that lie anywhere, or no lanes
+        apart = sym.sub(sym.as_dim(_place(b)), sym.as_dim(_place(a)))
+        if isinstance(apart, int):
+            later = sym.add(sym.as_dim(_place(n)), apart * turns)
+            out.append(Prefetch(n.arg, sym.as_node(later)))
     return out
+
+
+def _place(load: Node) -> Node:
+    """What a load's first lane reads."""
+    return base_of(load.srcs[0]) if load.srcs[0].shape else load.srcs[0]
 
 
 def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[Prefetch]:
@@ -64,8 +70,8 @@ def _for_copy(
     outside, own = (plan.inside or {}).get(copy.name, (loop, loop))
     turning = own if outside is loop else loop
     nest = plan.nests[copy.name]
-    within = [x for x in (*plan.outer[plan.levels[copy.name] :], *_serial(plan, s))
-              if x not in nest and x is not outside]  # fmt: skip
+    shared = plan.outer[plan.levels[copy.name] : plan.levels[s.name]]
+    within = [x for x in (*shared, *_serial(plan, s)) if x not in nest and x is not outside]
     free = [x for x in nest if x not in _serial(plan, s)]
     at = {**values, turning: sym.add(values.get(loop, loop), 1)}
     return _asked(within, free, values, lambda more: _load(value_of(copy, {**at, **more})))

@@ -507,6 +507,18 @@ def test_a_sum_in_blocks_is_the_sum(shape):
     assert (run(plain, inputs) == run(apply(kernel, _BLOCKS), inputs)).all()
 
 
+def test_what_is_asked_for_past_the_end_of_a_panel_is_what_follows_it():
+    """It used to wrap to the panel's begin, with a remainder to calculate in the innermost loop."""
+    plan = apply(product(64, 48, 40), (*_BLOCKS, "ahead s0 r0.1 5"))
+    asked = [x for x in prefetches(lower(plan).body) if x.place == "c0"]
+    assert asked
+    block, panel, term = (loop_named(plan, x) for x in ("r0.0", "p1.1", "r0.1"))
+    for x in asked[:3]:
+        found = [sym.replace(sym.as_dim(x.index), {block: 2, panel: 0, term: k}) for k in range(7)]
+        (apart,) = {b - a for a, b in zip(found, found[1:])}
+        assert apart > 0 and found[0] % apart == 0 and found[0] >= 5 * apart
+
+
 def test_partial_results_need_a_place():
     plan = apply(product(), ("split r0 4", "outer", "nest s0 r0.0 p0 p1 r0.1"))
     with pytest.raises(ScheduleError, match="`keep` the stage first"):
