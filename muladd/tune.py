@@ -101,7 +101,7 @@ def _benchmark(name: str) -> Model:
     from muladd.bench.cases import chosen
     from muladd.bench.peers import Peers
 
-    cases = chosen([name]) if name else []
+    cases = chosen([name])
     exact = [c for c in cases if c.name == name] or cases
     alone = Peers((), threads=1)
     contests = [c.prepare(alone) for c in exact if c.group not in ("compile", "graph")]

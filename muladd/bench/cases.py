@@ -31,8 +31,7 @@ def all_cases() -> list[Case]:
 def unknown(names: list[str]) -> list[str]:
     """Those of the names that are no group, nor part of the name of a case."""
     cases = all_cases()
-    return [n for n in names if n != "all"
-            and not (n and any(n == c.group or n in c.name for c in cases))]  # fmt: skip
+    return [n for n in names if n != "all" and not any(_is_meant(n, c) for c in cases)]
 
 
 def chosen(names: list[str], quick: bool = False) -> list[Case]:
@@ -41,7 +40,11 @@ def chosen(names: list[str], quick: bool = False) -> list[Case]:
     cases = [c for c in all_cases() if c.quick or not quick]
     if not names or "all" in names:
         return cases
-    return [c for c in cases if any(n == c.group or n in c.name for n in names)]
+    return [c for c in cases if any(_is_meant(n, c) for n in names)]
+
+
+def _is_meant(name: str, case: Case) -> bool:
+    return bool(name) and (name == case.group or name in case.name)
 
 
 def foundation() -> Iterator[Case]:

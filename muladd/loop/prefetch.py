@@ -58,9 +58,10 @@ def meanwhile(plan: Plan, s: Stage, values: Values, value_of: ValueOf) -> list[P
     """What a term of a sum asks for; nothing where sizes or distances are not numbers."""
     out: list[Prefetch] = []
     for name, loop in (plan.meanwhile or {}).get(s.name, ()):
-        reader = plan.kernel.stage(name)
-        asked = _for_itself if reader is s else _for_copy
-        out += asked(plan, s, reader, loop, values, value_of)
+        if name == s.name:
+            out += _for_itself(plan, s, loop, values, value_of)
+        else:
+            out += _for_copy(plan, s, plan.kernel.stage(name), loop, values, value_of)
     return out
 
 
@@ -78,7 +79,7 @@ def _for_copy(
 
 
 def _for_itself(
-    plan: Plan, s: Stage, _: Stage, loop: Node, values: Values, value_of: ValueOf
+    plan: Plan, s: Stage, loop: Node, values: Values, value_of: ValueOf
 ) -> list[Prefetch]:
     outer = plan.outer[: plan.levels[s.name]]
     under = list(outer[outer.index(loop) + 1 :]) if loop in outer else []

@@ -290,7 +290,7 @@ EXAMPLES = {
 
 def shown(name: str) -> tuple[str, str, str]:
     """(directive, before, after) of the docstring's first example."""
-    doc = primitives.directive(name).__globals__["__doc__"]
+    doc = primitives.directive(name).__doc__
     block = re.search(r"^ {4}(\S.*(?:\n {5,}\S.*)*)", doc, re.M)
     assert block, f"{name}.py shows no example"
     text = block.group(1)

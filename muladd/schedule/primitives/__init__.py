@@ -6,9 +6,8 @@ one kernel can only differ in speed, because lowering computes what the kernel s
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
 
 from muladd.errors import ScheduleError
 from muladd.ir import Node
@@ -21,11 +20,8 @@ NAMES = ("collapse", "merge", "split", "outer", "parallel", "copy", "keep", "at"
 Schedule = tuple[str, ...]
 
 
-def directive(name: str) -> Callable[..., Plan]:
-    return _module(name).apply
-
-
-def _module(name: str) -> Any:
+def directive(name: str) -> ModuleType:
+    """The file of a directive: `apply`, and how it is written, in the first line."""
     if name not in NAMES:
         raise ScheduleError(f"schedule: no directive {name!r}; there are {', '.join(NAMES)}")
     return importlib.import_module(f"{__name__}.{name}")
@@ -42,7 +38,7 @@ def apply(kernel: Kernel, schedule: Schedule) -> Plan:
 def step(plan: Plan, line: str) -> Plan:
     """The plan after one more directive."""
     name, *words = line.split() or [""]
-    module = _module(name)
+    module = directive(name)
     try:
         made = module.apply(plan, *words)
     except (TypeError, ValueError, KeyError) as error:
