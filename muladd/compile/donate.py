@@ -37,8 +37,8 @@ def _proven(program: Program) -> set[tuple[int, int]]:
                 if isinstance(action, Loop):
                     looped.add(root)
     pairs = set()
-    for out in program.outputs:
-        for given in program.inputs:
+    for o, out in enumerate(program.outputs):
+        for i, given in enumerate(program.inputs):
             if out in looped or given in looped or out not in first:
                 continue
             if not _equal(out.size, given.size) or out.dtype is not given.dtype:
@@ -47,7 +47,7 @@ def _proven(program: Program) -> set[tuple[int, int]]:
             if end < first[out] or (
                 end == first[out] and _together(program.actions[end], out, given)
             ):
-                pairs.add((out.number, given.number))
+                pairs.add((o, i))
     return pairs
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from muladd.ir import Dim
@@ -80,29 +81,30 @@ def place(
     spans = lifetimes(actions)
     order = order or arranged(actions, number)
     known = {a: None for a in order if a in spans}
-    return _fit([*known, *(a for a in spans if a not in known)], spans, _bytes(spans, number))
+    order = [*known, *(a for a in spans if a not in known)]
+    return _fit(order, spans, _bytes(spans, number))[:2]
 
 
 def arranged(actions: list[Action], number: Callable[[Dim], int]) -> list[Array]:
-    """The order of temporary arrays that wastes the least memory, of those that are tried."""
+    """The order of temporary arrays that wastes the least memory, of those that are tried.
+
+    Tries begin with an order by a rule; the first array that lies too high moves to the front.
+    """
     spans = lifetimes(actions)
     sizes = _bytes(spans, number)
     least = _most_alive(spans, sizes)
     tries = max(4, min(_TRIES, _WORK // max(len(spans), 1) ** 2))
-    best: tuple[list[Array], int] | None = None
+    best, total = list(spans), sum(sizes.values()) + 1
     for key in (_size, _area, _length, _start):
         order = sorted(spans, key=lambda a: key(sizes[a], *spans[a]))  # equal keys: by first use
-        offsets, total = _fit(order, spans, sizes)
         for _ in range(tries // 4):
-            if best is None or total < best[1]:
-                best = order, total
-            if best[1] <= least:
-                return best[0]
-            top = [a for a in order if offsets[a] + sizes[a] == total]
-            order = [*top, *(a for a in order if a not in top)]
-            offsets, total = _fit(order, spans, sizes)
-    assert best is not None
-    return best[0]
+            _, end, highest = _fit(order, spans, sizes, total)
+            if end < total:
+                best, total = order, end
+            if total <= least * _ENOUGH:
+                return best
+            order = [*highest, *(a for a in order if a not in highest)]
+    return best
 
 
 def _bytes(spans: dict[Array, tuple[int, int]], number: Callable[[Dim], int]) -> dict[Array, int]:
@@ -111,7 +113,8 @@ def _bytes(spans: dict[Array, tuple[int, int]], number: Callable[[Dim], int]) ->
 
 
 _TRIES = 160  # placements looked at
-_WORK = 8_000_000  # pairs of arrays looked at, roughly: about a second at most
+_WORK = 8_000_000  # pairs of arrays looked at, roughly: a second at most
+_ENOUGH = 1.001  # times the least: no better place is looked for
 
 
 def _size(size: int, first: int, last: int) -> tuple:
@@ -131,12 +134,18 @@ def _start(size: int, first: int, last: int) -> tuple:
 
 
 def _fit(
-    order: list[Array], spans: dict[Array, tuple[int, int]], sizes: dict[Array, int]
-) -> tuple[dict[Array, int], int]:
-    """Each array, in this order, into the lowest gap that is free while it lives."""
+    order: list[Array], spans: dict[Array, tuple[int, int]], sizes: dict[Array, int],
+    enough: float = inf,
+) -> tuple[dict[Array, int], int, list[Array]]:  # fmt: skip
+    """Each array, in this order, into the lowest gap that is free while it lives.
+
+    Gives the offsets, where the highest array ends, and which that is. The first array that ends
+    at `enough` or above is the last.
+    """
     offsets: dict[Array, int] = {}
     done: list[tuple[int, int, int, int]] = []  # begin, end, first, last; ascending
     total = 0
+    highest: list[Array] = []
     for a in order:
         (first, last), size = spans[a], sizes[a]
         begin = 0
@@ -144,11 +153,16 @@ def _fit(
             if f <= last and first <= t:
                 if low - begin >= size:
                     break
-                begin = max(begin, high)
+                if high > begin:
+                    begin = high
+        end = begin + size
         offsets[a] = begin
-        insort(done, (begin, begin + size, first, last))
-        total = max(total, begin + size)
-    return offsets, total
+        insort(done, (begin, end, first, last))
+        if end > total:
+            total, highest = end, [a]
+        if end >= enough:
+            break
+    return offsets, total, highest
 
 
 def lower_bound(actions: list[Action], number: Callable[[Dim], int]) -> int:

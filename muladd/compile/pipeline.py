@@ -1,6 +1,7 @@
 """From graph to program: the visible list of passes.
 
 parameters    arrays become numbered parameters: equal graphs over other arrays are one program
+order         so are equal graphs whose outputs or arrays come in another order (order.py)
 name          exp and cos, spelled with two operations, become one each (ir/named.py)
 join scans    scans over the same steps become one
 inline        calls become their bodies, unless these are to be recomputed
@@ -39,6 +40,7 @@ from muladd.compile.index import OPAQUE
 from muladd.compile.join import joined
 from muladd.compile.kernels import CompiledKernel, compile_kernels
 from muladd.compile.numbers import lifted
+from muladd.compile.order import Ordered
 from muladd.compile.partial import split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.compile.winograd import fewer_products, may_hold
@@ -140,28 +142,32 @@ def compile_graph(
     key = _key(outputs, device, fixed)
     found = _programs.get(key)
     if found is None:
-        start = time.perf_counter()
         with uncollected():
-            exact = config.get("PROFILE") == "exact"
-            found = _kept_or_compiled(outputs, devices.get(device), exact, fixed)
+            own = Ordered.of(outputs)
+            if own.graph == outputs:
+                found = _kept_or_compiled(outputs, devices.get(device), fixed)
+            else:
+                numbers = frozenset([own.numbers[i] for i in fixed if i in own.numbers])
+                found = own.arranged(compile_graph(own.graph, device, numbers))
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found
-        report.compiled_program(found, outputs, time.perf_counter() - start)
     return found
 
 
 def _kept_or_compiled(
-    outputs: tuple[Node, ...], device: Device, exact: bool, fixed: frozenset[int]
+    outputs: tuple[Node, ...], device: Device, fixed: frozenset[int]
 ) -> Program:
+    start = time.perf_counter()
+    exact = config.get("PROFILE") == "exact"
     again = functools.partial(_compile, outputs, device, exact, fixed)
     key = kept.key_of(outputs, device, exact, fixed)
-    if key is None:
-        return again()
-    found = kept.find(key, outputs, device, again)
+    found = None if key is None else kept.find(key, outputs, device, again)
     if found is None:
         found = again()
-        kept.keep(key, found)
+        if key is not None:
+            kept.keep(key, found)
+    report.compiled_program(found, outputs, time.perf_counter() - start)
     return found
 
 

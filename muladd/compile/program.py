@@ -143,6 +143,13 @@ class Program:
             found = self.bound[key] = self._bind(key)
         return found
 
+    def over(self, inputs: list[Array], outputs: list[Array]) -> Program:
+        """The same work, over these arrays of it in this order."""
+        return Program(
+            self.device, self.actions, inputs, outputs, self.variables, self.given,
+            order=self.arrangement(),
+        )  # fmt: skip
+
     def room(self, bound: Bound) -> Any:
         """The arena: one for all sizes, as large as the largest so far has asked for. Whoever runs
         with it holds the lock."""

@@ -246,7 +246,7 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
     for storage, graph in states.items():
         value = values[graph]
         if graph.op is ops.INPUT or graph in shared:  # state has its memory for itself
-            value = write(read(value), value.dtype, device)
+            value = _copy(graph, value)
         shared.add(graph)
         storage.buffer = value.buffer
         del _deferred[storage]
@@ -273,6 +273,13 @@ def _is_zeros(r: Node) -> bool:
     if r.op is not ops.EXPAND or r.srcs[0].op is not ops.CONST:
         return False
     return not r.srcs[0].arg and math.copysign(1, r.srcs[0].arg) > 0
+
+
+def _copy(graph: Node, value: Storage) -> Storage:
+    """Another storage with the value of a graph."""
+    if value.device != INTERPRETER and _is_zeros(graph):
+        return _zeros(graph, value.device)
+    return write(read(value), value.dtype, value.device)
 
 
 def _still_owned(storage: Storage) -> bool:

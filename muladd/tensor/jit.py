@@ -148,14 +148,15 @@ class Jitted:
         undo = Undo(f"jit of {name_of(self.function)}")
         try:
             with backend.inside(undo):
-                tensors, structure = flatten(self.function(*args, **kwargs))
-                tensors = _without_views(tensors)
+                given, structure = flatten(self.function(*args, **kwargs))
+                tensors = _without_views(given)
         except BaseException:
             undo.restore()
             raise
         at_hand = [t for t in tensors if not has_stand_in(t)]
         if at_hand:
             at_hand[0].realize(*at_hand[1:])
+        del given  # not before: what a view is of may hold the value
         for t in at_hand:
             if undo.is_born(t) and not t._leaf and grad_enabled() and t.requires_grad:
                 t._end_history()

@@ -12,6 +12,7 @@ import pytest
 from muladd import Tensor, cache, config, jit
 from muladd.compile import compile_graph, kept, kernels, parameters, pipeline
 from muladd.compile.donate import donatable
+from muladd.compile.order import Ordered
 from muladd.compile.program import Loop
 from muladd.ir import codec, const, dtype, make, ops, param, sym, var
 from muladd.tensor import backend
@@ -62,7 +63,9 @@ def texts(program) -> list[str]:
 
 
 def key() -> bytes:
-    found = kept.key_of(graph(), compile_graph(graph(), "CPU").device, exact=False)
+    found = kept.key_of(
+        Ordered.of(graph()).graph, compile_graph(graph(), "CPU").device, exact=False
+    )
     assert found is not None
     return found
 
@@ -287,7 +290,7 @@ def hexadecimal(*sizes) -> str:
 ])  # fmt: skip
 def test_a_record_of_odd_sizes_is_compiled_over(change, compiling):
     first = compile_graph(symbolic(), "CPU")
-    name = kept.key_of(symbolic(), first.device, exact=False)
+    name = kept.key_of(Ordered.of(symbolic()).graph, first.device, exact=False)
     values, good = run_at(first, 9), cache.cache().get("programs", name)
     cache.cache().put("programs", name, json.dumps(change(json.loads(good))).encode())
     forget()

@@ -78,6 +78,10 @@ class Optimizer:
         self.groups.append(group)
         self.state.append([self.start(p, group) for p in tensors])
         self.shared.append(self.start_shared(group))
+        with no_grad():
+            for t in self._own_state():
+                t.assign(t)  # memory of its own: zeros that are folded make another first step
+        self._ready = False
 
     def parameters(self) -> list[Tensor]:
         return [p for group in self.groups for p in group["params"]]
@@ -145,6 +149,8 @@ class Optimizer:
     def step(self, skip: Tensor | None = None) -> None:
         """Update every parameter that has a gradient; where `skip` (a bool scalar) is true, none.
         """
+        if not self._ready and not is_tracing():
+            self._realize()
         changed: list[Tensor] = [self.step_count]
         with no_grad():
             pairs: list[tuple[Tensor, Tensor]] = []
@@ -157,6 +163,17 @@ class Optimizer:
                 changed.append(old)
         if not is_tracing():
             self.step_count.realize(*changed[1:], *self._losses())
+
+    def _realize(self) -> None:
+        """Compute what parameters and state begin with, so that the first step is like all others
+        and has the same program."""
+        self.step_count.realize(*self.parameters(), *self._own_state())
+        self._ready = True
+
+    def _own_state(self) -> list[Tensor]:
+        """All state but the step count and the rate."""
+        states = [s for group in self.state for s in group] + self.shared
+        return [tensor for state in states for tensor in state.values()]
 
     def _losses(self) -> list[Tensor]:
         """What backward() was called on: computed along with the step, or else it would be
