@@ -84,7 +84,9 @@ class Kernel:
     _memo: dict = field(default_factory=dict, compare=False, repr=False, hash=False)
 
     def stage(self, name: str) -> Stage:
-        return next(s for s in self.stages if s.name == name)
+        if "stages" not in self._memo:
+            self._memo["stages"] = {s.name: s for s in self.stages}
+        return self._memo["stages"][name]
 
     def side_by_side(self) -> bool:
         """Whether stages are parts of one array: what they load and compute in common is done once

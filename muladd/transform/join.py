@@ -37,6 +37,8 @@ def _key(n: Node) -> tuple:
 
 def _once(outputs: Sequence[Node]) -> list[Node]:
     order = toposort(outputs)
+    if not any(n.op in (ops.SCAN, ops.CALL) for n in order):
+        return list(outputs)
     stacks: dict[tuple, dict[Node, None]] = {}  # every stacked result of a family, in order
     bodies: dict[tuple, dict[Body, None]] = {}
     for n in order:

@@ -79,9 +79,7 @@ def _joined(kernel: Kernel, a: Node, b: Node) -> list[tuple[Node, Node]] | None:
     for x, y in pairs:  # which grow meanwhile
         for s in kernel.stages:
             own = {*s.axes, *s.reduced}
-            for n in toposort((s.value,)):
-                if n.op is not ops.READ:
-                    continue
+            for n in s.reads():
                 source = kernel.stage(n.arg[0]).axes
                 for axes, at in zip(pairwise(source), pairwise(n.srcs)):
                     if (x, y) not in (axes, at):
