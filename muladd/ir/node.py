@@ -393,24 +393,25 @@ def toposort(roots: Iterable[Node], into: Callable[[Node], bool] | None = None) 
     """
     order: list[Node] = []
     done: set[Node] = set()
-    stack = list(roots)
+    entered: list[Node] = []
+    stack: list[Node | None] = [*roots]
     stack.reverse()
+    push, pop, add, emit = stack.append, stack.pop, done.add, order.append
     while stack:
-        node = stack[-1]
-        if node in done:
-            stack.pop()
+        node = pop()
+        if node is None:  # the sources of the node that was entered last are done
+            node = entered.pop()
+        elif node in done:
             continue
-        srcs = node.srcs
-        if srcs and (into is None or into(node)):
-            waiting = [s for s in srcs if s not in done]
-            if waiting:
-                if len(waiting) > 1:
-                    waiting.reverse()
-                stack += waiting
-                continue
-        stack.pop()
-        done.add(node)
-        order.append(node)
+        elif node.srcs and (into is None or into(node)):
+            entered.append(node)
+            push(None)
+            for s in node.srcs[::-1]:  # no list comprehension: this is the compiler's inner loop
+                if s not in done:
+                    push(s)
+            continue
+        add(node)
+        emit(node)
     return order
 
 

@@ -81,6 +81,8 @@ def _joined(kernel: Kernel, a: Node, b: Node) -> list[tuple[Node, Node]] | None:
             own = {*s.axes, *s.reduced}
             for n in s.reads():
                 source = kernel.stage(n.arg[0]).axes
+                if x not in source and x not in n.srcs:
+                    continue
                 for axes, at in zip(pairwise(source), pairwise(n.srcs)):
                     if (x, y) not in (axes, at):
                         continue
