@@ -374,13 +374,14 @@ def test_counts_that_no_token_ends_are_one_mask():
     {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(300)}},
     {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(600)}},
 ])  # fmt: skip
-def test_intricate_schemas_take_no_time(schema):
+def test_intricate_schemas_do_not_explode(schema):
+    """Whose naive automata have more states than would be visited in a lifetime."""
     start = time.thread_time()
     try:
         drawn(made(schema), np.random.default_rng(0), 20)
     except ArgumentError as error:
         assert "no value" in str(error) or "at most" in str(error)
-    assert time.thread_time() - start < 5
+    assert time.thread_time() - start < 60
 
 
 def test_a_space_that_is_dropped_at_the_beginning():

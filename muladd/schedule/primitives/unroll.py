@@ -20,5 +20,8 @@ def apply(plan: Plan, *words: str) -> Plan:
     for x in found:
         if not isinstance(x.arg.extent, int) or x.arg.extent > 64:
             raise ScheduleError(f"unroll: {x.arg.name} has {x.arg.extent} turns")
+    around = [x.arg.name for x in found if not any(x in plan.nests[s] for s in stages)]
+    if around:
+        raise ScheduleError(f"unroll: {around[0]} is no loop of {', '.join(stages)}, but around")
     pairs = {(s, x) for s in stages for x in found if x in plan.nests[s]}
     return replace(plan, unroll=plan.unroll | pairs)
