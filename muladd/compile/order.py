@@ -6,13 +6,12 @@ and Params are numbered by first use. Its program serves the graph in any order,
 """
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from muladd.compile.donate import donatable
 from muladd.compile.program import Array, Program
-from muladd.ir import Node, Param, ops, param, rebuild, toposort
+from muladd.ir import Node, Param, ops, param, substitute, toposort
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,23 @@ class Ordered:
 
     @classmethod
     def of(cls, outputs: Sequence[Node]) -> Ordered:
-        known: dict[Node, tuple[int, int]] = {}
-        for n in toposort(outputs):
-            known[n] = _rank(n, [known[s] for s in n.srcs])
-        sequence = sorted(range(len(outputs)), key=lambda i: known[outputs[i]])
-        numbers: dict[int, int] = {}
-        done: dict[Node, Node] = {}
-        for n in toposort([outputs[i] for i in sequence]):
-            if n.op is ops.INPUT and isinstance(n.arg, Param):
-                number = numbers.setdefault(n.arg.index, len(numbers))
-                done[n] = param(number, n.shape, n.dtype)
-            else:
-                srcs = tuple([done[s] for s in n.srcs])
-                done[n] = n if srcs == n.srcs else rebuild(n, srcs)
-        place = {i: at for at, i in enumerate(sequence)}
-        where = tuple([place[i] for i in range(len(outputs))])
-        return cls(tuple([done[outputs[i]] for i in sequence]), where, numbers)
+        order = toposort(outputs)
+        sequence = list(range(len(outputs)))
+        if len(outputs) > 1:
+            ranks = _ranks(order)
+            sequence.sort(key=lambda i: ranks[outputs[i]])
+            order = toposort([outputs[i] for i in sequence])
+        params = [n for n in order if n.op is ops.INPUT and isinstance(n.arg, Param)]
+        numbers = {n.arg.index: number for number, n in enumerate(params)}
+        renamed = {n: param(i, n.shape, n.dtype) for i, n in enumerate(params) if n.arg.index != i}
+        graph = tuple([outputs[i] for i in sequence])
+        places = {i: at for at, i in enumerate(sequence)}
+        where = tuple([places[i] for i in range(len(outputs))])
+        return cls(substitute(graph, renamed) if renamed else graph, where, numbers)
+
+    def renumbered(self, numbers: Iterable[int]) -> frozenset[int]:
+        """The numbers of Params in this order, of those that the graph has."""
+        return frozenset([self.numbers[i] for i in numbers if i in self.numbers])
 
     def arranged(self, program: Program) -> Program:
         """The program of the graph as it was given, from that of its own order."""
@@ -59,11 +59,23 @@ class Ordered:
         return found
 
 
-def _rank(n: Node, below: list[tuple[int, int]]) -> tuple[int, int]:
-    """The steps to a value, and a hash of most of what is known of it without Params' numbers."""
-    sizes = [size if isinstance(size, int) else 0 for size in n.shape]
-    text = f"{n.op.name} {n.dtype.name} {sizes} {[mark for _, mark in below]}"
-    return 1 + max([steps for steps, _ in below], default=0), zlib.crc32(text.encode())
+def _ranks(order: list[Node]) -> dict[Node, tuple[int, int]]:
+    """Of each value the steps to it, and a hash of most of what is known of it without the numbers
+    of Params; the same in every process."""
+    steps: dict[Node, int] = {}
+    marks: dict[Node, int] = {}
+    for n in order:
+        srcs = n.srcs
+        if srcs:
+            steps[n] = 1 + max([steps[s] for s in srcs])
+            marks[n] = hash((_NUMBERS[n.op], *[marks[s] for s in srcs]))
+        else:
+            known = tuple([size for size in n.shape if isinstance(size, int)])
+            steps[n], marks[n] = 0, hash((_NUMBERS[n.op], n.dtype.bits, known))
+    return {n: (steps[n], marks[n]) for n in order}
+
+
+_NUMBERS = {op: number for number, op in enumerate((*ops.OPS, *ops.KERNEL_OPS))}
 
 
 def _moved(inputs: list[Array], place: dict[int, int]) -> list[Array]:

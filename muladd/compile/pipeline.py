@@ -143,12 +143,7 @@ def compile_graph(
     found = _programs.get(key)
     if found is None:
         with uncollected():
-            own = Ordered.of(outputs)
-            if own.graph == outputs:
-                found = _kept_or_compiled(outputs, devices.get(device), fixed)
-            else:
-                numbers = frozenset([own.numbers[i] for i in fixed if i in own.numbers])
-                found = own.arranged(compile_graph(own.graph, device, numbers))
+            found = _kept_or_compiled(outputs, devices.get(device), fixed)
         if len(_programs) >= _MOST_PROGRAMS:
             _programs.pop(next(iter(_programs)))
         _programs[key] = found
@@ -160,15 +155,29 @@ def _kept_or_compiled(
 ) -> Program:
     start = time.perf_counter()
     exact = config.get("PROFILE") == "exact"
-    again = functools.partial(_compile, outputs, device, exact, fixed)
+    again = functools.partial(_anew, outputs, device, exact, fixed)
     key = kept.key_of(outputs, device, exact, fixed)
     found = None if key is None else kept.find(key, outputs, device, again)
     if found is None:
-        found = again()
+        own = Ordered.of(outputs)
+        new = own.graph == outputs
+        found = _compile(outputs, device, exact, fixed) if new else own.arranged(
+            compile_graph(own.graph, device.name, own.renumbered(fixed))
+        )  # fmt: skip
         if key is not None:
             kept.keep(key, found)
+        if not new:
+            return found  # and its compilation was told of
     report.compiled_program(found, outputs, time.perf_counter() - start)
     return found
+
+
+def _anew(
+    outputs: tuple[Node, ...], device: Device, exact: bool, fixed: frozenset[int]
+) -> Program:
+    """The program of a graph that was found on disk, compiled to learn its kernels' algorithms."""
+    own = Ordered.of(outputs)
+    return own.arranged(_compile(own.graph, device, exact, own.renumbered(fixed)))
 
 
 def forget() -> None:
