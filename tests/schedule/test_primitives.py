@@ -552,6 +552,7 @@ def test_partial_results_need_a_place():
     ("nontemporal s9", "no stage 's9'"),
     ("ahead s0 p9 4", "no loop 'p9'"),
     ("ahead s0 p0 x", "cannot be applied"),
+    ("prefetch s0 s0 p9", "no loop 'p9'"),
     ("prefetch s0 s9 p0", "no stage 's9'"),
     ("claim s0 s9", "no stage 's9'"),
     ("abreast s0 p0 s0", "not the outermost loop of a sum"),
@@ -560,6 +561,15 @@ def test_partial_results_need_a_place():
 def test_a_directive_that_does_not_fit_says_why(line, told):
     with pytest.raises(ScheduleError, match=re.escape(told)):
         apply(product(), (line,))
+
+
+@pytest.mark.parametrize("lines, told", [
+    (("split p0 4", "unroll p0.1"), "unroll: p0.1 is no loop of s0, but around"),
+    (("copy s0 right c0", "prefetch s0 c0 p0"), "what c0 loads is the same in all turns of p0"),
+])  # fmt: skip
+def test_a_directive_that_would_do_nothing_says_so(lines, told):
+    with pytest.raises(ScheduleError, match=re.escape(told)):
+        apply(product(), lines)
 
 
 def test_axes_are_one_though_numbers_are_divided():
