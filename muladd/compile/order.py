@@ -51,11 +51,8 @@ class Ordered:
         if program.held is not None:
             held = program.held
             found.held = held.over(_moved(held.inputs, place), held.outputs)
-        pairs = donatable(program)
-        found.donatable = {
-            (o, i) for o, at in enumerate(self.outputs) for i, number in self.numbers.items()
-            if (at, number) in pairs
-        }  # fmt: skip
+        wanted = {at: o for o, at in enumerate(self.outputs)}
+        found.donatable = {(wanted[at], place[number]) for at, number in donatable(program)}
         return found
 
 
