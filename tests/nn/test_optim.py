@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from muladd import nn
+from muladd.errors import ArgumentError
 from muladd.nn import amp, optim, schedule
 from muladd.tensor import Tensor, no_grad
 
@@ -161,6 +162,30 @@ def test_groups_have_their_own_settings():
     run(torch.optim.AdamW(split(b), lr=0.01), b, torch.tensor)
     for x, y in zip(values(a), values(b)):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_group_that_comes_later_has_the_optimisers_settings(name):
+    settings = {"lr": 0.01, "momentum": 0.9} if name == "SGD" else {"lr": 0.01, "betas": (0.8, 0.9)}
+    a, b = ours(), theirs()
+    for parameters, module, tensor in ((a, optim, Tensor), (b, torch.optim, torch.tensor)):
+        optimizer = getattr(module, name)(parameters[:1], **settings)
+        run(optimizer, parameters, tensor)
+        add = optimizer.add_group if module is optim else optimizer.add_param_group
+        add({"params": parameters[1:], "lr": 0.1})
+        run(optimizer, parameters, tensor)
+    for x, y in zip(values(a), values(b)):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("group, told", [
+    ({"lr": 0.1}, "its params are missing"),
+    ({"params": [], "momentun": 0.9}, "got momentun"),
+])  # fmt: skip
+def test_a_group_that_is_none_says_what_one_is(group, told):
+    optimizer = optim.SGD(ours(), lr=0.1)
+    with pytest.raises(ArgumentError, match=f"any of lr, momentum.*{told}"):
+        optimizer.add_group(group)
 
 
 def test_the_rate_can_be_changed():

@@ -47,14 +47,21 @@ class Optimizer:
         self.step_count = Tensor(0, dtype=dt.int64)
         self.state: list[list[State]] = []
         self.shared: list[State] = []
+        self.defaults: Group = {"lr": lr, **settings}
         for group in groups:
-            self.add_group({"lr": lr, **settings, **group})  # type: ignore[dict-item]
+            self.add_group(group)  # type: ignore[arg-type]
 
     # --- groups --------------------------------------------------------------------------------
 
     def add_group(self, group: Group) -> None:
-        """Train more parameters, with settings of their own."""
+        """Train more parameters; settings that the group does not name are the optimiser's."""
         who = type(self).__name__
+        odd = sorted(map(str, group.keys() - {"params", "scalars", *self.defaults}))
+        if odd or "params" not in group:
+            raise ArgumentError(
+                f"{who}: a group is {{'params': tensors}} and any of {', '.join(self.defaults)}, "
+                + (f"got {', '.join(odd)}" if odd else "its params are missing")
+            )
         tensors = list(group["params"])
         known = {id(p) for p in self.parameters()}
         for p in tensors:
@@ -65,7 +72,7 @@ class Optimizer:
             if id(p) in known:
                 raise ArgumentError(f"{who}: a parameter was given twice ({p!r:.80})")
             known.add(id(p))
-        group = {**group, "params": tensors}
+        group = {**self.defaults, **group, "params": tensors}
         group["scalars"] = _widest(tensors)
         rate = group["lr"]
         if not callable(rate):
