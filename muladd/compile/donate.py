@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from muladd.ir import Dim, Node, sym
+from muladd.ir import Node, sym
 from muladd.loop.kernel import Kernel
 
 if TYPE_CHECKING:
@@ -36,23 +36,21 @@ def _proven(program: Program) -> set[tuple[int, int]]:
                 last[root] = at
                 if isinstance(action, Loop):
                     looped.add(root)
+    alike: dict[tuple, list[tuple[int, Array]]] = {}
+    for i, given in enumerate(program.inputs):
+        if given not in looped:
+            alike.setdefault((given.dtype, given.size), []).append((i, given))
     pairs = set()
     for o, out in enumerate(program.outputs):
-        for i, given in enumerate(program.inputs):
-            if out in looped or given in looped or out not in first:
-                continue
-            if not _equal(out.size, given.size) or out.dtype is not given.dtype:
-                continue
+        if out in looped or out not in first:
+            continue
+        for i, given in alike.get((out.dtype, out.size), ()):
             end = last.get(given, -1)
             if end < first[out] or (
                 end == first[out] and _together(program.actions[end], out, given)
             ):
                 pairs.add((o, i))
     return pairs
-
-
-def _equal(a: Dim, b: Dim) -> bool:
-    return a is b or (isinstance(a, int) and a == b)
 
 
 def _together(action: Action, out: Array, given: Array) -> bool:
