@@ -275,6 +275,12 @@ def _is_zeros(r: Node) -> bool:
     return not r.srcs[0].arg and math.copysign(1, r.srcs[0].arg) > 0
 
 
+def waiting_beside(tensors: Iterable[Any]) -> bool:
+    """Whether state waits to be computed that is not that of these tensors."""
+    own = {t._raw.arg for t in tensors if t._raw.op is ops.INPUT}
+    return any(s not in own for s in list(_assigned))
+
+
 def _copy(graph: Node, value: Storage) -> Storage:
     """Another storage with the value of a graph."""
     if value.device != INTERPRETER and _is_zeros(graph):

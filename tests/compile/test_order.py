@@ -142,3 +142,16 @@ def test_the_first_call_of_a_step_runs_its_forward_pass_once(compiling):
     step(x)
     assert sum(any(n.shape == () for n in g) and len(g) > 1 for g in compiling) == 1
     assert not [g for g in compiling if len(g) == 1 and g[0].shape == ()], "the loss by itself"
+
+
+def test_running_statistics_are_computed_with_the_first_step(compiling):
+    """State that waits beside the optimiser's is not computed by a pass of its own."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    x = Tensor(np.ones((4, 8), np.float32)).realize()
+    for parameter in model.parameters():
+        parameter.realize()
+    compiling.clear()
+    model(x).square().mean().backward()
+    optimizer.step()
+    assert len(compiling) == 1

@@ -572,6 +572,16 @@ def test_a_directive_that_would_do_nothing_says_so(lines, told):
         apply(product(), lines)
 
 
+def test_a_copy_made_in_its_readers_turns_may_be_asked_for():
+    """Its loads move with an axis of its own, not with the reader's."""
+    plan = apply(turned(512, 48, 20), (
+        "copy s0 right c0", "keep s0 d0", "split r0 5", "split c0.r0 5", "split p1 8",
+        "outer p1.0 p0", "at s0 2", "at c0 2", "at d0 2", "nest s0 r0.0 p1.1 r0.1",
+        "abreast s0 r0.0 c0", "prefetch s0 c0 r0.0",
+    ))  # fmt: skip
+    assert prefetches(lower(plan).body)
+
+
 def test_axes_are_one_though_numbers_are_divided():
     """A quotient of what is loaded takes no axis apart, one of the axis does."""
     kernel = doubled()

@@ -12,7 +12,7 @@ from muladd.errors import ArgumentError, FormatError
 from muladd.ir import dtype as dt
 from muladd.ir.dtype import DType
 from muladd.tensor import Tensor, no_grad
-from muladd.tensor.backend import is_tracing
+from muladd.tensor.backend import is_tracing, waiting_beside
 
 Schedule = Callable[[Tensor], Tensor]
 State = dict[str, Tensor]
@@ -174,7 +174,9 @@ class Optimizer:
     def _realize(self) -> None:
         """Compute what parameters and state begin with, so that the first step is like all others
         and has the same program."""
-        self.step_count.realize(*self.parameters(), *self._own_state())
+        own = [self.step_count, *self.parameters(), *self._own_state()]
+        if not waiting_beside(own):  # running statistics would be computed without the step
+            own[0].realize(*own[1:])
         self._ready = True
 
     def _own_state(self) -> list[Tensor]:

@@ -28,7 +28,8 @@ def apply(plan: Plan, stage: str, reader: str, loop: str) -> Plan:
     if any(n.op is ops.LOAD for x in c.loads() for n in toposort(x.srcs)):
         raise ScheduleError(f"prefetch: where {reader} loads is itself loaded")
     axis = plan.owner(loop_named(plan, loop))
-    if not any(axis in toposort(x.srcs[:1]) for x in c.loads()):
+    own = reader in (plan.inside or {})  # a copy made in turns of its reader's loop has its own
+    if not own and not any(axis in toposort(x.srcs[:1]) for x in c.loads()):
         raise ScheduleError(f"prefetch: what {reader} loads is the same in all turns of {loop}")
     found = {**dict((plan.meanwhile or {}).get(s.name, ())), c.name: loop_named(plan, loop)}
     return replace(plan, meanwhile={**(plan.meanwhile or {}), s.name: tuple(found.items())})
