@@ -114,7 +114,7 @@ def _bytes(spans: dict[Array, tuple[int, int]], number: Callable[[Dim], int]) ->
 
 _TRIES = 160  # placements looked at
 _WORK = 8_000_000  # pairs of arrays looked at, roughly: a second at most
-_ENOUGH = 1.001  # times the least: no better place is looked for
+_ENOUGH = 1.001  # times what any plan takes: no better one is looked for
 
 
 def _size(size: int, first: int, last: int) -> tuple:

@@ -16,49 +16,48 @@ from muladd.ir import Node, Param, ops, param, substitute, toposort
 
 @dataclass(frozen=True)
 class Ordered:
-    """A graph in its own order."""
+    """A graph in its own order, which it keeps when it is put in order again."""
 
     graph: tuple[Node, ...]
-    outputs: tuple[int, ...]  # where each output of the given graph is
-    numbers: dict[int, int]  # the number of each Param, by the one it was given
+    outputs: tuple[int, ...]  # which output of the given graph each one is
+    params: tuple[int, ...]  # the number that each Param was given
 
     @classmethod
     def of(cls, outputs: Sequence[Node]) -> Ordered:
-        order = toposort(outputs)
-        sequence = list(range(len(outputs)))
-        if len(outputs) > 1:
-            ranks = _ranks(order)
-            sequence.sort(key=lambda i: ranks[outputs[i]])
-            order = toposort([outputs[i] for i in sequence])
-        params = [n for n in order if n.op is ops.INPUT and isinstance(n.arg, Param)]
-        numbers = {n.arg.index: number for number, n in enumerate(params)}
-        renamed = {n: param(i, n.shape, n.dtype) for i, n in enumerate(params) if n.arg.index != i}
+        ranks = _ranks(toposort(outputs))
+        sequence = sorted(range(len(outputs)), key=lambda i: ranks[outputs[i]])
         graph = tuple([outputs[i] for i in sequence])
-        places = {i: at for at, i in enumerate(sequence)}
-        where = tuple([places[i] for i in range(len(outputs))])
-        return cls(substitute(graph, renamed) if renamed else graph, where, numbers)
+        params = [n for n in toposort(graph) if n.op is ops.INPUT and isinstance(n.arg, Param)]
+        renamed = {n: param(i, n.shape, n.dtype) for i, n in enumerate(params) if n.arg.index != i}
+        given = tuple([n.arg.index for n in params])
+        return cls(substitute(graph, renamed) if renamed else graph, tuple(sequence), given)
 
     def renumbered(self, numbers: Iterable[int]) -> frozenset[int]:
         """The numbers of Params in this order, of those that the graph has."""
-        return frozenset([self.numbers[i] for i in numbers if i in self.numbers])
+        wanted = set(numbers)
+        return frozenset([i for i, given in enumerate(self.params) if given in wanted])
 
     def arranged(self, program: Program) -> Program:
         """The program of the graph as it was given, from that of its own order."""
-        place = {number: i for i, number in self.numbers.items()}
-        found = program.over(
-            _moved(program.inputs, place), [program.outputs[i] for i in self.outputs]
-        )
+        outputs = dict(zip(self.outputs, program.outputs))
+        found = program.over(self._places(program.inputs), [outputs[i] for i in sorted(outputs)])
         if program.held is not None:
             held = program.held
-            found.held = held.over(_moved(held.inputs, place), held.outputs)
-        wanted = {at: o for o, at in enumerate(self.outputs)}
-        found.donatable = {(wanted[at], place[number]) for at, number in donatable(program)}
+            found.held = held.over(self._places(held.inputs), held.outputs)
+        found.donatable = {(self.outputs[o], self.params[i]) for o, i in donatable(program)}
         return found
+
+    def _places(self, inputs: list[Array]) -> list[Array]:
+        """Inputs at the places that they were given, with empty ones between."""
+        at = dict(zip(self.params, inputs))
+        count = 1 + max(at, default=-1)
+        return [at.get(i) or Array(inputs[0].dtype, 0, "input", i) for i in range(count)]
 
 
 def _ranks(order: list[Node]) -> dict[Node, tuple[int, int]]:
-    """Of each value the steps to it, and a hash of most of what is known of it without the numbers
-    of Params; the same in every process."""
+    """Of each value the steps to it, and a hash of the operations it takes; the same in every
+    process, as hashes of whole numbers are. Equal ranks keep the order in which they were given: a
+    program more, at worst."""
     steps: dict[Node, int] = {}
     marks: dict[Node, int] = {}
     for n in order:
@@ -73,10 +72,3 @@ def _ranks(order: list[Node]) -> dict[Node, tuple[int, int]]:
 
 
 _NUMBERS = {op: number for number, op in enumerate((*ops.OPS, *ops.KERNEL_OPS))}
-
-
-def _moved(inputs: list[Array], place: dict[int, int]) -> list[Array]:
-    """Inputs, each at another place, with empty ones at places between."""
-    at = {place[number]: a for number, a in enumerate(inputs)}
-    count = 1 + max(at, default=-1)
-    return [at.get(i) or Array(inputs[0].dtype, 0, "input", i) for i in range(count)]

@@ -167,7 +167,7 @@ def _kept_or_compiled(
         if key is not None:
             kept.keep(key, found)
         if not new:
-            return found  # and its compilation was told of
+            return found  # what was compiled was told of, in its own order
     report.compiled_program(found, outputs, time.perf_counter() - start)
     return found
 

@@ -8,13 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from support import programs
 
 from muladd import Tensor, cache, config, jit
 from muladd.compile import compile_graph, kept, kernels, parameters, pipeline
 from muladd.compile.donate import donatable
 from muladd.compile.order import Ordered
 from muladd.compile.program import Loop
-from muladd.ir import codec, const, dtype, make, ops, param, sym, var
+from muladd.ir import codec, const, dtype, make, ops, param, var
 from muladd.tensor import backend
 from muladd.tensor.functional import scan
 
@@ -44,18 +45,8 @@ def graph(steps: int = 90) -> tuple:
 
 
 def run(program) -> list[bytes]:
-    device = program.device
-    given = []
-    for i in range(2):
-        values = np.linspace(-0.5, 0.5 + i, 128, dtype=np.float32)
-        given.append(device.allocate(values.nbytes))
-        device.copy_in(given[-1], values)
-    found = []
-    for buffer, a in zip(program.run(given), program.outputs):
-        values = np.empty(a.size, np.float32)
-        device.copy_out(buffer, values)
-        found.append(values.tobytes())
-    return found
+    given = [np.linspace(-0.5, 0.5 + i, 128, dtype=np.float32) for i in range(2)]
+    return [values.tobytes() for values in programs.run(program, given)]
 
 
 def texts(program) -> list[str]:
@@ -248,17 +239,8 @@ def symbolic(name: str = "n", low: int = 1, high: int = 64) -> tuple:
 
 
 def run_at(program, n: int) -> list[bytes]:
-    device, given = program.device, []
-    for count in (n * 16, 16):
-        values = np.linspace(-0.5, 0.5, count, dtype=np.float32)
-        given.append(device.allocate(values.nbytes))
-        device.copy_in(given[-1], values)
-    found = []
-    for buffer, a in zip(program.run(given, (n,)), program.outputs):
-        values = np.empty(sym.evaluate(a.size, dict.fromkeys(program.variables, n)), np.float32)
-        device.copy_out(buffer, values)
-        found.append(values.tobytes())
-    return found
+    given = [np.linspace(-0.5, 0.5, count, dtype=np.float32) for count in (n * 16, 16)]
+    return [values.tobytes() for values in programs.run(program, given, (n,))]
 
 
 def test_a_program_of_symbolic_sizes_is_found_again(compiling):

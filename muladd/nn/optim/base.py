@@ -42,14 +42,14 @@ class Optimizer:
         given = list(params)
         if not given:
             raise ArgumentError(f"{who}: there are no parameters to train")
-        groups = given if isinstance(given[0], Mapping) else [{"params": given}]
+        groups: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[Group] = []
         self.step_count = Tensor(0, dtype=dt.int64)
         self.state: list[list[State]] = []
         self.shared: list[State] = []
         self.defaults: Group = {"lr": lr, **settings}
         for group in groups:
-            self.add_group(group)  # type: ignore[arg-type]
+            self.add_group(group)
 
     # --- groups --------------------------------------------------------------------------------
 
