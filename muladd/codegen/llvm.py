@@ -545,12 +545,14 @@ class _Renderer:
         group, bits = repeated(n.srcs[0]), n.dtype.bits
         word, times = f"i{bits * group}", lanes // group
         e = Emitter(lines, self.fresh, self.declare, True)
-        p = self.address(n.arg, base_of(n.srcs[0]), f"i{bits}", lines)
+        kind = memory_type(n.dtype)
+        p = self.address(n.arg, base_of(n.srcs[0]), kind, lines)
         v = e.put(f"load {word}, ptr {p}, align 1")
         one = e.put(f"insertelement <{times} x {word}> poison, {word} {v}, i64 0")
         all_ = e.put(f"shufflevector <{times} x {word}> {one}, <{times} x {word}> poison, "
                      f"<{times} x i32> zeroinitializer")  # fmt: skip
-        return e.put(f"bitcast <{times} x {word}> {all_} to <{lanes} x i{bits}>")
+        values = e.put(f"bitcast <{times} x {word}> {all_} to <{lanes} x {kind}>")
+        return self.from_memory(values, n, lanes, lines)
 
     def load_masked(self, n: Node, p: str, wide: str, mask: str, lines: list[str]) -> str:
         """Lanes under a mask, zeros elsewhere. Machines that cannot do it load lane by lane, so

@@ -76,6 +76,15 @@ def test_sums_are_exact(kind, m, panels, terms, group):
         np.testing.assert_array_equal(got.numpy(), again.numpy())
 
 
+def test_bytes_made_of_floats_as_they_are_read():
+    x, w = given(np.random.default_rng(0), "int8", 3, 2, 4, 4)
+    made = Tensor(x.astype("float32")).realize().cast("int8")
+    got = product(made, Tensor(w).realize(), "int8")
+    (kernel,) = got.kernels()
+    assert kernel.plan.text().count("*d") == 1
+    np.testing.assert_array_equal(got.numpy(), expected(x, w, "int8"))
+
+
 @pytest.mark.parametrize("name, wanted", [
     ("sse", "pmaddubsw"), ("avx2", "vpmaddubsw"), ("avx512", "vpdpbusd"), ("zen4", "vpdpbusd"),
     ("neon", "sdot"), ("apple", "sdot"), ("sve", ""),

@@ -68,3 +68,15 @@ def test_products_of_bytes(m, k, n, batch):
     np.testing.assert_array_equal((Tensor(a).int() @ Tensor(b).int()).numpy(), wanted)
     with_more = ((Tensor(a).int() @ Tensor(b).int()).float() * 0.5 + 1).numpy()
     np.testing.assert_array_equal(with_more, (wanted * 0.5 + 1).astype("f"))
+
+
+@pytest.mark.parametrize("m, k, n", [(64, 64, 64), (128, 256, 512), (1000, 16, 16), (50, 36, 64)])
+def test_products_of_bytes_that_are_made_of_floats(m, k, n):
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(-127, 127, s).astype("f") for s in ((m, k), (k, n)))
+    x, y = (Tensor(v).cast("int8").int() for v in (a, b))
+    product = x @ y
+    if (m, k, n) == (128, 256, 512):  # each row is made once for a tile, not for each panel
+        assert "copy s0 left c1 narrow" in plan(product, "avx512").lines
+    wanted = a.astype("int8").astype("int64") @ b.astype("int8").astype("int64")
+    np.testing.assert_array_equal(product.numpy(), wanted)

@@ -5,6 +5,7 @@ The nest of out[i, j] += int32(a[i, k]) * int32(b[k, j]), four terms k.1 to a la
     grid batch j.0 i.0
       c0[j.1, k.0, j.2, j.3, k.1] = b      panels of columns, neighbouring terms side by side
       for i.1
+        c1[i.2, k] = a                     rows that have to be made bytes first
         z0[i.2] += a                       where b's bytes must lose their sign (see `unsigned`)
         for j.1
           for k.0
@@ -49,7 +50,10 @@ def packed_bytes(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         return None
     wanted = max(1, min(_PANELS, panels // machine.cores))
     together = next(n for n in range(wanted, 0, -1) if panels % n == 0)
+    left, _ = factors(s)[0]
     try:
+        if left.op is not ops.LOAD:
+            plan = step(plan, f"copy {s.name} left c1 narrow")
         if machine.dot == "vnni":
             plan = step(plan, f"unsigned {s.name} z0 d0")
         plan = step(plan, f"copy {s.name} right c0 narrow")
@@ -74,7 +78,7 @@ def packed_bytes(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     plan = step(plan, f"unroll {s.name} {I}.2 {J}.2")
     plan = step(plan, f"dot {s.name} {K}.1")
     for x in plan.kernel.stages:
-        if x.name == "z0":
+        if x.name in ("c1", "z0"):
             plan = along(plan, machine, x)
             continue
         if x.name not in (s.name, "c0"):
