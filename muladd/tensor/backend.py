@@ -7,6 +7,7 @@ start as equal zeros are two, and so that a whole training step stays one graph.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,16 +22,26 @@ from muladd.ir import DType, Node, Shape, Storage, make, node, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import known
 
+state_lock = threading.RLock()  # tracing, and runs that change state, one at a time
 INTERPRETER = "INTERP"  # the device on which graphs are interpreted and storages are NumPy arrays
 HOSTS = (INTERPRETER, "CPU")  # devices whose memory is the host's: looking at it costs little
 
 _deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] = (
     weakref.WeakKeyDictionary()
 )
-# Deferred storages of state that was written, in that order: programs are found again by order.
-_assigned: weakref.WeakKeyDictionary[Storage, None] = weakref.WeakKeyDictionary()
 # Storages that never have a value, each with the words for what was asked if somebody wants it.
 _placeholders: weakref.WeakKeyDictionary[Storage, str] = weakref.WeakKeyDictionary()
+
+
+class _Written(threading.local):
+    """Deferred storages of state that a thread wrote, in that order: they are computed along with
+    what it computes next, and programs are found again by order."""
+
+    def __init__(self) -> None:
+        self.states: weakref.WeakKeyDictionary[Storage, None] = weakref.WeakKeyDictionary()
+
+
+written = _Written()
 
 
 def default_device() -> str:
@@ -123,7 +134,7 @@ def defer(definition: Node, device: str, owner: Any = None, assigned: bool = Fal
     storage = Storage(definition.shape, definition.dtype, device)
     _deferred[storage] = (definition, None if owner is None else weakref.ref(owner))
     if assigned:
-        _assigned[storage] = None
+        written.states[storage] = None
     x = make(ops.INPUT, (), storage)
     now = frame.get()
     if now is not None and owner is not None:
@@ -161,7 +172,8 @@ def is_deferred(x: Node) -> bool:
 
 def definition(x: Node) -> Node:
     """The graph that a deferred storage stands for (itself for any other node)."""
-    return _deferred[x.arg][0] if is_deferred(x) else x
+    found = _deferred.get(x.arg) if x.op is ops.INPUT and isinstance(x.arg, Storage) else None
+    return x if found is None else found[0]
 
 
 def remember(graph: Node, storage: Storage) -> None:
@@ -231,13 +243,31 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
     again = _again(roots, device)
     if again is not None:
         return again
+    with state_lock:
+        plain, states = _with_state(roots, device)
+        if states:
+            return _keep(roots, plain, states, device)
+    unique = list(dict.fromkeys(plain))
+    _check_devices(unique, device)
+    values = dict(zip(unique, _run(unique, device)))
+    return [values[p] for p in plain]
+
+
+def _with_state(roots: Sequence[Node], device: str) -> tuple[list[Node], dict[Storage, Node]]:
+    """The graphs of roots, and those of the deferred storages that are computed along with them."""
     plain, met = expand(roots, device)
     _refuse_placeholders(plain)
-    waiting = [s for s in list(_assigned) if s.device == device and s in _deferred]
+    waiting = [s for s in list(written.states) if s.device == device and s in _deferred]
     candidates = dict.fromkeys([*met, *waiting])
     wanted = [s for s in candidates if _still_owned(s)]
     graphs = expand([_deferred[s][0] for s in wanted], device)[0]
-    states = {s: x for s, x in zip(wanted, graphs) if _placeholder_below([x]) is None}
+    return plain, {s: x for s, x in zip(wanted, graphs) if _placeholder_below([x]) is None}
+
+
+def _keep(
+    roots: Sequence[Node], plain: list[Node], states: dict[Storage, Node], device: str
+) -> list[Storage]:
+    """The values of the roots, with those of states in place."""
     unique = list(dict.fromkeys([*plain, *states.values()]))
     _check_devices(unique, device)
     values = dict(zip(unique, _run(unique, device)))
@@ -250,7 +280,7 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
         shared.add(graph)
         storage.buffer = value.buffer
         del _deferred[storage]
-        _assigned.pop(storage, None)
+        written.states.pop(storage, None)
     kept = mine & states.keys()
     return [r.arg if r.op is ops.INPUT and r.arg in kept else values[p]
             for r, p in zip(roots, plain)]  # fmt: skip
@@ -258,7 +288,7 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
 
 def _again(roots: Sequence[Node], device: str) -> list[Storage] | None:
     """The values where no state waits to be computed, by a program that is found in one walk."""
-    if device == INTERPRETER or _assigned or len(set(roots)) < len(roots):
+    if device == INTERPRETER or written.states or len(set(roots)) < len(roots):
         return None
     if any(r.op is ops.INPUT or _is_zeros(r) or _at_hand(r, device) is not None for r in roots):
         return None
@@ -278,7 +308,7 @@ def _is_zeros(r: Node) -> bool:
 def waiting_beside(tensors: Iterable[Any]) -> bool:
     """Whether state waits to be computed that is not that of these tensors."""
     own = {t._raw.arg for t in tensors if t._raw.op is ops.INPUT}
-    return any(s not in own for s in list(_assigned))
+    return any(s not in own for s in list(written.states))
 
 
 def _copy(graph: Node, value: Storage) -> Storage:

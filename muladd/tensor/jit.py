@@ -37,7 +37,7 @@ from muladd.tensor.guards import SIMPLE, Identity, simple_key
 from muladd.tensor.handle import ambient, grad_enabled
 from muladd.tensor.replay import replayer
 from muladd.tensor.tensor import Tensor
-from muladd.tensor.trace import Inline, Trace, Undo, has_stand_in, state_lock
+from muladd.tensor.trace import Inline, Trace, Undo, has_stand_in
 from muladd.tensor.tree import Branch, Leaf, Structure, flatten, unflatten
 
 _MOST_SIGNATURES = 128  # kept per function; the oldest go first
@@ -131,7 +131,7 @@ class Jitted:
         for trace in self._programs.get(key, ()):
             if trace.holds(leaves):
                 return trace.run(leaves)
-        with state_lock:
+        with backend.state_lock:
             if key not in self._programs:
                 if not named and not self.at_once:
                     return self._first(key, args, kwargs)

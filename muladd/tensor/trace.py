@@ -35,7 +35,6 @@ class Inline(Exception):
 
 
 RANDOM = object()  # stands for the state of the random numbers, whichever tensor holds it now
-state_lock = threading.RLock()  # tracing, and runs that change state, one at a time
 
 
 @dataclass(slots=True)
@@ -59,7 +58,7 @@ class Undo(backend.Frame):
     def __init__(self, who: str) -> None:
         super().__init__(who)
         self.noted: dict[int, Snapshot] = {}
-        self.assigned = set(backend._assigned)
+        self.assigned = set(backend.written.states)
 
     def note(self, root: Handle) -> None:
         if self.is_born(root):
@@ -79,9 +78,9 @@ class Undo(backend.Frame):
 
     def restore(self) -> None:
         """Every handle as it was; what was assigned meanwhile is forgotten."""
-        for storage in list(backend._assigned):
+        for storage in list(backend.written.states):
             if storage not in self.assigned:
-                backend._assigned.pop(storage, None)
+                backend.written.states.pop(storage, None)
         for h, s in self.alive():
             if h._leaf and h._raw is not s.raw and isinstance(h._raw.arg, Storage):
                 _leaves.pop(h._raw.arg, None)
@@ -149,16 +148,16 @@ def storage_of(t: Any) -> Storage:
 
 def realise_now(tensors: Sequence[Any], watch: Watch | None = None) -> None:
     """Compute tensors in the middle of a trace: with what was there before it, and nothing else."""
-    before = watch.assigned if watch is not None else set(backend._assigned)
-    inside = [s for s in backend._assigned if s not in before]
+    before = watch.assigned if watch is not None else set(backend.written.states)
+    inside = [s for s in backend.written.states if s not in before]
     for s in inside:
-        backend._assigned.pop(s)
+        backend.written.states.pop(s)
     try:
         with backend.inside(None):
             tensors[0].realize(*tensors[1:])
     finally:
         for s in inside:
-            backend._assigned[s] = None
+            backend.written.states[s] = None
 
 
 @dataclass
@@ -473,7 +472,7 @@ class Trace:
         if self.quick and config._overrides.get() is self.overrides:
             return self.run_quickly(leaves)
         if self.changing:
-            with state_lock:
+            with backend.state_lock:
                 return self._run(leaves)
         return self._run(leaves)
 

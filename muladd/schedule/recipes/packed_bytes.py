@@ -50,9 +50,9 @@ def packed_bytes(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         return None
     wanted = max(1, min(_PANELS, panels // machine.cores))
     together = next(n for n in range(wanted, 0, -1) if panels % n == 0)
-    left, _ = factors(s)[0]
+    made = p.left.srcs[0].op is not ops.LOAD
     try:
-        if left.op is not ops.LOAD:
+        if made:
             plan = step(plan, f"copy {s.name} left c1 narrow")
         if machine.dot == "vnni":
             plan = step(plan, f"unsigned {s.name} z0 d0")
