@@ -113,9 +113,10 @@ class Pool:
         for worker in range(layout.MOST_THREADS):
             base = layout.FIRST_WORKER + worker * layout.WORKER_WORDS
             words[base + layout.W_POOL] = self.address
+            words[base + layout.W_NUMBER] = worker
             words[base + layout.W_CPU] = -1
         words[layout.THREADS] = 1
-        words[layout.JOB_SHARE] = 1
+        words[layout.JOB_HOMES] = 1
         words[layout.FREE_CPU] = -1
         words[layout.PERIOD] = int(TICK_SECONDS * 1e9)
         words[layout.TICK] = ctypes.cast(self._tick, ctypes.c_void_p).value or 0

@@ -1,13 +1,15 @@
 """Sharing a launch between threads, in LLVM's language: claims, workers, waking, waiting.
 
-`ticket` holds (epoch << 32 | chunks not yet claimed). One compare-and-swap lowers the count, and
+Each worker has a home: an equal part of a launch's chunks, those beside each other, and of equal
+launches the same; so it meets in its caches what it left there. Its ticket holds
+(epoch << 32 | chunks of its home not yet claimed). One compare-and-swap lowers the count, and
 whoever succeeds owns those chunks: the launch cannot end before they are done, so its description
-stays put while it is read. A worker that wakes late finds a count of zero or loses its swap; it
-can do no harm, and nobody waits for it. A launch is over when all its chunks are finished, not
-when all workers have joined. The launching thread takes part, and does everything itself if no
-worker comes.
+stays put while it is read. Who has nothing left at home claims from the others. A worker that wakes
+late finds counts of zero or loses its swap; it can do no harm, and nobody waits for it. A launch is
+over when all its chunks are finished, not when all workers have joined. The launching thread takes
+part, and does everything itself if no worker comes.
 
-Claims are a fixed share of what is left (a 4*threads-th), so that few claims balance many chunks.
+Claims are a fourth of what is left of a home, so that few claims balance many chunks.
 
 Braces are doubled because the texts go through str.format; {name} computes the address of the
 word with that name in layout.py.
@@ -128,42 +130,51 @@ missing:
   ret ptr null
 }}
 
-; claim chunks and run them until none is left
-define internal void @work(ptr %pool, ptr %worker) {{
+; claim chunks and run them until none is left; gives the epoch as it was before the first look
+define internal i64 @work(ptr %pool, ptr %worker) {{
 start:
   {job_kernel}
   {job_args}
   {job_variables}
-  {job_grid}
+  {job_homes}
   {job_scratch}
-  {job_share}
   {done}
   {failed}
+  {w_number}
+  %epoch = load atomic i64, ptr %pool acquire, align 8
+  %homes = load atomic i64, ptr %job_homes monotonic, align 8
+  %number = load i64, ptr %w_number
+  %own = urem i64 %number, %homes
+  br label %visit
+visit:
+  %home = phi i64 [%own, %start], [%other, %leave]
+  %visits = phi i64 [1, %start], [%visits1, %leave]
+  %skip = mul i64 %home, {worker_words}
+  %index = add i64 %skip, {first_worker}
+  %host = getelementptr i64, ptr %pool, i64 %index
+  %ticket = getelementptr i64, ptr %host, i64 {W_TICKET}
+  %beyond = getelementptr i64, ptr %host, i64 {W_END}
   br label %look
 look:
-  %ticket = load atomic i64, ptr %pool acquire, align 8
-  %left = and i64 %ticket, 4294967295
+  %seen = load atomic i64, ptr %ticket acquire, align 8
+  %left = and i64 %seen, 4294967295
   %over = icmp eq i64 %left, 0
-  br i1 %over, label %finished, label %claim
+  br i1 %over, label %leave, label %claim
 claim:
-  %share = load atomic i64, ptr %job_share monotonic, align 8
-  %left32 = trunc i64 %left to i32
-  %share32 = trunc i64 %share to i32
-  %part32 = udiv i32 %left32, %share32
-  %part = zext i32 %part32 to i64
+  %part = lshr i64 %left, 2
   %none = icmp eq i64 %part, 0
   %take = select i1 %none, i64 1, i64 %part
-  %rest = sub i64 %ticket, %take
-  %pair = cmpxchg ptr %pool, i64 %ticket, i64 %rest acq_rel monotonic
+  %rest = sub i64 %seen, %take
+  %pair = cmpxchg ptr %ticket, i64 %seen, i64 %rest acq_rel monotonic
   %mine = extractvalue {{i64, i1}} %pair, 1
   br i1 %mine, label %run, label %look
 run:
   %kernel = load ptr, ptr %job_kernel
   %args = load ptr, ptr %job_args
   %variables = load ptr, ptr %job_variables
-  %grid = load i64, ptr %job_grid
+  %last = load i64, ptr %beyond
   %bytes = load i64, ptr %job_scratch
-  %low = sub i64 %grid, %left
+  %low = sub i64 %last, %left
   %high = add i64 %low, %take
   %scratch = call ptr @scratch_of(ptr %worker, i64 %bytes)
   %wanted = icmp ne i64 %bytes, 0
@@ -179,8 +190,14 @@ compute:
 count:
   %before = atomicrmw add ptr %done, i64 %take release
   br label %look
+leave:
+  %next = add i64 %home, 1
+  %other = urem i64 %next, %homes
+  %visits1 = add i64 %visits, 1
+  %all = icmp ugt i64 %visits1, %homes
+  br i1 %all, label %finished, label %visit
 finished:
-  ret void
+  ret i64 %epoch
 }}
 
 ; let this worker run only on its own processor
@@ -213,17 +230,15 @@ start:
   {spin}
   %id = call i64 @thread_id()
   store atomic i64 %id, ptr %w_thread release, align 8
-  %epoch = getelementptr i8, ptr %pool, i64 4
   br label %work
 work:
-  call void @work(ptr %pool, ptr %worker)
+  %known = call i64 @work(ptr %pool, ptr %worker)
   %since = call i64 @now()
   br label %busy
 busy:
   %turn = phi i64 [0, %work], [%turn1, %still], [0, %again]
-  %ticket = load atomic i64, ptr %pool monotonic, align 8
-  %left = and i64 %ticket, 4294967295
-  %some = icmp ne i64 %left, 0
+  %epoch = load atomic i64, ptr %pool monotonic, align 8
+  %some = icmp ne i64 %epoch, %known
   br i1 %some, label %work, label %idle
 idle:
   call void @pause()
@@ -250,12 +265,10 @@ quit:
   %o2 = atomicrmw sub ptr %sleepers, i64 1 seq_cst
   ret ptr null
 check:
-  %lastleft = and i64 %last, 4294967295
-  %new = icmp ne i64 %lastleft, 0
+  %new = icmp ne i64 %last, %known
   br i1 %new, label %awake, label %doze
 doze:
-  %expected = lshr i64 %last, 32
-  %woken = call i64 @sleep(ptr %epoch, i64 %expected)
+  %woken = call i64 @sleep(ptr %pool, i64 %known)
   %counted = icmp eq i64 %woken, 0
   br i1 %counted, label %work, label %awake
 awake:
@@ -306,18 +319,16 @@ swap:
   call void @pin(ptr %worker)
   br label %call
 call:
-  %epoch = getelementptr i8, ptr %pool, i64 4
-  %woken = call i64 @wake(ptr %epoch, i64 %count)
+  %woken = call i64 @wake(ptr %pool, i64 %count)
   %o = atomicrmw sub ptr %sleepers, i64 %woken seq_cst
   ret void
 }}
 define void @muladd_stop(ptr %pool) {{
   {stop}
   store atomic i64 1, ptr %stop seq_cst, align 8
-  %o = atomicrmw add ptr %pool, i64 4294967296 seq_cst
+  %o = atomicrmw add ptr %pool, i64 1 seq_cst
   {sleepers}
-  %epoch = getelementptr i8, ptr %pool, i64 4
-  %woken = call i64 @wake(ptr %epoch, i64 2147483647)
+  %woken = call i64 @wake(ptr %pool, i64 2147483647)
   %o2 = atomicrmw sub ptr %sleepers, i64 %woken seq_cst
   ret void
 }}
@@ -347,25 +358,41 @@ share:
   {job_kernel}
   {job_args}
   {job_variables}
-  {job_grid}
+  {job_homes}
   {job_scratch}
-  {job_share}
   {done}
   {sleepers}
-  %claims = shl i64 %n, 2
   store ptr %kernel, ptr %job_kernel
   store ptr %args, ptr %job_args
   store ptr %variables, ptr %job_variables
-  store i64 %grid, ptr %job_grid
   store i64 %bytes, ptr %job_scratch
-  store atomic i64 %claims, ptr %job_share monotonic, align 8
   store atomic i64 0, ptr %done monotonic, align 8
+  %few = icmp slt i64 %grid, %n
+  %homes = select i1 %few, i64 %grid, i64 %n
+  store atomic i64 %homes, ptr %job_homes monotonic, align 8
   %old = load atomic i64, ptr %pool monotonic, align 8
-  %epoch0 = lshr i64 %old, 32
-  %epoch1 = add i64 %epoch0, 1
-  %high = shl i64 %epoch1, 32
-  %ticket = or i64 %high, %grid
-  store atomic i64 %ticket, ptr %pool seq_cst, align 8
+  %epoch = add i64 %old, 1
+  %high = shl i64 %epoch, 32
+  br label %home
+home:
+  %h = phi i64 [0, %share], [%h1, %home]
+  %first = phi i64 [0, %share], [%past, %home]
+  %h1 = add i64 %h, 1
+  %most = mul i64 %grid, %h1
+  %past = udiv i64 %most, %homes
+  %size = sub i64 %past, %first
+  %skip = mul i64 %h, {worker_words}
+  %index = add i64 %skip, {first_worker}
+  %host = getelementptr i64, ptr %pool, i64 %index
+  %ticket = getelementptr i64, ptr %host, i64 {W_TICKET}
+  %beyond = getelementptr i64, ptr %host, i64 {W_END}
+  store i64 %past, ptr %beyond
+  %value = or i64 %high, %size
+  store atomic i64 %value, ptr %ticket release, align 8
+  %more = icmp slt i64 %h1, %homes
+  br i1 %more, label %home, label %publish
+publish:
+  store atomic i64 %epoch, ptr %pool seq_cst, align 8
   %asleep = load atomic i64, ptr %sleepers seq_cst, align 8
   %any = icmp sgt i64 %asleep, 0
   br i1 %any, label %call, label %join
@@ -374,7 +401,7 @@ call:
   call void @rouse(ptr %pool, i64 %others)
   br label %join
 join:
-  call void @work(ptr %pool, ptr %worker)
+  %known = call i64 @work(ptr %pool, ptr %worker)
   br label %wait
 wait:
   %turn = phi i64 [0, %join], [%turn1, %spin], [%turn2, %yield]

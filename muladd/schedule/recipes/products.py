@@ -31,6 +31,7 @@ from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.channels import channels
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
+from muladd.schedule.recipes.few_rows import few_rows
 from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
 from muladd.schedule.recipes.operands import (
     AHEAD,
@@ -101,6 +102,10 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     if sides is None or extent(sides.column) < _LEAST_COLUMNS:
         return None
     rows, columns = extent(sides.row), extent(sides.column)
+    if rows < MANY_ROWS:
+        made = few_rows(plan, machine, p, sides, tile(machine, p.stage, rows, columns))
+        if made is not None:
+            return made
     dear = moves(kernel, sides.vector, sides.column) != 1 or is_masked(sides.vector)
     packed = rows >= MANY_ROWS or (dear and rows >= _SOME_ROWS)
     along_rows = _lies_along_rows(kernel, p, sides)
@@ -263,7 +268,8 @@ def _counts(
     most = max(cores, rows // (_ROWS_OF_A_PACK * t.lanes)) if "c0" in copies else rows
     most = min(most, -(-rows // (t.rows * _LEAST_TILES)))
     best: tuple[float, int, int] | None = None
-    for panels in range(most_panels, most_panels // 2, -1):
+    least_panels = min(most_panels // 2 + 1, max(1, in_all * batch // cores))
+    for panels in range(most_panels, least_panels - 1, -1):
         groups = -(-in_all // panels) * batch
         if "c0" in copies and groups < cores <= in_all * batch:  # none need copy what others do
             panels = -(-in_all // -(-cores // batch))
