@@ -37,12 +37,13 @@ from muladd.schedule.analysis import (
     size,
     work,
 )
-from muladd.schedule.primitives import loop_named, step
+from muladd.schedule.primitives import step
 from muladd.schedule.primitives.nontemporal import WHOLE
 from muladd.schedule.recipes.columns import columns
+from muladd.schedule.recipes.grain import GRAIN, grid, outer
 from muladd.schedule.recipes.operands import tile
+from muladd.schedule.recipes.turned import axes_of, turned
 
-GRAIN = 1 << 14  # iterations that are worth a chunk of their own
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
 _FEW = 8  # an axis of fewer points is left to the threads, where another one suits lanes as well
 # vectors side by side that hide the latency of loads, where a point is not work enough itself
@@ -54,10 +55,13 @@ _MUCH = 64  # iterations for a point from which one vector is work enough
 def rows(plan: Plan, machine: Machine) -> Plan:
     kernel = plan.kernel
     shared = _lanes_axis(kernel)
-    if shared is not None:
+    across = axes_of(kernel, machine)
+    if across is not None:
+        plan = turned(plan, machine, *across)
+    elif shared is not None:
         plan = columns(plan, machine, shared) or _across(plan, machine, shared)
     else:
-        plan = _grid(plan, list(kernel.shared))
+        plan = grid(plan, list(kernel.shared))
         for s in kernel.stages:
             plan = along(plan, machine, s)
         plan = _next_row(plan, machine)
@@ -103,32 +107,6 @@ def _lanes_axis(kernel: Kernel) -> Node | None:
     return None if own < best[0] or (few and own <= best[0]) else best[1]
 
 
-def _grid(plan: Plan, axes: list[Node]) -> Plan:
-    """Shared axes as outer loops, as many of them parallel as make chunks of a decent size."""
-    kernel = plan.kernel
-    total = sum(work(s) for s in kernel.stages)
-    wanted = max(1, total // GRAIN)
-    names: list[str] = []
-    points, parallel = 1, 0
-    for a in axes:
-        name, n = a.arg.name, extent(a)
-        if points >= wanted:
-            names.append(name)
-            continue
-        need = -(-wanted // points)
-        if n > 2 * need:
-            plan = step(plan, f"split {name} {n // need}")
-            names += [f"{name}.0", f"{name}.1"]
-            points *= need
-            parallel += 1
-        else:
-            names.append(name)
-            points *= n
-            parallel += 1
-    plan = step(plan, "outer " + " ".join(names)) if names else plan
-    return step(plan, f"parallel {parallel}")
-
-
 def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     """Vectors along a shared axis, in all stages."""
     kernel = plan.kernel
@@ -153,11 +131,11 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
             block -= 1
         plan = step(plan, f"split {name} {block} {turns} {lanes}")
         within = [f"{name}.1"] if together else []
-        plan = _outer(plan, others, name, per_point * block * inner, within)
+        plan = outer(plan, others, name, per_point * block * inner, within)
         vector, unroll = f"{name}.3", f"{name}.2"
     else:
         plan = step(plan, f"split {name} {turns} {lanes}")
-        plan = _outer(plan, others, name, per_point * inner)
+        plan = outer(plan, others, name, per_point * inner)
         vector, unroll = f"{name}.2", f"{name}.1"
     for s in plan.kernel.stages:
         nest = [x.arg.name for x in plan.nests[s.name]]
@@ -179,45 +157,6 @@ def _pairs(kernel: Kernel, stage: Stage) -> list[str]:
     turned = {a for a in kernel.free_axes(stage) if extent(a) == 2
               for x in accesses(kernel, stage) if x.stride(a) < 0}  # fmt: skip
     return [a.arg.name for a in stage.axes if a in turned]
-
-
-def _outer(
-    plan: Plan, others: list[Node], name: str, inside: int, within: Sequence[str] = ()
-) -> Plan:
-    """The other shared axes and the outermost part of `name` as outer loops, and those `within`."""
-    names = [a.arg.name for a in others]
-    last = f"{name}.0"
-    outer_first = not others
-    points = size(others)
-    serial: list[str] = []
-    total = points * max(1, extent_of(plan, last))
-    wanted = max(1, total * inside // GRAIN)
-    if outer_first or total <= 2 * wanted:
-        plan = step(plan, "outer " + " ".join([*names, last, *within]))
-        return step(plan, f"parallel {len(names) + 1}")
-    # many small points: the outermost axes are the grid, split where they would be too many
-    chosen: list[str] = []
-    have = 1
-    for a in others:
-        n = extent(a)
-        if have >= wanted:
-            serial.append(a.arg.name)
-            continue
-        need = -(-wanted // have)
-        if n > 2 * need:
-            plan = step(plan, f"split {a.arg.name} {n // need}")
-            chosen.append(f"{a.arg.name}.0")
-            serial.append(f"{a.arg.name}.1")
-            have = wanted
-        else:
-            chosen.append(a.arg.name)
-            have *= n
-    plan = step(plan, "outer " + " ".join([*chosen, *serial, last, *within]))
-    return step(plan, f"parallel {len(chosen)}")
-
-
-def extent_of(plan: Plan, loop: str) -> int:
-    return extent(loop_named(plan, loop))
 
 
 def _width(machine: Machine, n: int) -> int:
