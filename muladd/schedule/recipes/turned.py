@@ -35,7 +35,7 @@ def axes_of(kernel: Kernel, machine: Machine) -> tuple[Node, Node] | None:
     for j in large:
         for i in large:
             if i is not j and all(
-                x.stride(j) == 1 if x.store else x.stride(i) in (0, 1) and x.stride(j) != 1
+                x.stride(j) == 1 if x.store else x.stride(i) in (0, 1)
                 for x in found
             ) and any(not x.store and x.stride(i) == 1 and x.stride(j) for x in found):  # fmt: skip
                 return j, i
