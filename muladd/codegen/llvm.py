@@ -543,9 +543,8 @@ class _Renderer:
     def load_repeated(self, n: Node, lanes: int, lines: list[str]) -> str:
         """A few bytes or words, again and again: as one number, copied to all lanes of it."""
         group, bits = repeated(n.srcs[0]), n.dtype.bits
-        word, times = f"i{bits * group}", lanes // group
+        word, times, kind = f"i{bits * group}", lanes // group, memory_type(n.dtype)
         e = Emitter(lines, self.fresh, self.declare, True)
-        kind = memory_type(n.dtype)
         p = self.address(n.arg, base_of(n.srcs[0]), kind, lines)
         v = e.put(f"load {word}, ptr {p}, align 1")
         one = e.put(f"insertelement <{times} x {word}> poison, {word} {v}, i64 0")
