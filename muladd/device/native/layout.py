@@ -7,12 +7,12 @@ from __future__ import annotations
 # The pool. What different threads write at once is 128 bytes apart.
 EPOCH, DONE, SLEEPERS, LOCK = 0, 16, 32, 48
 LAUNCHES = 49  # by anybody, roughly: tells when to look at the clock
-JOB_KERNEL, JOB_ARGS, JOB_VARIABLES, JOB_SCRATCH, JOB_HOMES = range(64, 69)
+JOB_KERNEL, JOB_ARGS, JOB_VARIABLES, JOB_SCRATCH, JOB_HOMES, JOB_WAY = range(64, 70)
 THREADS, SPIN, STOP, FAILED, TICK, NEXT_TICK, FREE_CPU, PINNED, PERIOD, READY = range(80, 90)
 FIRST_WORKER, WORKER_WORDS, MOST_THREADS = 96, 16, 256
 POOL_WORDS = FIRST_WORKER + WORKER_WORDS * MOST_THREADS
 # One worker, from its start. Worker 0 is whoever holds the lock.
-W_SCRATCH, W_SCRATCH_BYTES, W_THREAD_ID, W_CPU, W_POOL, W_NUMBER, W_TICKET, W_END = range(8)
+W_SCRATCH, W_SCRATCH_BYTES, W_THREAD_ID, W_CPU, W_POOL, W_NUMBER, W_TICKET, W_BORDER = range(8)
 
 # A program: its header, then steps, each beginning with its kind. See table.py.
 (P_POOL, P_TIMES, P_VARIABLES, P_ARGS, P_SCRATCH, P_DEPTH, P_SLOTS, P_TROUBLE,
@@ -28,7 +28,7 @@ POOL = {
     "stop": STOP, "spin": SPIN, "threads": THREADS, "pinned": PINNED, "free_cpu": FREE_CPU,
     "tick": TICK, "next_tick": NEXT_TICK, "period": PERIOD, "ready": READY,
     "job_kernel": JOB_KERNEL, "job_args": JOB_ARGS, "job_variables": JOB_VARIABLES,
-    "job_scratch": JOB_SCRATCH, "job_homes": JOB_HOMES,
+    "job_scratch": JOB_SCRATCH, "job_homes": JOB_HOMES, "job_way": JOB_WAY,
     "first": FIRST_WORKER,
 }  # fmt: skip
 WORKER = {
@@ -36,7 +36,7 @@ WORKER = {
     "w_pool": W_POOL, "w_number": W_NUMBER,
 }  # fmt: skip
 NUMBERS = {
-    "W_TICKET": W_TICKET, "W_END": W_END,
+    "W_TICKET": W_TICKET, "W_BORDER": W_BORDER,
     "P_TIMES": P_TIMES, "P_VARIABLES": P_VARIABLES, "P_ARGS": P_ARGS, "P_SCRATCH": P_SCRATCH,
     "P_DEPTH": P_DEPTH, "P_SLOTS": P_SLOTS, "P_TROUBLE": P_TROUBLE, "P_CODE": P_CODE,
     "LAUNCH": LAUNCH, "COPY": COPY, "REPEAT": REPEAT, "NEXT": NEXT, "OK": OK,

@@ -9,7 +9,9 @@ late finds counts of zero or loses its swap; it can do no harm, and nobody waits
 over when all its chunks are finished, not when all workers have joined. The launching thread takes
 part, and does everything itself if no worker comes.
 
-Claims are a fourth of what is left of a home, so that few claims balance many chunks.
+Claims are a fourth of what is left of a home, so that few claims balance many chunks. They begin at
+a home's first chunk; but where all claims are of one chunk, at the last: under a causal mask the
+later rows have more to do, and who begins with the longest is done the sooner.
 
 Braces are doubled because the texts go through str.format; {name} computes the address of the
 word with that name in layout.py.
@@ -137,6 +139,7 @@ start:
   {job_args}
   {job_variables}
   {job_homes}
+  {job_way}
   {job_scratch}
   {done}
   {failed}
@@ -153,7 +156,7 @@ visit:
   %index = add i64 %skip, {first_worker}
   %host = getelementptr i64, ptr %pool, i64 %index
   %ticket = getelementptr i64, ptr %host, i64 {W_TICKET}
-  %beyond = getelementptr i64, ptr %host, i64 {W_END}
+  %border = getelementptr i64, ptr %host, i64 {W_BORDER}
   br label %look
 look:
   %seen = load atomic i64, ptr %ticket acquire, align 8
@@ -172,9 +175,11 @@ run:
   %kernel = load ptr, ptr %job_kernel
   %args = load ptr, ptr %job_args
   %variables = load ptr, ptr %job_variables
-  %last = load i64, ptr %beyond
+  %base = load i64, ptr %border
+  %way = load i64, ptr %job_way
   %bytes = load i64, ptr %job_scratch
-  %low = sub i64 %last, %left
+  %far = mul i64 %way, %left
+  %low = add i64 %base, %far
   %high = add i64 %low, %take
   %scratch = call ptr @scratch_of(ptr %worker, i64 %bytes)
   %wanted = icmp ne i64 %bytes, 0
@@ -359,6 +364,7 @@ share:
   {job_args}
   {job_variables}
   {job_homes}
+  {job_way}
   {job_scratch}
   {done}
   {sleepers}
@@ -370,6 +376,10 @@ share:
   %few = icmp slt i64 %grid, %n
   %homes = select i1 %few, i64 %grid, i64 %n
   store atomic i64 %homes, ptr %job_homes monotonic, align 8
+  %singles = shl i64 %homes, 2
+  %last_first = icmp sle i64 %grid, %singles
+  %way = select i1 %last_first, i64 1, i64 -1
+  store i64 %way, ptr %job_way
   %old = load atomic i64, ptr %pool monotonic, align 8
   %epoch = add i64 %old, 1
   %high = shl i64 %epoch, 32
@@ -385,8 +395,10 @@ home:
   %index = add i64 %skip, {first_worker}
   %host = getelementptr i64, ptr %pool, i64 %index
   %ticket = getelementptr i64, ptr %host, i64 {W_TICKET}
-  %beyond = getelementptr i64, ptr %host, i64 {W_END}
-  store i64 %past, ptr %beyond
+  %border = getelementptr i64, ptr %host, i64 {W_BORDER}
+  %before = sub i64 %first, 1
+  %from = select i1 %last_first, i64 %before, i64 %past
+  store i64 %from, ptr %border
   %value = or i64 %high, %size
   store atomic i64 %value, ptr %ticket release, align 8
   %more = icmp slt i64 %h1, %homes
@@ -431,8 +443,8 @@ define internal void @copy_chunks(ptr %args, ptr %variables, i64 %low, i64 %high
   %bytes = load i64, ptr %a2
   %first = mul i64 %low, {copy_chunk}
   %past0 = mul i64 %high, {copy_chunk}
-  %beyond = icmp ugt i64 %past0, %bytes
-  %past = select i1 %beyond, i64 %bytes, i64 %past0
+  %border = icmp ugt i64 %past0, %bytes
+  %past = select i1 %border, i64 %bytes, i64 %past0
   %n = sub i64 %past, %first
   %t = getelementptr i8, ptr %to, i64 %first
   %s = getelementptr i8, ptr %source, i64 %first

@@ -35,6 +35,7 @@ from muladd.device.machine import Machine
 from muladd.errors import ScheduleError
 from muladd.ir import Node, ops, toposort
 from muladd.loop.kernel import Kernel, Stage
+from muladd.loop.limits import limits
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, same_axes, size
 from muladd.schedule.primitives import step
@@ -52,6 +53,7 @@ from muladd.schedule.recipes.rows import along, stream
 _LEAST_ROWS = 4  # fewer are no tile
 _LONG_BAND, _BLOCK = 96, 128  # rows of a band, and of what is along it, where that is long
 _FROM_L3 = 7  # bytes a cycle that the third cache gives a core for sure
+_COPY_PRICE = 0.25  # what copying the operands of a chunk costs, in bands
 _BAND = 2  # tiles in a band: more share a panel, but must all stay in the cache
 
 
@@ -96,9 +98,9 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
     if leaders:
         high = max(1, min(_LONG_BAND // t.rows, -(-rows // t.rows)))
     bands_in_all = -(-rows // (t.rows * high))
-    parts = max(1, min(bands_in_all, -(-machine.chunks // max(size(others), 1))))
+    together = _together(plan.kernel, machine, bands_in_all, size(others))
     R, names = row.arg.name, [a.arg.name for a in others]
-    plan = step(plan, f"split {R} {-(-bands_in_all // parts)} {high} {t.rows}")
+    plan = step(plan, f"split {R} {together} {high} {t.rows}")
     plan = step(plan, " ".join(["outer", *names, f"{R}.0", f"{R}.1"]))
     plan = step(plan, f"parallel {len(names) + 1}")
     done = {*panels}
@@ -116,6 +118,21 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
         if s.name not in done:
             plan = along(plan, machine, s)
     return stream(plan, machine)
+
+
+def _together(kernel: Kernel, machine: Machine, bands: int, others: int) -> int:
+    """Bands of a chunk. Where some have more to do than others (under a causal mask, the later
+    ones) chunks are several for each thread; else the threads have as equal shares as can be."""
+    others = max(others, 1)
+    most = max(1, min(bands, -(-machine.chunks // others)))
+    if limits(kernel):
+        return -(-bands // most)
+
+    def busiest(together: int) -> float:
+        chunks = -(-bands // together) * others
+        return -(-chunks // machine.cores) * (together + _COPY_PRICE)
+
+    return min((-(-bands // n) for n in range(1, most + 1)), key=busiest)
 
 
 def _link(kernel: Kernel, p: Product, row: Node) -> _Link | None:
