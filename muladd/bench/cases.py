@@ -60,6 +60,8 @@ def products() -> Iterator[Case]:
         yield kernel(f"matmul {n}", _matmul, (n, n), (n, n), target=Target(1.0))
     for m, k, n in ((1, 4096, 4096), (7, 511, 1023), (4096, 64, 4096)):
         yield kernel(f"matmul {m}x{k}x{n}", _matmul, (m, k), (k, n), target=Target(1.0))
+    for m in (8, 16):
+        yield kernel(f"matmul {m}x4096x4096", _matmul, (m, 4096), (4096, 4096))
     yield kernel("matmul 1024 A transposed", lambda f, a, b: a.T @ b, (1024, 1024), (1024, 1024),
                  target=Target(1.0))  # fmt: skip
     yield kernel("matmul 1024 B transposed", lambda f, a, b: a @ b.T, (1024, 1024), (1024, 1024),
@@ -82,6 +84,7 @@ def _matmul(f: Any, a: Any, b: Any) -> Any:
 
 
 def elementwise() -> Iterator[Case]:
+    yield kernel("transpose 4096x4096", lambda f, a: a.T.contiguous(), (4096, 4096))
     for name in ("exp", "tanh", "sigmoid", "gelu"):
         yield kernel(f"{name} 16M", _named(name), _16M, target=Target(2.0))
 
