@@ -180,6 +180,7 @@ def test_a_group_that_comes_later_has_the_optimisers_settings(name):
 
 @pytest.mark.parametrize("group, told", [
     ({"lr": 0.1}, "its params are missing"),
+    ([], r"got \[\]"),
     ({"params": [], "momentun": 0.9}, "got momentun"),
 ])  # fmt: skip
 def test_a_group_that_is_none_says_what_one_is(group, told):

@@ -56,11 +56,13 @@ class Optimizer:
     def add_group(self, group: Group) -> None:
         """Train more parameters; settings that the group does not name are the optimiser's."""
         who = type(self).__name__
+        form = f"{who}: a group is {{'params': tensors}} and any of {', '.join(self.defaults)}"
+        if not isinstance(group, dict):
+            raise ArgumentError(f"{form}, got {group!r:.80}")
         odd = sorted(map(str, group.keys() - {"params", "scalars", *self.defaults}))
         if odd or "params" not in group:
             raise ArgumentError(
-                f"{who}: a group is {{'params': tensors}} and any of {', '.join(self.defaults)}, "
-                + (f"got {', '.join(odd)}" if odd else "its params are missing")
+                f"{form}, " + (f"got {', '.join(odd)}" if odd else "its params are missing")
             )
         tensors = list(group["params"])
         known = {id(p) for p in self.parameters()}
