@@ -309,15 +309,23 @@ def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
 
 
 def _rounded(atom: Node, x: Poly, d: int, facts: Facts) -> list[Poly]:
-    """Facts that bound x by numbers bound x div d by whole numbers."""
+    """Facts that bound x, or x + d*r for whole r, by numbers bound x div d by whole numbers."""
     found: list[Poly] = []
     for f in facts:
         apart, together = plus(f, x, -1), plus(f, x)
-        if not set(apart) - {()}:  # f is x + k
-            found.append(_gap(-apart.get((), 0) // d, atom))
-        if not set(together) - {()}:  # f is k - x
-            found.append(_gap(atom, together.get((), 0) // d))
+        if (r := _multiple(apart, d)) is not None:  # f is x + d*r + k
+            found.append(_gap(sym.sub(-apart.get((), 0) // d, r), atom))
+        if (r := _multiple(together, d)) is not None:  # f is k + d*r - x
+            found.append(_gap(atom, sym.add(together.get((), 0) // d, r)))
     return found
+
+
+def _multiple(p: Poly, d: int) -> Dim | None:
+    """r, where p is d*r and a number."""
+    rest = {mono: c for mono, c in p.items() if mono}
+    if any(c % d for c in rest.values()):
+        return None
+    return sym.build({mono: c // d for mono, c in rest.items()})
 
 
 def _quotients(x: Dim, d: Dim, facts: Facts) -> list[Dim]:

@@ -107,6 +107,21 @@ def test_whole_parts_of_a_symbolic_size():
     assert not holds(sym.poly(sym.sub(126, at)), [sym.poly(left)])
 
 
+def test_whole_parts_where_a_multiple_stands_apart():
+    """Rows from 32 on, in panels of 16, by chunks of 48: what is 3 panels of a chunk is no part of
+    the quotient."""
+    chunk, row = sym.axis("chunk", 2), sym.axis("row", 48)
+    at = sym.sum_of([sym.mul(sym.div(row, 16), 256), sym.mod(row, 16), sym.mul(chunk, 768), -512])
+    late = sym.sum_of([sym.mul(chunk, 48), row, -32])
+    assert holds(sym.poly(at), [sym.poly(late)])
+    assert not holds(sym.poly(at))
+    assert not holds(sym.poly(sym.sub(at, 1)), [sym.poly(late)])
+    assert not holds(sym.poly(at), [sym.poly(sym.add(late, 1))])
+    early = sym.sub(79, sym.sum_of([sym.mul(chunk, 48), row]))  # row 79 is the last of panel 4
+    assert holds(sym.poly(sym.sub(527, at)), [sym.poly(early)])
+    assert not holds(sym.poly(sym.sub(526, at)), [sym.poly(early)])
+
+
 def test_whole_parts_of_three_loops():
     """Rows by tiles of 2, by 5, by chunks, in panels of 8: a condition on the tiles says which."""
     i, j, k, lane = (sym.axis(*x) for x in (("i", 8), ("j", 5), ("k", 2), ("lane", 16)))
