@@ -42,6 +42,8 @@ from muladd.schedule.recipes.rows import stream
 _LONG = 4  # a sum is long if it takes so many times the lines of the first cache
 _LEAST_ROWS = 16  # results that share a vector of the other side's copy, at least
 _MORE_DOWN, _MOST_ACROSS = 8, 16  # how many areas are tried beyond the least downwards, and across
+_MANY_REGISTERS = 32
+_WAIT_PRICE = 16.0  # what keeping a result between two blocks costs, in multiply-adds
 _COPY_PRICE = 12.0  # what copying an element costs, in multiply-adds of a vector
 
 
@@ -79,7 +81,7 @@ def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
 def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Plan:
     """The nest above, with those of the copies c0 and c1 that the plan has."""
     i, j, name = sides.row, sides.column, p.stage.name
-    t = tile(machine, p.stage, extent(i), extent(j))
+    t = _tile(machine, p, sides, copies)
     plan = merge_reduced(step(plan, f"keep {name} d0"), name)
     I, J = i.arg.name, j.arg.name
     k, *rest = (a for a in plan.kernel.stage(name).reduced if extent(a) > 1)
@@ -145,6 +147,15 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         if other.name != "c1" and not (turned and other.name == "c0"):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
+
+
+def _tile(machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Tile:
+    """The tile of results. Where rows are copied too and registers are many, it has so many rows
+    that vectors copy them."""
+    whole = "c1" in copies and machine.vector_registers >= _MANY_REGISTERS
+    waits = lambda t: _WAIT_PRICE / terms_of(machine, t, p)  # noqa: E731
+    return tile(machine, p.stage, extent(sides.row), extent(sides.column),
+                whole_vectors=whole, more=waits if whole else None)  # fmt: skip
 
 
 def _lines(machine: Machine, t: Tile, p: Product, rest: list[Node]) -> int:

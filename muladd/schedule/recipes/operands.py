@@ -12,6 +12,7 @@ and does rows * vectors multiply-adds with rows + vectors loads.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd, sqrt
 
@@ -53,7 +54,7 @@ class Tile:
 def tile(
     machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
     most_rows: int = MOST_TILE_ROWS, panel: int = 0, even: bool = False, turn: float = _TURN_PRICE,
-    taps: int = 1,
+    taps: int = 1, more: Callable[[Tile], float] | None = None,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
@@ -63,7 +64,7 @@ def tile(
     tile's columns should leave the second cache some room. even: tiles of one vector, or such as
     leave no columns over. turn: what a turn of the loop over the terms costs, in multiply-adds.
     taps: terms one after another in which the rows move on by one, so that most of their numbers
-    are in registers already.
+    are in registers already. more: what else a tile costs a result and term, in multiply-adds.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
@@ -89,6 +90,8 @@ def tile(
             loads = ((r + taps - 1) / taps + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
             price = _LOAD_PRICE * max(0.0, loads - free) + turn / results
+            if more is not None:
+                price += more(Tile(r, vectors, lanes))
             score = waste * (1 + price + starved)
             if best is None or score < best[0] - 1e-9:
                 best = (score, Tile(r, vectors, lanes))
