@@ -496,7 +496,7 @@ class _Renderer:
         kind = memory_type(n.dtype)
         if not lanes:
             return self.load_scalar(n, guard, lines, arg)
-        if repeated(n.srcs[0]):
+        if guard is None and repeated(n.srcs[0]):
             return self.load_repeated(n, lanes, lines)
         if lanes_apart(n.srcs[0]) == 2 and lanes >= 4 and (
             guard is None or 0 < self.masked <= n.dtype.itemsize

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -33,15 +34,39 @@ _deferred: weakref.WeakKeyDictionary[Storage, tuple[Node, weakref.ref | None]] =
 _placeholders: weakref.WeakKeyDictionary[Storage, str] = weakref.WeakKeyDictionary()
 
 
+_left: deque[Storage] = deque()  # by threads that ended, for whichever thread computes next
+
+
+class _States(weakref.WeakKeyDictionary[Storage, None]):
+    """Storages in the order in which a thread wrote them. When it ends, others get them."""
+
+    def __del__(self, left: deque[Storage] = _left) -> None:  # globals may be gone by then
+        left.extend(s for r in self.keyrefs() if (s := r()) is not None)
+
+
 class _Written(threading.local):
     """Deferred storages of state that a thread wrote, in that order: they are computed along with
     what it computes next, and programs are found again by order."""
 
     def __init__(self) -> None:
-        self.states: weakref.WeakKeyDictionary[Storage, None] = weakref.WeakKeyDictionary()
+        self.states = _States()
 
 
 written = _Written()
+
+
+def _waiting() -> list[Storage]:
+    """What this thread has written, or one that ended, and nobody has computed yet."""
+    states = written.states
+    while _left:
+        try:
+            states[_left.popleft()] = None
+        except IndexError:  # another thread took it
+            break
+    if states:
+        for s in [s for s in states if s not in _deferred]:
+            del states[s]
+    return list(states)
 
 
 def default_device() -> str:
@@ -167,7 +192,12 @@ def _placeholder_below(roots: Sequence[Node]) -> str | None:
 
 
 def is_deferred(x: Node) -> bool:
-    return x.op is ops.INPUT and isinstance(x.arg, Storage) and x.arg in _deferred
+    return x.op is ops.INPUT and is_waiting(x.arg)
+
+
+def is_waiting(storage: Any) -> bool:
+    """Whether a storage has its contents later."""
+    return isinstance(storage, Storage) and storage in _deferred
 
 
 def definition(x: Node) -> Node:
@@ -240,28 +270,32 @@ def realize(roots: Sequence[Node], device: str) -> list[Storage]:
             f"{now.who}: a value was asked for while tracing; use it as a tensor (for example with "
             "where) instead of .item(), .numpy() or `if`, or compute it outside the function"
         )
-    if not written.states and all(_is_stored(r) for r in roots):
-        return [r.arg for r in roots]
-    again = _again(roots, device)
-    if again is not None:
-        return again
+    waiting = _waiting()
+    if not waiting:
+        if all(_is_stored(r) for r in roots):
+            return [r.arg for r in roots]
+        again = _again(roots, device)
+        if again is not None:
+            return again
     with state_lock:
-        plain, states = _with_state(roots, device)
-        if states:
-            return _keep(roots, plain, states, device)
+        plain, states = _with_state(roots, device, waiting)
+    if states:
+        return _keep(roots, plain, states, device)
     unique = list(dict.fromkeys(plain))
     _check_devices(unique, device)
     values = dict(zip(unique, _run(unique, device)))
     return [values[p] for p in plain]
 
 
-def _with_state(roots: Sequence[Node], device: str) -> tuple[list[Node], dict[Storage, Node]]:
+def _with_state(
+    roots: Sequence[Node], device: str, waiting: list[Storage]
+) -> tuple[list[Node], dict[Storage, Node]]:
     """The graphs of roots, and those of the deferred storages that are computed along with them."""
     plain, met = expand(roots, device)
     _refuse_placeholders(plain)
-    waiting = [s for s in list(written.states) if s.device == device and s in _deferred]
-    candidates = dict.fromkeys([*met, *waiting])
-    wanted = [s for s in candidates if _still_owned(s)]
+    latest = [_latest(s) for s in waiting if s.device == device]
+    candidates = dict.fromkeys([s for s in met if _latest(s) is s])
+    wanted = list(candidates | dict.fromkeys([s for s in latest if s is not None]))
     graphs = expand([_deferred[s][0] for s in wanted], device)[0]
     return plain, {s: x for s, x in zip(wanted, graphs) if _placeholder_below([x]) is None}
 
@@ -275,14 +309,17 @@ def _keep(
     values = dict(zip(unique, _run(unique, device)))
     mine = {r.arg for r in roots if r.op is ops.INPUT}
     shared = {p for p, r in zip(plain, roots) if r.op is not ops.INPUT or r.arg not in states}
-    for storage, graph in states.items():
-        value = values[graph]
-        if graph.op is ops.INPUT or graph in shared:  # state has its memory for itself
-            value = _copy(graph, value)
-        shared.add(graph)
-        storage.buffer = value.buffer
-        del _deferred[storage]
-        written.states.pop(storage, None)
+    with state_lock:
+        for storage, graph in states.items():
+            if storage not in _deferred:  # another thread has computed it meanwhile
+                continue
+            value = values[graph]
+            if graph.op is ops.INPUT or graph in shared:  # state has its memory for itself
+                value = _copy(graph, value)
+            shared.add(graph)
+            storage.buffer = value.buffer
+            del _deferred[storage]
+            written.states.pop(storage, None)
     kept = mine & states.keys()
     return [r.arg if r.op is ops.INPUT and r.arg in kept else values[p]
             for r, p in zip(roots, plain)]  # fmt: skip
@@ -290,7 +327,7 @@ def _keep(
 
 def _again(roots: Sequence[Node], device: str) -> list[Storage] | None:
     """The values where no state waits to be computed, by a program that is found in one walk."""
-    if device == INTERPRETER or written.states or len(set(roots)) < len(roots):
+    if device == INTERPRETER or len(set(roots)) < len(roots):
         return None
     if any(r.op is ops.INPUT or _is_zeros(r) or _at_hand(r, device) is not None for r in roots):
         return None
@@ -314,7 +351,7 @@ def _is_zeros(r: Node) -> bool:
 def waiting_beside(tensors: Iterable[Any]) -> bool:
     """Whether state waits to be computed that is not that of these tensors."""
     own = {t._raw.arg for t in tensors if t._raw.op is ops.INPUT}
-    return any(s not in own for s in list(written.states))
+    return any(s not in own for s in _waiting())
 
 
 def _copy(graph: Node, value: Storage) -> Storage:
@@ -324,12 +361,17 @@ def _copy(graph: Node, value: Storage) -> Storage:
     return write(read(value), value.dtype, value.device)
 
 
-def _still_owned(storage: Storage) -> bool:
+def _latest(storage: Storage) -> Storage | None:
+    """The deferred storage that a deferred one's tensor has by now: another one, if it was written
+    to again (by another thread, which may not compute for long); None if it has none."""
     reference = _deferred[storage][1]
     if reference is None:
-        return True
+        return storage
     owner = reference()
-    return owner is not None and owner._raw.op is ops.INPUT and owner._raw.arg is storage
+    if owner is None or not is_deferred(owner._raw):
+        return None
+    found: Storage = owner._raw.arg
+    return found
 
 
 def _check_devices(roots: Sequence[Node], device: str) -> None:

@@ -156,8 +156,7 @@ def realise_now(tensors: Sequence[Any], watch: Watch | None = None) -> None:
         with backend.inside(None):
             tensors[0].realize(*tensors[1:])
     finally:
-        for s in inside:
-            backend.written.states[s] = None
+        backend.written.states.update((s, None) for s in inside if backend.is_waiting(s))
 
 
 @dataclass
@@ -417,11 +416,10 @@ class Trace:
 
             fixed = [i for i, x in enumerate(self.inputs) if not self.changing and _is_fixed(x)]
             self.program = compile_graph(graph, self.device, frozenset(fixed))
-        self.held_of: list[tuple[Any, weakref.ref]] = []
-        self.held: list[Any] | None = None
+        self.held: tuple[list[Any], list[tuple[Any, weakref.ref]]] | None = None  # of whom
         self.donated = self._find_donated()
         self.fixed: tuple | None = None
-        self.lock = self.program.lock
+        self.lock = self.program.lock  # nobody who holds it asks for a tensor's value
         self.quick = not self.changing and not self.names and not self.both \
             and self.results == [0] \
             and isinstance(self.structure, Leaf) and self.device == "CPU" \
@@ -518,18 +516,18 @@ class Trace:
         language model's weights, hundreds) are known already."""
         place: Any = devices.get(self.device)
         bound = self.program.bind(values)
+        fixed = self.fixed
+        if fixed is None:
+            held = self._captured(leaves)
+            given = [x for x in self.inputs if type(x) is int]
+            packed = struct.pack(f"={len(held)}q", *[b.address for b in held])
+            fixed = (packed, given, held)
+            self.fixed = None if self._may_change() else fixed
+        head, given = fixed[:2]
+        used = [storage_of(leaves[x]).buffer for x in given]
+        used += [place.allocate(n) for n in bound.outputs]
         with self.lock:
             memory = self.program.room(bound)
-            fixed = self.fixed
-            if fixed is None:
-                held = self._captured(leaves)
-                given = [x for x in self.inputs if type(x) is int]
-                packed = struct.pack(f"={len(held)}q", *[b.address for b in held])
-                fixed = (packed, given, held)
-                self.fixed = None if self._may_change() else fixed
-            head, given = fixed[:2]
-            used = [storage_of(leaves[x]).buffer for x in given]
-            used += [place.allocate(n) for n in bound.outputs]
             addresses = [*[b.address for b in used], memory.address, *bound.variables]
             executable: Any = bound.executable
             executable.call(head + struct.pack(f"={len(addresses)}q", *addresses))
@@ -545,18 +543,19 @@ class Trace:
         before = self.program.held
         if before is None:
             return []
-        if self.held is None or self._may_change() or any(
-            storage_of(x) is not old() for x, old in self.held_of
+        held = self.held
+        if held is None or self._may_change() or any(
+            storage_of(x) is not old() for x, old in held[1]
         ):
-            buffers = [self._buffer(x, leaves) for x in self.inputs]
-            self.held = before.run(buffers)
-            self.held_of = [(x, weakref.ref(storage_of(x))) for x in self.inputs
-                            if isinstance(x, Handle)]  # fmt: skip
-        return self.held
+            of = [(x, weakref.ref(storage_of(x))) for x in self.inputs if isinstance(x, Handle)]
+            held = (before.run([self._buffer(x, leaves) for x in self.inputs]), of)
+            self.held = held
+        return held[0]
 
     def _may_change(self) -> bool:
         """Whether captured tensors have come to lie in memory that others write to as well."""
-        return self.program.held is not None and not all(_is_fixed(x) for x, _ in self.held_of)
+        of = self.held[1] if self.held is not None else ()
+        return self.program.held is not None and not all(_is_fixed(x) for x, _ in of)
 
     def _outputs(self, buffers: list[Any], leaves: Sequence[Any]) -> list[Any]:
         """The memory of the outputs: new, or that of the state which each replaces, if nobody else
@@ -612,12 +611,10 @@ class Trace:
 
     def run_quickly(self, leaves: Sequence[Any]) -> Any:
         """One result and unchanged captured tensors, whose addresses are known already."""
+        fixed = self.fixed or self._fix(leaves)  # alive, and with it what was captured
+        head, given, pack, call, arena, ring, _ = fixed
+        held = [storage_of(leaves[x]).buffer for x in given]
         with self.lock:
-            head, given, pack, call, arena, ring, _ = self.fixed or self._fix(leaves)
-            if len(given) == 1:  # `source` stays alive while it is read
-                source = storage_of(leaves[given[0]]).buffer
-            else:
-                held = [storage_of(leaves[x]).buffer for x in given]
             node = ring.pop(0)
             storage = node.arg
             buffer = storage.buffer
@@ -627,10 +624,7 @@ class Trace:
                 buffer = storage.buffer
             node.memo = None
             ring.append(node)
-            if len(given) == 1:
-                call(head + pack(source.address, buffer.address, arena))
-            else:
-                call(head + pack(*[b.address for b in held], buffer.address, arena))
+            call(head + pack(*[b.address for b in held], buffer.address, arena))
         new = object.__new__(Tensor)
         new._raw, new.device, new._kept = node, self.device, storage
         new._parent = new._step = new._seen = new._origin = new.grad = new._beside = None
@@ -647,8 +641,9 @@ class Trace:
     def _fix(self, leaves: Sequence[Any]) -> tuple:
         self.place: Any = devices.get(self.device)
         bound = self.program.bind()
-        memory = self.program.room(bound)
         held = self._captured(leaves)
+        with self.lock:
+            memory = self.program.room(bound)
         given = [x for x in self.inputs if type(x) is int]
         ring = [self._fresh(bound.outputs[0]) for _ in range(4)]
         head = struct.pack(f"={len(held)}q", *[b.address for b in held])

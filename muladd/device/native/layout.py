@@ -9,10 +9,11 @@ EPOCH, DONE, SLEEPERS, LOCK = 0, 16, 32, 48
 LAUNCHES = 49  # by anybody, roughly: tells when to look at the clock
 JOB_KERNEL, JOB_ARGS, JOB_VARIABLES, JOB_SCRATCH, JOB_HOMES, JOB_WAY = range(64, 70)
 THREADS, SPIN, STOP, FAILED, TICK, NEXT_TICK, FREE_CPU, PINNED, PERIOD, READY = range(80, 90)
-FIRST_WORKER, WORKER_WORDS, MOST_THREADS = 96, 16, 256
+FIRST_WORKER, WORKER_WORDS, MOST_THREADS = 96, 32, 256
 POOL_WORDS = FIRST_WORKER + WORKER_WORDS * MOST_THREADS
 # One worker, from its start. Worker 0 is whoever holds the lock.
-W_SCRATCH, W_SCRATCH_BYTES, W_THREAD_ID, W_CPU, W_POOL, W_NUMBER, W_TICKET, W_BORDER = range(8)
+W_SCRATCH, W_SCRATCH_BYTES, W_THREAD_ID, W_CPU, W_POOL, W_NUMBER = range(6)
+W_TICKET, W_BORDER = 16, 17  # that others claim from; a border: the first chunk, or past the last
 
 # A program: its header, then steps, each beginning with its kind. See table.py.
 (P_POOL, P_TIMES, P_VARIABLES, P_ARGS, P_SCRATCH, P_DEPTH, P_SLOTS, P_TROUBLE,

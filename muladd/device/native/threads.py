@@ -1,17 +1,17 @@
 """Sharing a launch between threads, in LLVM's language: claims, workers, waking, waiting.
 
 Each worker has a home: an equal part of a launch's chunks, those beside each other, and of equal
-launches the same; so it meets in its caches what it left there. Its ticket holds
-(epoch << 32 | chunks of its home not yet claimed). One compare-and-swap lowers the count, and
-whoever succeeds owns those chunks: the launch cannot end before they are done, so its description
-stays put while it is read. Who has nothing left at home claims from the others. A worker that wakes
-late finds counts of zero or loses its swap; it can do no harm, and nobody waits for it. A launch is
-over when all its chunks are finished, not when all workers have joined. The launching thread takes
-part, and does everything itself if no worker comes.
+launches (with a chunk for each worker) the same; so it meets in its caches what it left there. Its
+ticket holds (epoch << 32 | chunks of its home not yet claimed). One compare-and-swap lowers the
+count, and whoever succeeds owns those chunks: the launch cannot end before they are done, so its
+description stays put while it is read. Who has nothing left at home claims from the others. A
+worker that wakes late finds counts of zero or loses its swap; it can do no harm, and nobody waits
+for it. A launch is over when all its chunks are finished, not when all workers have joined. The
+launching thread takes part, and does everything itself if no worker comes.
 
 Claims are a fourth of what is left of a home, so that few claims balance many chunks. They begin at
 a home's first chunk; but where all claims are of one chunk, at the last: under a causal mask the
-later rows have more to do, and who begins with the longest is done the sooner.
+later rows have more to do, and whose home has the longest is done the sooner if it begins so.
 
 Braces are doubled because the texts go through str.format; {name} computes the address of the
 word with that name in layout.py.
@@ -443,8 +443,8 @@ define internal void @copy_chunks(ptr %args, ptr %variables, i64 %low, i64 %high
   %bytes = load i64, ptr %a2
   %first = mul i64 %low, {copy_chunk}
   %past0 = mul i64 %high, {copy_chunk}
-  %border = icmp ugt i64 %past0, %bytes
-  %past = select i1 %border, i64 %bytes, i64 %past0
+  %beyond = icmp ugt i64 %past0, %bytes
+  %past = select i1 %beyond, i64 %bytes, i64 %past0
   %n = sub i64 %past, %first
   %t = getelementptr i8, ptr %to, i64 %first
   %s = getelementptr i8, ptr %source, i64 %first

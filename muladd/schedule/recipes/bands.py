@@ -122,10 +122,12 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
 
 def _together(kernel: Kernel, machine: Machine, bands: int, others: int) -> int:
     """Bands of a chunk. Where some have more to do than others (under a causal mask, the later
-    ones) chunks are several for each thread; else the threads have as equal shares as can be."""
+    ones) and where sizes are known only when it runs, chunks are several for each thread; else the
+    threads have as equal shares as can be."""
     others = max(others, 1)
     most = max(1, min(bands, -(-machine.chunks // others)))
-    if limits(kernel):
+    known = all(isinstance(a.arg.extent, int) for a in kernel.shared)
+    if limits(kernel) or not known:
         return -(-bands // most)
 
     def busiest(together: int) -> float:

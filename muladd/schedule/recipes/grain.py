@@ -46,7 +46,7 @@ def outer(
     outer_first = not others
     points = size(others)
     serial: list[str] = []
-    total = points * max(1, extent_of(plan, last))
+    total = points * max(1, extent(loop_named(plan, last)))
     wanted = max(1, total * inside // GRAIN)
     if outer_first or total <= 2 * wanted:
         plan = step(plan, "outer " + " ".join([*names, last, *within]))
@@ -70,7 +70,3 @@ def outer(
             have *= n
     plan = step(plan, "outer " + " ".join([*chosen, *serial, last, *within]))
     return step(plan, f"parallel {len(chosen)}")
-
-
-def extent_of(plan: Plan, loop: str) -> int:
-    return extent(loop_named(plan, loop))

@@ -154,7 +154,8 @@ def _panels(
     turned = "c0" in copies and is_turned(machine, plan.kernel, p, sides, t)
     terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
     ahead = turned and terms * (extent(sides.row) + 2 * t.columns) <= machine.l2
-    panels, tiles = _counts(machine, p, sides, t, size(batch), copies, ahead)
+    known = all(isinstance(a.arg.extent, int) for a in (*batch, sides.column))
+    panels, tiles = _counts(machine, p, sides, t, size(batch), copies, ahead, known)
     plan = step(plan, f"split {I} {tiles} {t.rows}")
     plan = step(plan, f"split {J} {panels} {t.vectors} {t.lanes}")
     names = [a.arg.name for a in batch]
@@ -249,12 +250,14 @@ def _packed(plan: Plan, J: str) -> Plan:
 
 
 def _counts(
-    machine: Machine, p: Product, sides: Sides, t: Tile, batch: int, copies: list[str], ahead: bool
+    machine: Machine, p: Product, sides: Sides, t: Tile, batch: int, copies: list[str],
+    ahead: bool, known: bool,
 ) -> tuple[int, int]:
     """Panels of columns and tiles downwards in a chunk.
 
     The panels fill half of the second cache, or less where the threads then have equal shares; the
-    chunks are enough for all threads, yet few, since each packs its columns anew.
+    chunks are enough for all threads, yet few, since each packs its columns anew. known: whether
+    the batch is a number, and not the most that it may be.
     """
     rows, columns = extent(sides.row), extent(sides.column)
     panel = size(p.stage.reduced) * t.columns * sides.vector.dtype.itemsize
@@ -274,7 +277,7 @@ def _counts(
         if "c0" in copies and groups < cores <= in_all * batch:  # none need copy what others do
             panels = -(-in_all // -(-cores // batch))
             groups = -(-in_all // panels) * batch
-            if groups == cores and in_all * batch % groups == 0:
+            if known and groups == cores and in_all * batch % groups == 0:
                 return panels, -(-rows // t.rows)
         parts = max(1, min(machine.chunks // max(groups, 1), most))
         turns = -(-groups * parts // cores)  # chunks that the busiest thread has

@@ -54,11 +54,10 @@ _MUCH = 64  # iterations for a point from which one vector is work enough
 
 def rows(plan: Plan, machine: Machine) -> Plan:
     kernel = plan.kernel
-    shared = _lanes_axis(kernel)
     across = axes_of(kernel, machine)
     if across is not None:
         plan = turned(plan, machine, *across)
-    elif shared is not None:
+    elif (shared := _lanes_axis(kernel)) is not None:
         plan = columns(plan, machine, shared) or _across(plan, machine, shared)
     else:
         plan = grid(plan, list(kernel.shared))
