@@ -132,7 +132,8 @@ def _best(c: Convolution, machine: Machine, most: int, once: bool) -> int:
         down, along = _tiles(c, m, machine.float_lanes)
         tiles = n * down * along
         products = max(_PRODUCTS * tiles, _OF_NUMBER) * out * channels
-        values = tiles * (_OF_TILE * channels + _OF_RESULT * out)
+        apart = max(1.0, machine.float_lanes / (2 * along))  # rows that a vector of tiles is from
+        values = tiles * apart * (_OF_TILE * channels + _OF_RESULT * out)
         if points**2 * tiles * (channels + out) * 4 > max(machine.l3 // 2, machine.l2):
             values += tiles * _BEYOND * (channels + out)
         weights = 0 if once else _OF_WEIGHT * out * channels

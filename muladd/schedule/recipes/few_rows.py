@@ -39,7 +39,7 @@ def few_rows(plan: Plan, machine: Machine, p: Product, sides: Sides, t: Tile) ->
     if sides.vector.dtype is not s.accumulator or extent(r) < _BLOCKS * _TERMS:
         return None
     columns, down = extent(sides.column), -(-extent(sides.row) // t.rows)
-    if columns * extent(r) * item <= machine.l2 * machine.cores // 2:
+    if columns * extent(r) * item <= int(machine.l2 * machine.cores * 0.25):
         return None
     others = [a for a in kernel.shared if a not in (sides.row, sides.column)]
     chunks = -(-machine.cores // size(others))
