@@ -130,6 +130,10 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         mine = own_names(plan, copy).split()
         inside = (f"{copy}.{n}" for n in (*steps[1:], *empty, *under))
         order = " ".join(x for x in inside if x in mine)
+        lanes = _beside(plan, sides, t, rest) if copy == "c0" else 0
+        if lanes:
+            plan = _turned(plan, J, order.split(), f"{copy}.{plan.leaves[rest[-1]][-1].loop.arg.name}", lanes)
+            continue
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
         if f"{copy}.{K}.1" in mine:  # short pieces of rows, which the machine does not foresee
@@ -144,9 +148,30 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             own = " ".join(x for x in loops if x != f"{J}.1")
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {own} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
-        if other.name != "c1" and not (turned and other.name == "c0"):
+        if other.name != "c1" and not any(loop in plan.nests["c0"] and s_ == "c0" == other.name for s_, loop in plan.vector):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
+
+
+def _beside(plan: Plan, sides: Sides, t: Tile, rest: list[Node]) -> int:
+    """How many terms of the innermost reduced axis are read as a vector of a column, to be turned
+    in registers; 0 where columns do not lie along it."""
+    if not rest or moves(plan.kernel, sides.vector, rest[-1]) != 1:
+        return 0
+    if extent(sides.column) % t.lanes:
+        return 0
+    return next((n for n in (16, 8, 4) if n <= t.lanes and extent(rest[-1]) % n == 0), 0)
+
+
+def _turned(plan: Plan, J: str, order: list[str], last: str, lanes: int) -> Plan:
+    """The copy of columns by vectors of terms, each turned with as many columns in registers."""
+    plan = step(plan, f"split {last} {lanes}")
+    names = " ".join(f"{x}.0" if x == last else x for x in order)
+    wide = " ".join(f"{x}.0 {x}.1" if x == last else x for x in order)
+    plan = step(plan, f"layout c0 {J}.1 {wide} {J}.2 {J}.3")
+    plan = step(plan, f"nest c0 {names} {J}.1 {J}.2 {J}.3 {last}.1")
+    plan = step(plan, f"unroll c0 {J}.3")
+    return step(plan, f"vector c0 {last}.1")
 
 
 def _tile(machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Tile:
