@@ -9,6 +9,7 @@ from muladd.ir import Node, make, ops, rebuild, sym, toposort
 _FEW = 16  # results that are enough work for all cores
 _LONG = 1 << 15  # elements from which two steps pay
 _PARTS = (256, 128, 64, 32, 16)
+_FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
 
 
 def split_reductions(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -28,18 +29,19 @@ def _split(n: Node) -> Node:
     total = 1
     for a in n.arg:
         total *= sizes[a]
-    if results >= _FEW or total < _LONG or results == 0:
+    product = _is_product(n)
+    if results >= (_FEW_SUMS if product else _FEW) or total < _LONG or results == 0:
         return n
     axes = [a for a in n.arg if sizes[a] > 1]
     kept = 1
-    for k, a in enumerate(axes[:-1]):
+    for k, a in enumerate(axes[:-1] if not product else ()):
         kept *= sizes[a]
         if kept * results >= _FEW:
             inner = make(n.op, (source,), tuple(x for x in n.arg if x not in axes[: k + 1]))
             left = [x for x in range(source.ndim) if x not in n.arg or x in axes[: k + 1]]
             return make(n.op, (inner,), tuple(left.index(x) for x in axes[: k + 1]))
     axis = max(axes, key=lambda a: sizes[a])
-    parts = next((p for p in _PARTS if isinstance(source.shape[axis], int)
+    parts = next((p for p in (_FEW_PARTS if product else _PARTS) if isinstance(source.shape[axis], int)
                   and sizes[axis] % p == 0 and sizes[axis] > p), None)  # fmt: skip
     if parts is None:
         return n
@@ -49,3 +51,14 @@ def _split(n: Node) -> Node:
     inner = make(n.op, (cut,), inner_axes)
     at = sum(1 for a in range(axis) if a not in n.arg)
     return make(n.op, (inner,), (at,))
+
+
+def _is_product(n: Node) -> bool:
+    """Whether a sum is one of products of what is repeated: rows by columns."""
+    return n.op is ops.SUM and n.srcs[0].op is ops.MUL and all(map(_is_repeated, n.srcs[0].srcs))
+
+
+def _is_repeated(n: Node) -> bool:
+    while n.op in (ops.RESHAPE, ops.PERMUTE, ops.SLICE):
+        n = n.srcs[0]
+    return n.op is ops.EXPAND
