@@ -34,7 +34,7 @@ from muladd.codegen.llvm_ops import (
     operation,
     register_type,
 )
-from muladd.codegen.transpose import block, interleaved, transposed
+from muladd.codegen.transpose import block, in_order, interleaved, turned
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly
@@ -149,13 +149,13 @@ class _Renderer:
     # --- statements ---
 
     def statements(self, body: list[Statement]) -> None:
-        turned = 0  # statements that were done together with one before
-        for k, s in enumerate(body):
-            if turned:
-                turned -= 1
+        done = 0  # statements that were done together with one before
+        for k, s in enumerate(body := in_order(body)):
+            if done:
+                done -= 1
             elif isinstance(s, Store) and (found := block(body, k)):
                 self.store_block(*found)
-                turned = len(found[0]) - 1
+                done = len(found[0]) - 1
             elif isinstance(s, Store):
                 self.store(s)
             elif isinstance(s, For):
@@ -259,10 +259,10 @@ class _Renderer:
         lanes, kind = _lanes(first.value), memory_type(d)
         values = [self.to_memory(Typed(self.value(s.value), d, lanes)).name for s in rows]
         e = Emitter(self.scopes[-1].lines, self.fresh, self.declare, True)
-        if len(rows) == lanes and d.bits == 32:
-            done = transposed(values, kind, e)
-        else:
+        if apart == len(rows) <= 4:
             done, lanes = [interleaved(values, kind, lanes, e)], lanes * len(rows)
+        else:
+            done, lanes = turned(values, kind, lanes, e), len(rows)
         for k, x in enumerate(done):
             at = sym.as_node(sym.add(sym.as_dim(base_of(first.index)), k * apart))
             pointer = self.pointer(first.place, at, d)

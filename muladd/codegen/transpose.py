@@ -3,9 +3,10 @@
     for j  out[k * 64 + j] = a[j * n + k]   for 16 lanes k     one number at a time, 16 * 16 of them
     ->     16 vectors along k, turned into 16 along j           64 shuffles and 16 stores
 
-The first steps turn 4 x 4 numbers in each 128 bits, where shuffles cost least; the others move
-pieces of 128 bits. Vectors whose lanes lie as far apart as there are vectors are interleaved, and
-stored as one.
+Blocks of fewer stores than lanes are turned in parts: 8 stores of 16 lanes as twice 8 x 8. The
+first steps turn 4 x 4 numbers in each 128 bits, where shuffles cost least; the others move pieces
+of 128 bits. Vectors whose lanes lie as far apart as there are vectors are interleaved, and stored
+as one.
 """
 from __future__ import annotations
 
@@ -20,28 +21,62 @@ from muladd.loop.vector import base_of
 _PIECE = 4  # numbers in 128 bits
 
 
+def in_order(body: Sequence[Statement]) -> list[Statement]:
+    """The statements, with stores of lanes that lie apart in the order of where they begin, as far
+    as they follow each other and none of them reads what they store to."""
+    out: list[Statement] = []
+    run: list[tuple[int, Store]] = []
+    begin: Dim = 0
+    for s in body:
+        ramp = _ramp(s)
+        if isinstance(s, Store) and ramp is not None:
+            apart = sym.sub(ramp[0], begin) if run else 0
+            if not run or not isinstance(apart, int) or s.place != run[0][1].place:
+                out += _sorted(run)
+                run, begin, apart = [], ramp[0], 0
+            run.append((apart, s))
+            continue
+        out += _sorted(run)
+        run = []
+        out.append(s)
+    return out + _sorted(run)
+
+
+def _sorted(run: list[tuple[int, Store]]) -> list[Store]:
+    stores = [s for _, s in run]
+    if len(run) < 3 or _read(stores):
+        return stores
+    return [s for _, s in sorted(run, key=lambda x: x[0])]
+
+
 def block(body: Sequence[Statement], at: int) -> tuple[list[Store], int] | None:
     """The stores from a statement on that fill a block together, and how far apart a store's lanes
-    are: as many stores as lanes, of 32 bits; or as many as lanes are apart, so no gap is left."""
+    are: of 32 bits as many stores as lanes, or half of them and so on; or as many as lanes are
+    apart, so no gap is left."""
     first = body[at]
     ramp = _ramp(first)
     if ramp is None or not isinstance(first, Store):
         return None
     begin, apart = ramp
     lanes = first.value.shape[0]
-    count = lanes if lanes in (4, 8, 16) and first.value.dtype.bits == 32 else apart
-    if count != lanes and count not in (2, 4) or len(body) < at + count:
-        return None
+    counts = [apart] if apart in (2, 4) else []
+    if lanes in (4, 8, 16) and first.value.dtype.bits == 32:
+        counts = [n for n in (16, 8, 4, 2) if n <= lanes]
     found: list[Store] = []
-    for k, s in enumerate(body[at : at + count]):
+    for k, s in enumerate(body[at : at + max(counts, default=0)]):
         ramp = _ramp(s)
         if ramp is None or not isinstance(s, Store) or s.place != first.place:
-            return None
+            break
         if ramp[1] != apart or sym.sub(ramp[0], begin) != k:
-            return None
+            break
         found.append(s)
-    read = toposort(tuple(s.value for s in found))  # before any of them is stored
-    return None if any(_reads(n, first.place) for n in read) else (found, apart)
+    count = next((n for n in counts if n <= len(found)), 0)
+    return None if not count or _read(found[:count]) else (found[:count], apart)
+
+
+def _read(stores: list[Store]) -> bool:
+    """Whether stores read what they store to: they are done together, after all reading."""
+    return any(_reads(n, stores[0].place) for n in toposort(tuple(s.value for s in stores)))
 
 
 def _reads(n: Node, place: Place) -> bool:
@@ -66,6 +101,23 @@ def interleaved(rows: list[str], kind: str, lanes: int, e: Emitter) -> str:
     n = lanes * half
     mask = ", ".join(f"i32 {i}, i32 {i + n}" for i in range(n))
     return e.put(f"shufflevector <{n} x {kind}> {a}, <{n} x {kind}> {b}, <{2 * n} x i32> <{mask}>")
+
+
+def turned(rows: list[str], kind: str, lanes: int, e: Emitter) -> list[str]:
+    """Registers of the columns of 2, 4, 8 or 16 rows of so many lanes."""
+    count = len(rows)
+    if count == 2:
+        both, n = interleaved(rows, kind, lanes, e), 2 * lanes
+        return [e.put(f"shufflevector <{n} x {kind}> {both}, <{n} x {kind}> poison, <2 x i32> "
+                      f"<i32 {k}, i32 {k + 1}>") for k in range(0, n, 2)]  # fmt: skip
+    done: list[str] = []
+    for start in range(0, lanes, count):
+        mask = ", ".join(f"i32 {k}" for k in range(start, start + count))
+        parts = rows if count == lanes else [
+            e.put(f"shufflevector <{lanes} x {kind}> {r}, <{lanes} x {kind}> poison, "
+                  f"<{count} x i32> <{mask}>") for r in rows]  # fmt: skip
+        done += transposed(parts, kind, e)
+    return done
 
 
 def transposed(rows: list[str], kind: str, e: Emitter) -> list[str]:

@@ -41,7 +41,8 @@ def _split(n: Node) -> Node:
             left = [x for x in range(source.ndim) if x not in n.arg or x in axes[: k + 1]]
             return make(n.op, (inner,), tuple(left.index(x) for x in axes[: k + 1]))
     axis = max(axes, key=lambda a: sizes[a])
-    parts = next((p for p in (_FEW_PARTS if product else _PARTS) if isinstance(source.shape[axis], int)
+    parts = next((p for p in (_FEW_PARTS if product else _PARTS)
+                  if isinstance(source.shape[axis], int)
                   and sizes[axis] % p == 0 and sizes[axis] > p), None)  # fmt: skip
     if parts is None:
         return n

@@ -5,10 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from muladd import Tensor
+from muladd import Tensor, config
 from muladd.codegen.llvm_ops import Emitter
-from muladd.codegen.transpose import transposed
+from muladd.codegen.transpose import in_order, transposed, turned
+from muladd.ir import dtype, make, ops, sym
+from muladd.loop.statements import Store
 
 
 @pytest.mark.parametrize("n", [4, 8, 16])
@@ -58,3 +61,52 @@ def test_rows_asked_for_ahead_may_lie_anywhere(rows):
     folded = (Tensor(a) @ Tensor(b).reshape(600, 32, 32).permute(0, 2, 1).reshape(600, 1024))
     wanted = a @ b.reshape(600, 32, 32).transpose(0, 2, 1).reshape(600, 1024)
     np.testing.assert_allclose(folded.numpy(), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("lanes, count", [(16, 8), (16, 4), (16, 2), (8, 4), (8, 2), (4, 2)])
+def test_blocks_of_fewer_rows_than_lanes(lanes, count):
+    known = {f"%r{i}": [(i, j) for j in range(lanes)] for i in range(count)}
+    lines: list[str] = []
+    names = (f"%v{i}" for i in range(1000))
+    columns = turned(list(known), "float", lanes,
+                     Emitter(lines, lambda: next(names), {}.__setitem__, True))  # fmt: skip
+    for line in lines:
+        to, n, a, b, mask = re.fullmatch(
+            r"(%\w+) = shufflevector <(\d+) x float> (%\w+), <\d+ x float> (%\w+|poison), "
+            r"<\d+ x i32> <(.*)>", line).groups()  # fmt: skip
+        both = known[a] + known.get(b, [])
+        assert len(known[a]) == int(n)
+        known[to] = [both[int(x.removeprefix("i32 "))] for x in mask.split(", ")]
+    assert [known[c] for c in columns] == [[(i, j) for i in range(count)] for j in range(lanes)]
+
+
+def store(place: int, begin: int) -> Store:
+    """A store of four lanes that lie 8 apart."""
+    lane = make(ops.IOTA, (), 4, dtype.INDEX)
+    first, apart = (make(ops.EXPAND, (sym.as_node(x),), (4,)) for x in (begin, 8))
+    value = make(ops.EXPAND, (make(ops.CONST, (), 1.0, dtype.float32),), (4,))
+    return Store(place, make(ops.ADD, (first, make(ops.MUL, (lane, apart)))), value)
+
+
+def test_stores_are_done_in_the_order_of_places():
+    there = [store(0, begin) for begin in (0, 32, 1, 33, 2)]
+    assert in_order(there) == [there[i] for i in (0, 2, 4, 1, 3)]
+    apart = [there[1], store(1, 7), there[0]]
+    assert in_order(apart) == apart
+
+
+@pytest.mark.parametrize("size, channels", [(20, 32), (24, 32), (18, 48), (7, 16), (40, 32)])
+def test_convolutions_of_narrow_images(size, channels):
+    """What follows the sums is stored by places: tiles of 10, 8, 9 and 7 of them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(17, 16, size + 2, size + 2)).astype("f")
+    w = rng.normal(size=(channels, 16, 3, 3)).astype("f")
+    b = rng.normal(size=channels).astype("f")
+    with config.context(WINOGRAD=0):
+        sums = Tensor(x).conv2d(Tensor(w), Tensor(b))
+        both = [sums.relu(), sums < 0]
+        both[0].realize(both[1])
+    wanted = torch.conv2d(torch.tensor(x), torch.tensor(w), torch.tensor(b)).numpy()
+    np.testing.assert_allclose(both[0].numpy(), np.maximum(wanted, 0), rtol=1e-4, atol=1e-3)
+    sure = np.abs(wanted) > 1e-3
+    np.testing.assert_array_equal(both[1].numpy()[sure], (wanted < 0)[sure])

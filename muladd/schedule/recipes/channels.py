@@ -93,6 +93,19 @@ def _nest(
     return plan
 
 
+def placed(plan: Plan, done: list[str], sides: Sides) -> Plan:
+    """The stages after the sums: vectors of channels for place after place, written out, so that
+    they are turned in registers and stored by places (see `codegen/transpose`)."""
+    X, C = sides.row.arg.name, sides.column.arg.name
+    for s in plan.kernel.stages:
+        if s.name not in done:
+            own = [x.arg.name for x in plan.nests[s.name]
+                   if x.arg.name not in (f"{X}.2", f"{C}.1", f"{C}.2", f"{C}.3")]  # fmt: skip
+            plan = step(plan, f"nest {s.name} {' '.join([f'{C}.1', *own, f'{C}.2 {X}.2 {C}.3'])}")
+            plan = step(plan, f"unroll {s.name} {X}.2")
+    return plan
+
+
 def _sides(plan: Plan, p: Product) -> tuple[Node, Node, Sides] | None:
     """Images, lines, and the sides of a product of places with channels."""
     for places, others, image, weights in (

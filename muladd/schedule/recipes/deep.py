@@ -132,7 +132,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
         order = " ".join(x for x in inside if x in mine)
         lanes = _beside(plan, sides, t, rest) if copy == "c0" else 0
         if lanes:
-            plan = _turned(plan, J, order.split(), f"{copy}.{plan.leaves[rest[-1]][-1].loop.arg.name}", lanes)
+            last = plan.leaves[rest[-1]][-1].loop.arg.name
+            plan = _turned(plan, J, order.split(), f"c0.{last}", lanes)
             continue
         plan = step(plan, f"layout {copy} {panel} {order} {near}")
         plan = step(plan, f"nest {copy} {order} {panel} {near}")  # as the source lies in memory
@@ -148,7 +149,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
             own = " ".join(x for x in loops if x != f"{J}.1")
             plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {own} {J}.2 {J}.3")
             plan = step(plan, f"unroll {other.name} {J}.2")
-        if other.name != "c1" and not any(loop in plan.nests["c0"] and s_ == "c0" == other.name for s_, loop in plan.vector):
+        if other.name != "c1" and not any(s == other.name for s, _ in plan.vector):
             plan = step(plan, f"vector {other.name} {J}.3")
     return stream(plan, machine)
 

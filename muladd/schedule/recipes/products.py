@@ -29,7 +29,7 @@ from muladd.loop.plan import Plan
 from muladd.schedule.analysis import Product, extent, operations, product, size, work
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.recipes.bands import bands
-from muladd.schedule.recipes.channels import channels
+from muladd.schedule.recipes.channels import channels, placed
 from muladd.schedule.recipes.deep import across_depth, deep, terms_of
 from muladd.schedule.recipes.few_rows import few_rows
 from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
@@ -90,6 +90,7 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     if by_channels is not None:
         plan, of, copies = by_channels
         plan = _finished(plan, p.stage.name, of, copies)
+        plan = placed(plan, [p.stage.name, *copies], of)
         return step(plan, f"vector c0 {of.column.arg.name}.3")
     plan, p = merged(plan, machine, p)
     kernel = plan.kernel
