@@ -116,10 +116,10 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
     most = machine.chains if reduces else _SIDE_BY_SIDE if per_point < _MUCH else 1
     together = kernel.side_by_side()  # all stages for a step, then for the next
     turns = 1 if together else min(most, max(1, extent(axis) // lanes))
-    if reduces and not together:  # as few steps as can be, and these alike
-        vectors = max(1, -(-extent(axis) // lanes))
-        turns = -(-vectors // -(-vectors // most))
     others = [a for a in kernel.shared if a is not axis]
+    if reduces and not together:
+        cores = 1 if others else machine.cores
+        turns = _alike(max(1, -(-extent(axis) // lanes)), most, cores)
     name = axis.arg.name
     inner = turns * lanes
     steps = extent(axis) // inner
@@ -149,6 +149,16 @@ def _across(plan: Plan, machine: Machine, axis: Node) -> Plan:
             plan = step(plan, f"layout {s.name} {' '.join([*first, unroll, vector])}")
     plan = step(plan, f"unroll {unroll}")
     return step(plan, f"vector {vector}")
+
+
+def _alike(vectors: int, most: int, cores: int) -> int:
+    """How many vectors a step has: as few steps as can be, these alike, and as many for each thread
+    (24 vectors are four steps of 6 and not three of 8)."""
+    most = -(-vectors // -(-vectors // most))
+    if vectors == most:
+        return most
+    busiest = lambda n: -(-vectors // n // cores) * n  # noqa: E731
+    return min(range(most, most // 2, -1), key=busiest)
 
 
 def _pairs(kernel: Kernel, stage: Stage) -> list[str]:
