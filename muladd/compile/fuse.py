@@ -225,6 +225,7 @@ _ROW = 1 << 17  # elements of a row buffer, at most
 _PANEL = 1 << 17  # elements of a matrix that every point of a kernel may read again
 _SHORT = 256  # terms of a sum, such as a head's, whose results a next sum takes as they come
 _ENOUGH_POINTS = 8
+_MANY = 1 << 18  # elements from which the order in which they are written counts
 _MOST_STAGES = 48
 _MOST_ARGUMENTS = 48
 
@@ -254,6 +255,8 @@ def _worth(
         return False
     if any(g.points() > points and any(map(_is_convolution, g.drafts)) for g in (p, c)):
         return False
+    if p.points() > points and p.after - {c} and any(map(_is_down_columns, c.drafts)):
+        return False  # what is written anyway is written row by row
     if lost and any(d.reuses for d in c.drafts) and (
         any(d.is_window for d in p.drafts) or _kept(p, c, points, home)
     ):
@@ -297,6 +300,14 @@ def _is_sum(p: Group) -> bool:
 def _is_light(p: Group, c: Group) -> bool:
     """Whether a producer's work is nothing beside its user's."""
     return max(d.work for d in p.drafts) * _SMALL_WORK <= max(d.work for d in c.drafts)
+
+
+def _is_down_columns(d: Draft) -> bool:
+    """Whether a stage reduces many rows to one."""
+    n = d.node
+    if n.op.group != "reduce" or n.srcs[0].ndim - 1 in n.arg or d.reuses:
+        return False
+    return elements(n.srcs[0]) >= _MANY
 
 
 def _is_convolution(d: Draft) -> bool:

@@ -110,3 +110,19 @@ def test_convolutions_of_narrow_images(size, channels):
     np.testing.assert_allclose(both[0].numpy(), np.maximum(wanted, 0), rtol=1e-4, atol=1e-3)
     sure = np.abs(wanted) > 1e-3
     np.testing.assert_array_equal(both[1].numpy()[sure], (wanted < 0)[sure])
+
+
+@pytest.mark.parametrize("size, channels", [(20, 32), (24, 16), (16, 33), (7, 48)])
+def test_weights_gradients_over_narrow_images(size, channels):
+    """Long sums over pixels: 4, 8 and 16 of a channel are read at once, and turned."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, 16, size + 2, size + 2)).astype("f")
+    w = rng.normal(size=(channels, 16, 3, 3)).astype("f")
+    g = rng.normal(size=(40, channels, size, size)).astype("f")
+    given, weight = Tensor(x), Tensor(w, requires_grad=True)
+    theirs = torch.tensor(w, requires_grad=True)
+    torch.conv2d(torch.tensor(x), theirs).backward(torch.tensor(g))
+    with config.context(CHECK=True):
+        (given.conv2d(weight) * Tensor(g)).sum().backward()
+        found = weight.grad.numpy()
+    np.testing.assert_allclose(found, theirs.grad.numpy(), rtol=1e-3, atol=2e-2)

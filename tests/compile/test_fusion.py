@@ -172,3 +172,26 @@ def test_what_is_cut_off_a_sum_is_not_computed():
     graph, _ = parameters((derivative.node,))
     stages = [s for k in compile_graph(graph, "CPU").kernels() for s in k.kernel.stages]
     assert {size(s.axes) for s in stages if len(s.reduced) == 3} == {2 * 4 * 7 * 7, 2 * 3 * 7 * 7}
+
+
+def test_what_is_kept_is_not_written_down_the_columns_of_its_sum():
+    a, b = given(600, 512), given(512, 7)
+    x = a.exp() + 1
+    made = kernels(x, x @ b, x.sum(0))
+    (writer,) = (k for k in made if any(s.reduction is None and size(s.axes) == 600 * 512
+                                        for s in k.kernel.stages))  # fmt: skip
+    assert not any(len(s.axes) == 1 and s.reduced for s in writer.kernel.stages)
+    small = given(60, 51)
+    y = small.exp() + 1
+    assert len(kernels(y, y.sum(0))) == 1
+
+
+@pytest.mark.parametrize("shapes", [((5, 1 << 15), (1 << 15, 33)), ((20, 6000), (6000, 40))])
+def test_products_of_few_long_sums_are_parted_for_the_threads(shapes):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s).astype("f") for s in shapes)
+    x = Tensor(a, device="CPU") @ Tensor(b, device="CPU")
+    found = [s for k in kernels(x) for s in k.kernel.stages if s.reduced]
+    long = shapes[0][1] >= 1 << 15
+    assert [len(s.axes) for s in found if size(s.reduced) > 64] == [3 if long else 2]
+    np.testing.assert_allclose(x.numpy(), a.astype("d") @ b, rtol=1e-4, atol=1e-2)
