@@ -19,7 +19,7 @@ from dataclasses import dataclass
 Clock = Callable[[], float]
 Call = Callable[[], object]
 
-GAP = 0.005  # seconds: until the threads of whoever ran last sleep
+GAP = 0.02  # seconds: until the threads of whoever ran last sleep (OpenMP spins for some 6 ms)
 LEAST = 1.5  # seconds for a case, so that a moment in which others were busy is not half of it
 WARM_UPS = 2
 _LONG = 0.2  # seconds of a call beyond which one warm-up call is enough
