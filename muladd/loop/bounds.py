@@ -34,6 +34,7 @@ class _Prover:
         self.proven: set[tuple] = set()
         self.count = 0
         self.narrow: dict[Node, Dim] = {}  # loops that stop early
+        self.ends: list[Poly] = []  # facts of loops that begin or end where a maximum is
 
     def run(self) -> int:
         self.statements(self.lowered.body, ())
@@ -65,7 +66,11 @@ class _Prover:
             del self.narrow[s.loop]
         else:
             start = sym.replace(s.start, self.narrow)
-            self.statements(s.body, (*facts, _gap(s.loop, stop, 1), _gap(start, s.loop)))
+            ends = _gap(s.loop, stop, 1), _gap(start, s.loop)
+            cases = [f for f in ends if any(a.op is ops.MAX for a in atoms(f))]
+            self.ends += cases
+            self.statements(s.body, (*facts, *ends))
+            del self.ends[len(self.ends) - len(cases) :]
 
     def scalar(self, value: Node) -> Node:
         """`scalar` with narrow loops in their places."""
@@ -106,9 +111,17 @@ class _Prover:
         if known is not None:
             at = sym.as_dim(self.scalar(index))
             for goal, what in ((sym.poly(at), "0 <= index"), (_gap(at, size, 1), "index < size")):
-                if not sym.trusted(at) or not (holds(goal, known) or _each_size(goal, known)):
+                if not sym.trusted(at) or not self.shown(goal, known):
                     self.refuse(place, index, guard, size, what, where)
         self.proven.add(key)
+
+    def shown(self, goal: Poly, known: Facts) -> bool:
+        """Whether goal >= 0 can be proven: first without the cases of where loops end, for what
+        an access is guarded by is enough for most."""
+        plain = tuple(f for f in known if not any(f is x for x in self.ends))
+        if len(plain) < len(known) and holds(goal, plain):
+            return True
+        return holds(goal, known) or _each_size(goal, known)
 
     def size(self, place: Place) -> Dim:
         if isinstance(place, str):

@@ -116,30 +116,33 @@ def _candidates(
 
 
 def _comparison(kernel: Kernel, s: Stage, n: Node) -> Iterator[tuple[Node, Limits, dict]]:
-    """a < b solved for an axis of the stage's own, if the rest depends on shared axes only."""
+    """The limits of an axis of the stage's own that a < b gives it, where that holds and not."""
     if not all(sym.trusted(x) for x in n.srcs):
         return
     a, b = (sym.as_dim(x) for x in n.srcs)
+    found = solved(kernel, s, a, b)
+    if found is not None and sym.bounds(found[0].arg.extent)[1] >= _LEAST:
+        axis, inside = found
+        yield axis, Limits(low=inside.high, high=inside.low), {n: True}
+        yield axis, inside, {n: False}
+
+
+def solved(kernel: Kernel, s: Stage, a: Dim, b: Dim) -> tuple[Node, Limits] | None:
+    """Where a < b along an axis of the stage's own; None if that is not one limit, or if it depends
+    on more than shared axes."""
     difference = sym.sub(a, b)  # a < b where this is negative
     own = [x for x in toposort((sym.as_node(difference),))
            if x.op is ops.RANGE and x not in kernel.shared]  # fmt: skip
     if len(own) != 1 or own[0] not in (*s.axes, *s.reduced):
-        return
-    if sym.bounds(own[0].arg.extent)[1] < _LEAST:
-        return
+        return None
     (axis,) = own
-    sign = 1 if axis in toposort((sym.as_node(a),)) else -1
-    rest = sym.sub(difference, sym.mul(axis, sign))
-    if not isinstance(rest, int) and axis in toposort((rest,)):
-        return
-    if sign == 1:  # axis < -rest
-        turn = sym.mul(rest, -1)
-        yield axis, Limits(low=turn), {n: True}
-        yield axis, Limits(high=turn), {n: False}
-    else:  # rest < axis
-        turn = sym.add(rest, 1)
-        yield axis, Limits(high=turn), {n: True}
-        yield axis, Limits(low=turn), {n: False}
+    for sign in (1, -1):
+        rest = sym.sub(difference, sym.mul(axis, sign))
+        if isinstance(rest, int) or axis not in toposort((rest,)):
+            if sign == 1:  # axis < -rest
+                return axis, Limits(high=sym.mul(rest, -1))
+            return axis, Limits(low=sym.add(rest, 1))  # rest < axis
+    return None
 
 
 def _needed(kernel: Kernel, found: dict[str, _Found]) -> set[str]:

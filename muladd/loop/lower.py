@@ -17,8 +17,9 @@ from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
 from muladd.loop.dots import dot, factors
 from muladd.loop.interior import apart, interior
 from muladd.loop.kernel import Kernel, Stage
-from muladd.loop.limits import limits
+from muladd.loop.limits import Limits, limits
 from muladd.loop.nans import careless
+from muladd.loop.padding import lies_in, padding
 from muladd.loop.plan import Leaf, Plan, in_lanes
 from muladd.loop.prefetch import ahead, claims, meanwhile
 from muladd.loop.reach import reach, within
@@ -65,6 +66,7 @@ class _Lowering:
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
         self.limits, self.careless = limits(self.kernel), careless(self.kernel)
+        self.padded: dict[Node, dict[Node, Limits]] = {}  # of stages' values, as far as asked for
         strides = [plan.leaves[a][0].stride for a in self.limits]
         self.grain = lcm(*strides) if strides else 1  # limits are rounded to it, all alike
         self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
@@ -95,6 +97,9 @@ class _Lowering:
         out = [x for s in mine for x in self._stage(s, values, whole)]
         if any(plan.levels[s.name] > depth for s in self.kernel.stages):
             loop = plan.outer[depth]
+            if ("", loop) in plan.inline:
+                turns = [{**(values or {}), loop: k} for k in range(loop.arg.extent)]
+                return out + [x for v in turns for x in self._level(depth + 1, v, whole)]
             axis = apart(plan, loop)
             known = whole if axis is None else whole | {axis}
             stop = loop.arg.extent if axis is None else loop.arg.extent - 1
@@ -310,7 +315,7 @@ class _Lowering:
     def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
         """The turns of an axis' outermost loop that a stage needs at all."""
         if axis not in self.limits:
-            found = reach(self.plan, s, axis)
+            found = self._needed(s, axis)
             if found is None:
                 return 0, stop
             end = sym.div(sym.add(found[1], leaf.stride - 1), leaf.stride)
@@ -321,10 +326,24 @@ class _Lowering:
         end = sym.mul(sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain), per)
         return sym.minimum(start, stop), sym.minimum(end, stop)
 
+    def _needed(self, s: Stage, axis: Node) -> tuple[Dim, Dim] | None:
+        """(first, end) of what a stage needs of an axis; None if that is all of it."""
+        limits = self._padding(s)
+        if axis not in limits:
+            return reach(self.plan, s, axis)
+        first, end = within(self.plan, s, axis, limits[axis])
+        return sym.minimum(sym.maximum(first, 0), axis.arg.extent), sym.maximum(end, 0)
+
+    def _padding(self, s: Stage) -> dict[Node, Limits]:
+        """Where a sum has its terms that may not be zero; where threads stay together, anywhere."""
+        if s.value not in self.padded:
+            self.padded[s.value] = {} if self.plan.group else padding(self.kernel, s)
+        return self.padded[s.value]
+
     def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim) -> sym.Condition:
         """Whether a stage needs the last turn, the one that overhangs."""
         if axis not in self.limits:
-            found = reach(self.plan, s, axis)
+            found = self._needed(s, axis)
             return True if found is None else sym.less(sym.mul(turn, leaf.stride), found[1])
         _, high = within(self.plan, s, axis, self.limits[axis])
         parts = sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain)
@@ -462,6 +481,8 @@ class _Lowering:
         def update(v: Values, f: frozenset) -> list[Statement]:
             body: list[Statement] = []
             for k, turn in enumerate(turns):
+                if lies_in(self._padding(s), self.places, {**v, **turn}):
+                    continue
                 fetched = self._fetched(s, {**v, **turn}, f, vector, True)
                 body += [x for x in fetched if x not in body]
                 accumulator = make(ops.LOAD, (_at(k),), (name, width), d)

@@ -38,7 +38,7 @@ class Plan:
     levels: dict[str, int]  # stage -> how many of `outer` it is inside
     vector: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
     unroll: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
-    inline: frozenset[tuple[str, Node]] = frozenset()  # (stage, loop)
+    inline: frozenset[tuple[str, Node]] = frozenset()  # (stage, or "" where it is outer, loop)
     layouts: dict[str, tuple[Node, ...]] | None = None  # stage -> order of its buffer's loops
     nontemporal: frozenset[str] = frozenset()
     threads: dict[str, tuple[Node, ...]] | None = None  # stage -> loops on the threads of a group

@@ -1,9 +1,11 @@
-"""inline STAGE LOOP...: the turns of a serial loop one after the other, without a loop.
+"""inline [STAGE] LOOP...: the turns of a serial loop one after the other, without a loop.
 
     inline s0 r0     for r0 in 0..4: s += f(r0)  ->  s += f(0); s += f(1); s += f(2); s += f(3)
 
 Unlike `unroll` it gives a reduction no more accumulators, and its terms stay in their order: for
-the few taps of a window, whose places are then known when the code is made.
+the few taps of a window, whose places are then known when the code is made. Without a stage it is
+a loop around stages: for the few tiles of a line, of which then each knows how it lies to the
+border (see `loop/padding`).
 """
 from __future__ import annotations
 
@@ -11,17 +13,19 @@ from dataclasses import replace
 
 from muladd.errors import ScheduleError
 from muladd.loop.plan import Plan
-from muladd.schedule.primitives import loop_named, stage_named
+from muladd.schedule.primitives import loop_named
 
 _MOST = 16  # turns
 
 
-def apply(plan: Plan, stage: str, *loops: str) -> Plan:
-    s = stage_named(plan, stage)
-    found = {loop_named(plan, x) for x in loops}
+def apply(plan: Plan, *words: str) -> Plan:
+    stage = words[0] if words and words[0] in plan.nests else ""
+    found = {loop_named(plan, x) for x in words[bool(stage) :]}
+    own = plan.nests[stage] if stage else plan.outer[plan.parallel :]
     for x in found:
-        if x not in plan.nests[stage] or plan.unrolls(s, x) or plan.spreads(s, x):
-            raise ScheduleError(f"inline: {x.arg.name} is no serial loop of {stage}")
+        if x not in own or (stage, x) in plan.unroll | plan.vector:
+            of = stage if stage else "the loops around, or it is in the grid"
+            raise ScheduleError(f"inline: {x.arg.name} is no serial loop of {of}")
         if not isinstance(x.arg.extent, int) or x.arg.extent > _MOST:
             raise ScheduleError(f"inline: {x.arg.name} has {x.arg.extent} turns, "
                                 f"expected at most {_MOST}")  # fmt: skip
