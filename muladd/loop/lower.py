@@ -315,7 +315,7 @@ class _Lowering:
     def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
         """The turns of an axis' outermost loop that a stage needs at all."""
         if axis not in self.limits:
-            found = self._needed(s, axis)
+            found = reach(self.plan, s, axis, self._padding(s))
             if found is None:
                 return 0, stop
             end = sym.div(sym.add(found[1], leaf.stride - 1), leaf.stride)
@@ -326,14 +326,6 @@ class _Lowering:
         end = sym.mul(sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain), per)
         return sym.minimum(start, stop), sym.minimum(end, stop)
 
-    def _needed(self, s: Stage, axis: Node) -> tuple[Dim, Dim] | None:
-        """(first, end) of what a stage needs of an axis; None if that is all of it."""
-        limits = self._padding(s)
-        if axis not in limits:
-            return reach(self.plan, s, axis)
-        first, end = within(self.plan, s, axis, limits[axis])
-        return sym.minimum(sym.maximum(first, 0), axis.arg.extent), sym.maximum(end, 0)
-
     def _padding(self, s: Stage) -> dict[Node, Limits]:
         """Where a sum has its terms that may not be zero; where threads stay together, anywhere."""
         if s.value not in self.padded:
@@ -343,7 +335,7 @@ class _Lowering:
     def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim) -> sym.Condition:
         """Whether a stage needs the last turn, the one that overhangs."""
         if axis not in self.limits:
-            found = self._needed(s, axis)
+            found = reach(self.plan, s, axis, self._padding(s))
             return True if found is None else sym.less(sym.mul(turn, leaf.stride), found[1])
         _, high = within(self.plan, s, axis, self.limits[axis])
         parts = sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain)

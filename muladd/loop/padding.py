@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from muladd.ir import Dim, Node, dtype, ops, sym, toposort
+from muladd.ir import Dim, Node, dtype, ops, sym
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import Limits, solved
 

@@ -2,7 +2,7 @@
 
 A copy of the rows of an image, made anew for each block of rows, holds the rows of that block and
 those that its windows reach over it: from the least to the greatest index at which it is read while
-the loops around stay where they are.
+the loops around stay where they are. A sum needs the terms that do not lie in padding.
 """
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from muladd.loop.plan import Plan
 Values = dict[Node, Dim]
 
 
-def reach(plan: Plan, stage: Stage, axis: Node) -> tuple[Dim, Dim] | None:
-    """(first, end) of what is read along an axis of the stage's own; None if that is all of it, or
-    cannot be told."""
+def reach(
+    plan: Plan, stage: Stage, axis: Node, padding: dict[Node, Limits]
+) -> tuple[Dim, Dim] | None:
+    """(first, end) of what is read along an axis of the stage's own, or summed outside of padding;
+    None if that is all of it, or cannot be told."""
+    if axis in padding:
+        first, end = within(plan, stage, axis, padding[axis])
+        return sym.minimum(sym.maximum(first, 0), axis.arg.extent), sym.maximum(end, 0)
     if axis not in stage.axes or axis in plan.kernel.shared or stage.argument is not None:
         return None
     at = stage.axes.index(axis)
@@ -35,8 +40,8 @@ def reach(plan: Plan, stage: Stage, axis: Node) -> tuple[Dim, Dim] | None:
     if not fixed:
         return None
     least, most = _turns(plan, axes, fixed)
-    first, last = (extreme(sym.as_dim(index), least, most, greatest) for greatest in (False, True))
-    return first, sym.add(last, 1)
+    begin, last = (extreme(sym.as_dim(index), least, most, greatest) for greatest in (False, True))
+    return begin, sym.add(last, 1)
 
 
 def within(plan: Plan, stage: Stage, axis: Node, limit: Limits) -> tuple[Dim, Dim]:

@@ -546,6 +546,9 @@ def test_partial_results_need_a_place():
     ("nest s0 p0", "has the loops"),
     ("vector r0", "power of two"),
     ("unroll p0", "512 turns"),
+    ("inline", "expected inline [STAGE] LOOP..."),
+    ("inline p0", "inline: p0 is no serial loop around, for it is in the grid or a stage's own"),
+    ("inline s0 p0", "inline: p0 is no serial loop of s0"),
     ("copy s0 middle c0", "side"),
     ("collapse p0 p1", "not one axis"),
     ("merge p0 r0", "not one axis"),
@@ -561,6 +564,15 @@ def test_partial_results_need_a_place():
 def test_a_directive_that_does_not_fit_says_why(line, told):
     with pytest.raises(ScheduleError, match=re.escape(told)):
         apply(product(), (line,))
+
+
+def test_tiles_of_a_line_can_be_written_out_around_all_stages():
+    lines = ("split p1 16", "outer p0 p1.0", "parallel 1", "vector p1.1")
+    before, after = (apply(product(), x) for x in (lines, (*lines, "inline p1.0")))
+    assert "loop p1.0<3*i" in after.text()
+    inputs = [np.random.default_rng(0).standard_normal(a.size).astype(np.float32)
+              for a in product().arguments]  # fmt: skip
+    np.testing.assert_array_equal(run(before, inputs), run(after, inputs))
 
 
 @pytest.mark.parametrize("lines, told", [

@@ -21,11 +21,13 @@ _MOST = 16  # turns
 def apply(plan: Plan, *words: str) -> Plan:
     stage = words[0] if words and words[0] in plan.nests else ""
     found = {loop_named(plan, x) for x in words[bool(stage) :]}
+    if not found:
+        raise ValueError("no loop")
     own = plan.nests[stage] if stage else plan.outer[plan.parallel :]
     for x in found:
         if x not in own or (stage, x) in plan.unroll | plan.vector:
-            of = stage if stage else "the loops around, or it is in the grid"
-            raise ScheduleError(f"inline: {x.arg.name} is no serial loop of {of}")
+            of = f"of {stage}" if stage else "around, for it is in the grid or a stage's own"
+            raise ScheduleError(f"inline: {x.arg.name} is no serial loop {of}")
         if not isinstance(x.arg.extent, int) or x.arg.extent > _MOST:
             raise ScheduleError(f"inline: {x.arg.name} has {x.arg.extent} turns, "
                                 f"expected at most {_MOST}")  # fmt: skip

@@ -25,7 +25,7 @@ from muladd.schedule.recipes.operands import Sides, Tile, own_names, pack, tile,
 
 _LEAST_IMAGES = 16
 _LEAST_TERMS = 128  # of a sum: its results are stored number by number
-_TILES = 4  # of a line that are written out
+_WRITTEN = 512  # multiply-adds of a line's tiles, written out one after the other
 _LEAST_WASTE = 1.1  # of vectors along a line, by what is asked for
 
 
@@ -91,7 +91,7 @@ def _nest(
         plan = step(plan, f"layout c1 {order}")
         plan = step(plan, f"nest c1 {order}")
         plan = step(plan, f"vector c1 {line[1]}")
-        if -(-extent(x) // t.rows) <= _TILES:  # each knows its places in the padding
+        if extent(x) * taps * t.vectors <= _WRITTEN:  # each knows its places in the padding
             plan = step(plan, f"inline {X}.0 {X}.1")
     return plan
 
