@@ -23,6 +23,7 @@ GAP = 0.02  # seconds: until the threads of whoever ran last sleep (OpenMP spins
 LEAST = 1.5  # seconds for a case, so that a moment in which others were busy is not half of it
 WARM_UPS = 2
 _LONG = 0.2  # seconds of a call beyond which one warm-up call is enough
+_MOST = 100_000  # calls of a sample
 _SAMPLE = 0.01  # seconds that a sample lasts at least, so that short calls are timed in batches
 
 
@@ -75,13 +76,20 @@ def alternate(
 
 
 def _batch(call: Call, clock: Clock) -> tuple[int, int]:
-    """(calls of a sample, calls before it). The first call is not looked at: it may compile."""
+    """(calls of a sample, calls before it). The first call is not looked at: it may compile; and
+    one call alone, after others' work, takes several times what it takes among its like."""
     call()
-    start = clock()
-    call()
-    taken = max(clock() - start, 1e-8)
-    count = max(1, min(100_000, round(_SAMPLE / taken)))
-    return count, WARM_UPS if taken < _LONG else 1
+    count = 1
+    while True:
+        start = clock()
+        for _ in range(count):
+            call()
+        taken = max(clock() - start, 1e-8)
+        if taken >= _SAMPLE / 4 or count >= _MOST:
+            break
+        count *= 4
+    each = taken / count
+    return max(1, min(_MOST, round(_SAMPLE / each))), WARM_UPS if each < _LONG else 1
 
 
 def _sample(call: Call, count: int, warm_ups: int, clock: Clock) -> float:
