@@ -38,8 +38,7 @@ from muladd.codegen.transpose import block, in_order, interleaved, turned
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, Var, dtype, is_const, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly
-from muladd.loop.kernel import Kernel
-from muladd.loop.lifetime import offsets
+from muladd.loop.lifetime import offsets, waiting
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -69,6 +68,12 @@ class _Scope:
     writes: set[Place] = field(default_factory=set)  # arrays stored to inside
     solid: bool = False  # loads must not leave: a condition, or a loop that may not run
     turns: Turns | None = None  # of an innermost loop
+    # what depends on arrays that the kernel writes, till one of these is stored to: the operand,
+    # the scope it is emitted in, and the arrays
+    fresh: dict[Node, tuple[str, int, set[Place]]] = field(default_factory=dict)
+
+    def stored(self, place: Place) -> None:
+        self.fresh = {n: x for n, x in self.fresh.items() if place not in x[2]}
 
 # Where a tile of sums begins, as a line of source: constants of other stages must not stay in
 # vector registers across its loops, or too few are left. How to say so, the machine knows.
@@ -112,10 +117,10 @@ class _Renderer:
             entry.lines.append(f"{slot} = getelementptr ptr, ptr %args, i64 {a.index}")
             entry.lines.append(f"%a{a.index} = load ptr, ptr {slot}, align 8")
             self.bases[a.index] = f"%a{a.index}"
-        waiting = _waiting(self.lowered.kernel)
+        far_off = waiting(self.lowered.kernel)
         far = [name for name, a in self.lowered.arrays.items() if not a.lanes and (
                a.count * a.dtype.itemsize > _STACK_BYTES
-               or a.count >= _WAITING and name in waiting)]  # fmt: skip
+               or a.count >= _WAITING and name in far_off)]  # fmt: skip
         self.offsets, self.scratch = offsets(self.lowered, far)
         for array in self.lowered.arrays.values():
             self.place(array)
@@ -151,6 +156,8 @@ class _Renderer:
     def statements(self, body: list[Statement]) -> None:
         done = 0  # statements that were done together with one before
         for k, s in enumerate(body := in_order(body)):
+            if not isinstance(s, Store | Prefetch):
+                self.scopes[-1].fresh = {}
             if done:
                 done -= 1
             elif isinstance(s, Store) and (found := block(body, k)):
@@ -171,6 +178,8 @@ class _Renderer:
                 raise ScheduleError("codegen: in this plan threads of a group wait for each other "
                                     "(`bind`), but on a CPU one thread does a whole chunk; use "
                                     "`parallel`, or a device with groups")  # fmt: skip
+            if isinstance(s, Store):
+                self.scopes[-1].stored(s.place)
 
     def grid(self, s: Grid) -> None:
         """for c in lo..hi, with the grid's loops decoded from c."""
@@ -226,10 +235,7 @@ class _Renderer:
 
     def store(self, s: Store) -> None:
         array = self.lowered.arrays.get(s.place) if isinstance(s.place, str) else None
-        value = self.value(s.value)
-        d = s.value.dtype
-        lanes = s.value.shape[0] if s.value.shape else 0
-        assert isinstance(lanes, int)
+        value, d, lanes = self.value(s.value), s.value.dtype, _lanes(s.value)
         if array is not None and array.lanes:
             if array.count >= _MANY and is_const(s.value) and is_const(s.index, 0):
                 self.here(CLEAR)
@@ -337,57 +343,60 @@ class _Renderer:
         found = self.find(root)
         if found is not None:
             return found
-        fresh: dict[Node, str] = {}  # of arrays this kernel writes: for this statement only
-        depths: dict[Node, int] = {}
         for n in toposort((root,), into=lambda m: self.find(m) is None and not self.apart(m)):
-            if n in fresh or self.find(n) is not None:
-                continue
-            where, volatile = self.level(n, depths)
-            operand = self.emit(n, where, fresh)
-            if volatile:
-                fresh[n], depths[n] = operand, where
-            else:
-                self.scopes[where].memo[n] = operand
-        return fresh.get(root) or self.find(root) or ""
+            if self.find(n) is None:
+                where, places = self.level(n)
+                operand = self.emit(n, where)
+                if places:
+                    self.scopes[-1].fresh[n] = operand, where, places
+                else:
+                    self.scopes[where].memo[n] = operand
+        return self.find(root) or ""
 
     def find(self, n: Node) -> str | None:
         if n.op is ops.CONST:
             return literal(n.arg, n.dtype)
+        if n in self.scopes[-1].fresh:
+            return self.scopes[-1].fresh[n][0]
         for scope in reversed(self.scopes):
             if n in scope.memo:
                 return scope.memo[n]
         return None
 
-    def level(self, n: Node, depths: dict[Node, int]) -> tuple[int, bool]:
-        """The outermost scope a node may be emitted in; whether it depends on a written array."""
+    def level(self, n: Node) -> tuple[int, set[Place]]:
+        """The outermost scope a node may be emitted in, and the written arrays it depends on."""
         if n.op is ops.RANGE:
-            return self.levels[n], False
-        level, volatile = 0, False
+            return self.levels[n], set()
+        level, places = 0, set[Place]()
         for s in self.apart(n) or n.srcs:
-            volatile |= s in depths
-            level = max(level, depths[s] if s in depths else self.depth_of(s))
+            if s in self.scopes[-1].fresh:
+                _, depth, more = self.scopes[-1].fresh[s]
+                level, places = max(level, depth), places | more
+            else:
+                level = max(level, self.depth_of(s))
         if n.op is not ops.LOAD:
-            return level, volatile
+            return level, places
         place = n.arg[0] if isinstance(n.arg, tuple) else n.arg
         mutable = isinstance(place, str) or place in self.written
+        places |= {place} if mutable else set()
         for depth in range(len(self.scopes) - 1, level, -1):
             scope = self.scopes[depth]
             if scope.solid or (mutable and place in scope.writes):
-                return depth, volatile or mutable
-        return level, volatile or mutable
+                return depth, places
+        return level, places
 
     def depth_of(self, n: Node) -> int:
         if n.op is ops.CONST:
             return 0
         return next(i for i in range(len(self.scopes) - 1, -1, -1) if n in self.scopes[i].memo)
 
-    def emit(self, n: Node, where: int, fresh: dict[Node, str]) -> str:
+    def emit(self, n: Node, where: int) -> str:
         lines = self.scopes[where].lines
         lanes = n.shape[0] if n.shape else 0
         assert isinstance(lanes, int)
 
         def arg(s: Node) -> str:
-            return fresh.get(s) or self.find(s) or ""
+            return self.find(s) or ""
 
         if n.op is ops.LOAD:
             return self.load(n, lanes, lines, arg)
@@ -585,6 +594,8 @@ class _Renderer:
         try:
             return self.value(n)
         finally:
+            if inner:  # in these, arrays may be stored to
+                self.scopes[-1].fresh = {}
             self.scopes = self.scopes + inner
 
     def load_scalar(
@@ -659,18 +670,6 @@ def _writes(body: list[Statement]) -> set[Place]:
             found |= _writes(s.body)
         elif isinstance(s, If):
             found |= _writes(s.body) | _writes(s.orelse)
-    return found
-
-
-def _waiting(kernel: Kernel) -> set[str]:
-    """The sums whose results wait until other sums are done."""
-    found = set()
-    for i, s in enumerate(kernel.stages):
-        readers = [j for j, t in enumerate(kernel.stages)
-                   if any(r.arg[0] == s.name for r in t.reads())]  # fmt: skip
-        last = max(readers, default=i)
-        if s.reduction is not None and any(t.reduction for t in kernel.stages[i + 1 : last]):
-            found.add(s.name)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from muladd.compile.empty import is_empty
 from muladd.compile.index import OPAQUE, is_buffer
-from muladd.ir import Node, ops, sym, toposort
+from muladd.ir import Node, is_const, ops, sym, toposort
 
 _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, ops.DIV: 3,
            ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
@@ -19,6 +19,7 @@ _KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
+_FORESEEN_COST = 12  # from this cost on, what is made of an array later is kept in its place
 _TURNED_COST = 12  # the same for values that are used in two orders of their elements
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
 _CAP = 1 << 16
@@ -47,12 +48,19 @@ class Cut:
                       for i, p in enumerate(n.srcs)}  # fmt: skip
         # whose parts are computed side by side, if none needs another
         self.together = {n for n in self.order if n.op is ops.JOIN and _alike(n.srcs)}
+        self.early: dict[Node, Node] = {}  # of what is foreseen, the value that it is made beside
         self._padded()
         self._forward()
         self._repeated()
         self._turned()
         self._trimmed()
+        before = set(self.chosen)
         self._shared()
+        if found := self._foreseen(set(outputs)):
+            self.chosen = before | found
+            for n in self.order:
+                self._price(n)
+            self._shared()
         self._mixed()
         self.stages = [n for n in self.order if n in self.chosen and n.op is not ops.JOIN]
         self.first: dict[tuple[Node, int], Node] = {}  # of so many parts that are computed together
@@ -64,28 +72,32 @@ class Cut:
         """Costs of writing each value out, and cuts in very long chains."""
         depth: dict[Node, int] = {}
         for n in self.order:
-            op = n.op
-            if op.group == "reduce":
+            if n.op.group == "reduce":
                 self.chosen.add(n)
-            if is_buffer(n) or op.group == "reduce":
-                self.cost[n], self.loads[n], depth[n] = 0, 1, 0
-            elif not n.srcs:
-                self.cost[n], self.loads[n], depth[n] = 0, 0, 0
-            elif op.elementwise:
-                distinct = set(n.srcs)
-                cost = _WEIGHT.get(op, 1) + sum(self.cost[s] for s in distinct)
-                self.cost[n] = min(cost, _CAP)
-                self.loads[n] = min(sum(self.loads[s] for s in distinct), _CAP)
-                depth[n] = 1 + max(depth[s] for s in n.srcs)
-                if depth[n] >= _DEEP:
-                    self.chosen.add(n)
-            else:
-                s = n.srcs[0]
-                grows = op is ops.EXPAND and _grows(n)
-                self.cost[n], depth[n] = self.cost[s], depth[s]
-                self.loads[n] = 0 if grows else self.loads[s]
-            if n in self.chosen:
-                self.cost[n], self.loads[n], depth[n] = 0, 1, 0
+            depth[n] = 1 + max((depth[s] for s in n.srcs), default=-1) if n.op.elementwise else max(
+                (depth[s] for s in n.srcs), default=0)
+            if depth[n] >= _DEEP and n.op.elementwise and n.srcs:
+                self.chosen.add(n)
+            if n in self.chosen or is_buffer(n):
+                depth[n] = 0
+            self._price(n)
+
+    def _price(self, n: Node) -> None:
+        """What writing a value out costs where it is used, and the arrays that it then reads."""
+        cost = loads = 0
+        if is_buffer(n) or n in self.chosen:
+            loads = 1
+        elif n.op.elementwise:
+            distinct = set(n.srcs)
+            cost = _weight(n) + sum(self.cost[s] for s in distinct)
+            loads = sum(self.loads[s] for s in distinct)
+        elif n.srcs:
+            s = n.srcs[0]
+            grows = n.op is ops.EXPAND and _grows(n)
+            # what is read is computed before the loop along which it is repeated
+            cost = 0 if grows and self.loads[s] else self.cost[s]
+            loads = 0 if grows else self.loads[s]
+        self.cost[n], self.loads[n] = min(cost, _CAP), min(loads, _CAP)
 
     def array(self, n: Node) -> Node:
         """The node in whose array n is stored: of a JOIN's part the JOIN, of others themselves."""
@@ -203,21 +215,67 @@ class Cut:
         for n in self.order:
             for s in dict.fromkeys(n.srcs):
                 users.setdefault(s, []).append(n)
+        kept = {}
         for n in reversed(self.order):
             mine = self._user(n) if n in self.chosen else user.get(n)
             wider = _narrow(n) is not n  # then what it is a copy of is kept
             if mine is many and n.op.elementwise and n not in self.chosen and not wider:
-                dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
-                if dear and (self.loads[n] or self.cost[n] >= _LOADLESS_COST):
+                if self._is_dear(n):
                     mine = self._as_used(n, users)
+                    kept[mine] = n
                     self.chosen.add(mine)
             if n.op in OPAQUE or mine is None:
                 continue
             for s in n.srcs:
                 user[s] = mine if user.get(s, mine) is mine else many
+        for n in self.order:  # the costs of these were of writing out the others, too
+            if n in kept:
+                self.chosen.remove(n)
+                self._price(n)
+                if self._is_dear(kept[n]):
+                    self.chosen.add(n)
+            self._price(n)
+
+    def _is_dear(self, n: Node) -> bool:
+        """Whether it costs more to write a value out twice than to keep it."""
+        dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
+        return dear and (self.loads[n] > 0 or self.cost[n] >= _LOADLESS_COST)
+
+    def _foreseen(self, outputs: set[Node]) -> set[Node]:
+        """What a later stage alone makes of an array, at length, is made beside the array and kept
+        in its place: the slope of an activation, which has much in common with the activation."""
+        users: dict[Node, list[Node]] = {}
+        for n in self.order:
+            for s in dict.fromkeys(n.srcs):
+                users.setdefault(s, []).append(n)
+        array: dict[Node, Node | None] = {}  # the one that an elementwise value is made of
+        for n in self.order:
+            if n.op.elementwise and n.srcs:
+                made = {array.get(s, s) for s in n.srcs if not self._is_little(s)}
+                array[n] = made.pop() if len(made) == 1 else None
+        ends: dict[Node, list[Node]] = {}
+        for n, a in array.items():
+            if a in self.chosen and any(array.get(u) is not a for u in users.get(n, ())):
+                ends.setdefault(a, []).append(n)
+        found = set()
+        for a, last in ends.items():
+            if a in outputs or any(array.get(u) is not a for u in users[a]):
+                continue
+            late = [n for n in last if n not in self.chosen]
+            if len(late) == 1 < len(last) and self.cost[late[0]] >= _FORESEEN_COST:
+                if late[0].dtype.bits <= a.dtype.bits:
+                    found.add(late[0])
+                    self.early[late[0]] = next(n for n in last if n in self.chosen)
+        return found
+
+    def _is_little(self, n: Node) -> bool:
+        """Whether a value is made of constants, or of an input repeated along an axis."""
+        below = _below_movement(n)
+        return is_const(n) or is_buffer(below) and elements(below) < elements(n)
 
     def _user(self, n: Node) -> Node:
         """Who uses what a stage reads: parts that are computed side by side are one user."""
+        n = self.early.get(n, n)
         array = self.array(n)
         return array if array in self.together else n
 
@@ -229,6 +287,14 @@ class Cut:
             permuted = permuted or top.op is ops.PERMUTE
             joined = joined or permuted and top.op is ops.RESHAPE
         return top if joined and top not in self.chosen else n
+
+
+def _weight(n: Node) -> int:
+    """Operations that a node is: none if it changes a sign, since to subtract is no more than to
+    add."""
+    if n.op is ops.MUL and any(is_const(s, -1) for s in n.srcs):
+        return 0
+    return _WEIGHT.get(n.op, 1)
 
 
 def _ends(n: Node) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from muladd.ir import Node, ops, toposort
+from muladd.loop.kernel import Kernel
 from muladd.loop.statements import For, Grid, If, Lowered, Prefetch, Statement, Store
 
 _LINE = 64  # bytes that all arrays are aligned to
@@ -97,4 +98,16 @@ def offsets(lowered: Lowered, names: Iterable[str]) -> tuple[dict[str, int], int
     return placed, total
 
 
-__all__ = ["lifetimes", "offsets"]
+def waiting(kernel: Kernel) -> set[str]:
+    """The sums whose results wait until other sums are done."""
+    found = set()
+    for i, s in enumerate(kernel.stages):
+        readers = [j for j, t in enumerate(kernel.stages)
+                   if any(r.arg[0] == s.name for r in t.reads())]  # fmt: skip
+        last = max(readers, default=i)
+        if s.reduction is not None and any(t.reduction for t in kernel.stages[i + 1 : last]):
+            found.add(s.name)
+    return found
+
+
+__all__ = ["lifetimes", "offsets", "waiting"]

@@ -36,6 +36,7 @@ from muladd.loop.statements import (
     Store,
     Threads,
 )
+from muladd.loop.together import together
 from muladd.loop.vector import Known, at, scatter_guard, spread, turns_of
 from muladd.rewrite import expand_all
 
@@ -65,6 +66,7 @@ class _Lowering:
         self.places = {a: plan.value(a) for a in plan.leaves}  # each axis in terms of its loops
         self.thread = sym.axis("thread", max(plan.group, 1))
         self.stages = {s.name: s for s in self.kernel.stages}
+        self.common = {x.loop for a in self.kernel.shared for x in plan.leaves[a]}
         self.limits, self.careless = limits(self.kernel), careless(self.kernel)
         self.padded: dict[Node, dict[Node, Limits]] = {}  # of stages' values, as far as asked for
         strides = [plan.leaves[a][0].stride for a in self.limits]
@@ -94,7 +96,7 @@ class _Lowering:
             return self._level(plan.parallel)
         mine = [s for s in self.kernel.stages if s.name not in (plan.inside or {})
                 and max(plan.levels[s.name], plan.parallel) == depth]  # fmt: skip
-        out = [x for s in mine for x in self._stage(s, values, whole)]
+        out = together([self._stage(s, values, whole) for s in mine], self.common)
         if any(plan.levels[s.name] > depth for s in self.kernel.stages):
             loop = plan.outer[depth]
             if ("", loop) in plan.inline:
@@ -129,7 +131,7 @@ class _Lowering:
                 if stride * extent * s.dtype.itemsize % 4096 == 0:
                     extent += max(1, 16 // stride)  # rows of a buffer would share cache lines' sets
             stride *= max(extent, 1)
-        if self._kept_inside(s):
+        if s.name in self.kernel.kept():
             beyond = max(64, self._overrun(s, out))
             self.arrays[s.name] = Array(s.name, s.dtype, stride + beyond, group=plan.group > 0)
             if s.name in self.carried:
@@ -157,9 +159,6 @@ class _Lowering:
                         far += max(0, last + 1 - sym.bounds(leaf.extent)[1]) * stride
                 most = max(most, far)
         return most
-
-    def _kept_inside(self, s: Stage) -> bool:
-        return s.name in self.kernel.kept()
 
     def _slot(self, name: str, indices: tuple[Dim, ...], values: Values) -> Dim:
         """Where a stage's buffer holds the element at `indices` (one for each of its axes)."""
@@ -200,7 +199,7 @@ class _Lowering:
             if any(self.plan.owner(x) in s.reduced for x in threads):
                 raise ScheduleError(f"stage {s.name}: {active} threads of {self.plan.group} join")
             out = [If(sym.as_node(sym.less(self.thread, active)), out)]
-        return [*out, Barrier()] if self._kept_inside(s) else out
+        return [*out, Barrier()] if s.name in self.kernel.kept() else out
 
     def _turned(self, s: Stage, values: Values, whole: frozenset) -> list[Statement]:
         plan = self.plan

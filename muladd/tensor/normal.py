@@ -213,9 +213,9 @@ def _rectified_less(x: Node, area: Node) -> Node:
     return g.sub(g.where(g.gt(x, 0.0), x, 0.0), g.cast(area, x.dtype))
 
 
-def _slope(x: Node, below: Node, c: Node) -> Node:
-    """The cotangent of x, given the derivative at -|x|."""
-    return g.mul(c, g.where(g.lt(x, 0.0), below, g.sub(1.0, below)))
+def _folded(x: Node, below: Node) -> Node:
+    """The derivative at x, given that at -|x|."""
+    return g.where(g.lt(x, 0.0), below, g.sub(1.0, below))
 
 
 def _gelu(x: Node) -> Node:
@@ -226,13 +226,25 @@ def _gelu(x: Node) -> Node:
     return _rectified_less(x, g.mul(g.mul(a, ratio), bell))
 
 
-def _gelu_derivative(x: Node, y: Node, c: Node) -> Node:
+def _gelu_slope(x: Node) -> Node:
     if x.dtype is dt.float64:
         bell, share = _normal(x)
-        return g.mul(c, g.add(share, g.mul(g.mul(x, bell), NORMAL_PEAK)))
-    a = g.cast(_capped(x, FARTHEST), dt.float64)
+        return g.add(share, g.mul(g.mul(x, bell), NORMAL_PEAK))
+    a = _size(x, FARTHEST)
     bell, ratio = _tail(a)
-    return _slope(x, g.cast(g.mul(bell, g.sub(ratio, g.mul(a, NORMAL_PEAK))), x.dtype), c)
+    return _folded(x, g.cast(g.mul(bell, g.sub(ratio, g.mul(a, NORMAL_PEAK))), x.dtype))
+
+
+def _gelu_bend(x: Node, y: Node, c: Node) -> Node:
+    """The derivative of gelu's slope: the normal density, times 2 - x^2."""
+    a = _capped(x, 40.0)
+    square = g.mul(a, a)
+    bell = g.mul(g.exp(g.mul(square, -0.5)), NORMAL_PEAK)
+    return g.mul(c, g.mul(bell, g.sub(2.0, square)))
+
+
+def _gelu_derivative(x: Node, y: Node, c: Node) -> Node:
+    return g.mul(c, with_derivative("gelu_slope", x, _gelu_slope, _gelu_bend))
 
 
 def gelu(x: Node) -> Node:
@@ -292,7 +304,8 @@ def _times_sigmoid_slope(x: Node, t: Node, growth: Node, c: Node) -> Node:
     """The cotangent of x; growth is a times the derivative of t."""
     e = g.exp(g.neg(t))
     share = g.div(1.0, g.add(e, 1.0))
-    return _slope(x, g.mul(g.mul(e, share), g.sub(1.0, g.mul(growth, share))), c)
+    below = g.mul(g.mul(e, share), g.sub(1.0, g.mul(growth, share)))
+    return g.mul(c, _folded(x, below))
 
 
 __all__ = ["erf", "erfc", "erfinv", "gelu", "gelu_tanh", "silu"]

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 import muladd
-from muladd import Tensor
+from muladd import Tensor, nn
+from muladd.codegen.llvm import render
 from muladd.compile import compile_graph, parameters
+from muladd.ir import ops, toposort
 from muladd.schedule.analysis import size, stride
 from muladd.tensor import backend
 
@@ -184,6 +186,34 @@ def test_what_is_kept_is_not_written_down_the_columns_of_its_sum():
     small = given(60, 51)
     y = small.exp() + 1
     assert len(kernels(y, y.sum(0))) == 1
+
+
+def test_the_slope_of_an_activation_is_kept_in_place_of_its_argument():
+    """Forward makes gelu and its slope of one quotient; backward only multiplies."""
+    x, up, b, down = given(64, 384), given(384, 512, grad=True), given(512), given(512, 384)
+    y = (x @ up + b).gelu() @ down
+    forward, _ = kernels(y)  # alone
+    y.square().sum().backward()
+    made = kernels(up.grad)
+    divides = [k for k in made for s in k.kernel.stages
+               if any(n.op is ops.DIV for n in toposort((s.value,)))]  # fmt: skip
+    assert divides == [made[0]] * 2  # two stages of it
+    for k, count in ((forward, 1), (made[0], 2)):
+        assert [a.size for a in k.kernel.arguments if a.written] == [64 * 512] * count
+    quotients = [render(k.lowered(), {}).source.count("fdiv") for k in (forward, made[0])]
+    assert quotients[0] == quotients[1] > 0
+
+
+def test_a_layer_norm_keeps_no_row_but_its_result():
+    """What backward needs of rows it computes again, of two numbers for each."""
+    x, w, v = given(512, 384), given(384, 384, grad=True), given(384, 384)
+    norm = nn.LayerNorm(384)
+    hidden = x @ w
+    (hidden + norm(hidden) @ v).square().sum().backward()
+    made = kernels(w.grad, *(p.grad for p in norm.parameters()))
+    (forward,) = (k for k in made if any(n.op is ops.SQRT for s in k.kernel.stages
+                                         for n in toposort((s.value,))))  # fmt: skip
+    assert sum(a.size == 512 * 384 for a in forward.kernel.arguments if a.written) == 1
 
 
 @pytest.mark.parametrize("shapes", [((5, 1 << 15), (1 << 15, 33)), ((20, 6000), (6000, 40))])

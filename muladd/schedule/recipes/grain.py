@@ -25,7 +25,7 @@ def grid(plan: Plan, axes: list[Node]) -> Plan:
             continue
         need = -(-wanted // points)
         if n > 2 * need:
-            plan = step(plan, f"split {name} {n // need}")
+            plan = step(plan, f"split {name} {_part(n, need)}")
             names += [f"{name}.0", f"{name}.1"]
             points *= need
             parallel += 1
@@ -35,6 +35,13 @@ def grid(plan: Plan, axes: list[Node]) -> Plan:
             parallel += 1
     plan = step(plan, "outer " + " ".join(names)) if names else plan
     return step(plan, f"parallel {parallel}")
+
+
+def _part(n: int, parts: int) -> int:
+    """How much of an axis each of about so many parts has: if it can be, they are all equal, and no
+    statement has to ask where the axis ends."""
+    least = n // parts
+    return next((k for k in range(least, min(2 * least, n) + 1) if n % k == 0), least)
 
 
 def outer(
@@ -61,7 +68,7 @@ def outer(
             continue
         need = -(-wanted // have)
         if n > 2 * need:
-            plan = step(plan, f"split {a.arg.name} {n // need}")
+            plan = step(plan, f"split {a.arg.name} {_part(n, need)}")
             chosen.append(f"{a.arg.name}.0")
             serial.append(f"{a.arg.name}.1")
             have = wanted
