@@ -52,15 +52,6 @@ def limits(kernel: Kernel) -> dict[Node, Limits]:
         refused |= needed
 
 
-def extreme(limit: Dim, least: dict[Node, Dim], most: dict[Node, Dim], greatest: bool) -> Dim:
-    """The greatest (or least) value of a limit that grows or falls with each axis."""
-    terms: list[Dim] = []
-    for mono, c in sym.poly(limit).items():
-        values = most if (c > 0) == greatest else least
-        terms.append(sym.replace(sym.build({mono: c}), values))
-    return sym.sum_of(terms)
-
-
 def _forward(kernel: Kernel, refused: set[str]) -> dict[str, _Found]:
     """Stages, in order, that are constant outside of limits: reductions are at their identity."""
     found: dict[str, _Found] = {}

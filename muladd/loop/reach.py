@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.loop.kernel import Stage
-from muladd.loop.limits import Limits, extreme
+from muladd.loop.limits import Limits
 from muladd.loop.plan import Plan
 
 Values = dict[Node, Dim]
@@ -52,6 +52,39 @@ def within(plan: Plan, stage: Stage, axis: Node, limit: Limits) -> tuple[Dim, Di
     return low, high
 
 
+def extreme(x: Dim, least: Values, most: Values, greatest: bool) -> Dim:
+    """The greatest (or least) that an index can be while each axis lies between two values.
+
+    Where the turns of a division's rest are not one and the same, that is the divisor less 1 (or 0).
+    """
+    total: list[Dim] = []
+    for mono, c in sym.poly(x).items():
+        up = (c > 0) == greatest
+        if len(mono) > 1 and any(sym.bounds(a)[0] < 0 for a in mono):
+            total.append(sym.bounds(sym.build({mono: c}))[greatest])
+            continue
+        factors = [_extreme_atom(a, least, most, up) for a in mono]
+        if len(mono) > 1:  # none is negative, so their product grows with each
+            factors = [sym.maximum(f, 0) for f in factors]
+        total.append(sym.mul(sym.product(factors), c))
+    return sym.sum_of(total)
+
+
+def _extreme_atom(a: Node, least: Values, most: Values, greatest: bool) -> Dim:
+    if a in most:
+        return (most if greatest else least)[a]
+    axes = [x for x in toposort((a,)) if x in most]
+    if all(ops.equal_dims(least[x], most[x]) for x in axes):
+        return sym.replace(a, least)
+    if a.op in (ops.DIV, ops.MOD):
+        x, by = a.srcs
+        if sym.bounds(by)[0] > 0 and not any(y in most for y in toposort((by,))):
+            if a.op is ops.DIV:
+                return sym.div(extreme(sym.as_dim(x), least, most, greatest), sym.as_dim(by))
+            return sym.sub(sym.as_dim(by), 1) if greatest else 0
+    return sym.bounds(a)[greatest]
+
+
 def _turns(plan: Plan, axes: Sequence[Node], fixed: set[Node]) -> tuple[Values, Values]:
     """The least and the greatest value of each axis while the fixed ones of its loops stay."""
     least: Values = {}
@@ -65,4 +98,4 @@ def _turns(plan: Plan, axes: Sequence[Node], fixed: set[Node]) -> tuple[Values, 
     return least, most
 
 
-__all__ = ["reach", "within"]
+__all__ = ["extreme", "reach", "within"]

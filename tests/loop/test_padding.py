@@ -117,3 +117,41 @@ def test_infinite_weights_do_not_meet_padding():
         y = Tensor(np.ones((16, 16, 9, 9), np.float32)).conv2d(Tensor(w), padding=1).numpy()
     assert np.isposinf(y[:, 0, 1:, 1:]).all() and np.isfinite(y[:, 0, 0, 0]).all()
     assert np.isfinite(y[:, 1:]).all()
+
+
+# images whose places are one axis for the loops: then its columns do not grow with it
+@pytest.mark.parametrize(("taps", "size", "channels", "results", "images"), [
+    (3, 7, 2, 32, 1), (3, 7, 18, 32, 8), (5, 7, 5, 48, 3), (5, 10, 26, 5, 31), (5, 23, 7, 32, 14),
+])  # fmt: skip
+def test_places_that_are_one_axis(taps, size, channels, results, images):
+    same_as_torch(data(images, channels, size, size), data(results, channels, taps, taps, seed=1),
+                  padding=taps // 2)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_any_padded_convolution(number):
+    random = np.random.default_rng(number)
+    taps, groups = int(random.integers(1, 6)), int(random.choice([1, 1, 2, 4]))
+    stride, dilation = (int(random.choice([1, 1, 2, 3])) for _ in range(2))
+    channels, results = (groups * int(random.choice([1, 3, 8, 17, 32])) for _ in range(2))
+    pad = int(random.integers(0, taps * dilation + 1))
+    size = dilation * (taps - 1) + 1 + int(random.integers(0, 24))
+    x = random.standard_normal((int(random.integers(1, 9)), channels, size, size)).astype("f")
+    w = random.standard_normal((results, channels // groups, taps, taps)).astype("f")
+    same_as_torch(x, w, padding=pad, stride=stride, dilation=dilation, groups=groups)
+
+
+def same_as_torch(x, w, **options):
+    """Forward and both gradients."""
+    ours = [Tensor(a, device="CPU", requires_grad=True) for a in (x, w)]
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, w)]
+    with config.context(WINOGRAD=0):
+        y = ours[0].conv2d(ours[1], **options)
+        y.square().sum().backward()
+        found = [y.detach(), *(t.grad for t in ours)]
+        Tensor.realize(*found)
+    z = torch.conv2d(*theirs, **options)
+    z.square().sum().backward()
+    for a, b in zip(found, (z.detach(), *(t.grad for t in theirs))):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-3,
+                                   atol=2e-5 * float(b.abs().max()))  # fmt: skip
