@@ -251,6 +251,8 @@ def _worth(
         return False
     if points < _ENOUGH_POINTS <= p.points() and _is_sum(p):  # a sum's parts, and their sum
         return False
+    if p.points() > points and any(map(_is_down_columns, p.drafts)) and _is_sum(c):
+        return False  # the same, of blocks of a matrix' rows
     if points < _ENOUGH_POINTS <= c.points() and _is_light(p, c):  # a number, and what all need it
         return False
     if any(g.points() > points and any(map(_is_convolution, g.drafts)) for g in (p, c)):

@@ -4,11 +4,15 @@ Only in the fast profile: the order of additions changes.
 """
 from __future__ import annotations
 
+import math
+
 from muladd.ir import Node, make, ops, rebuild, sym, toposort
 
 _FEW = 16  # results that are enough work for all cores
 _LONG = 1 << 15  # elements from which two steps pay
 _PARTS = (256, 128, 64, 32, 16)
+_NARROW, _LARGE = (512, 2048), 1 << 19  # bytes of a row, elements of all
+_BLOCKS = (16, 8, 12, 10)  # of rows
 _FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
 
 
@@ -30,6 +34,8 @@ def _split(n: Node) -> Node:
     for a in n.arg:
         total *= sizes[a]
     product = _is_product(n)
+    if not product and _is_narrow(n, results, total):
+        return _by_rows(n)
     if results >= (_FEW_SUMS if product else _FEW) or total < _LONG or results == 0:
         return n
     axes = [a for a in n.arg if sizes[a] > 1]
@@ -52,6 +58,26 @@ def _split(n: Node) -> Node:
     inner = make(n.op, (cut,), inner_axes)
     at = sum(1 for a in range(axis) if a not in n.arg)
     return make(n.op, (inner,), (at,))
+
+
+def _is_narrow(n: Node, results: int, total: int) -> bool:
+    """Whether these are sums down the columns of a large matrix whose rows are too short for each
+    core to read a piece of every one."""
+    down = n.arg == tuple(range(len(n.arg))) and all(isinstance(d, int) for d in n.srcs[0].shape)
+    least, most = _NARROW
+    return down and least <= results * n.dtype.itemsize < most and results * total >= _LARGE
+
+
+def _by_rows(n: Node) -> Node:
+    """The same of blocks of whole rows, and then of these."""
+    sizes = [sym.bounds(d)[1] for d in n.srcs[0].shape]
+    kept, rest = sizes[: len(n.arg)], sizes[len(n.arg) :]
+    rows = math.prod(kept)
+    parts = next((p for p in _BLOCKS if rows % p == 0), None)
+    if parts is None:
+        return n
+    blocks = make(ops.RESHAPE, n.srcs, (parts, rows // parts, *rest))
+    return make(n.op, (make(n.op, (blocks,), (1,)),), (0,))
 
 
 def _is_product(n: Node) -> bool:

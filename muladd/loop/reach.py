@@ -55,7 +55,7 @@ def within(plan: Plan, stage: Stage, axis: Node, limit: Limits) -> tuple[Dim, Di
 def extreme(x: Dim, least: Values, most: Values, greatest: bool) -> Dim:
     """The greatest (or least) that an index can be while each axis lies between two values.
 
-    Where the turns of a division's rest are not one and the same, that is the divisor less 1 (or 0).
+    Where a division's rest has not the same value in all turns, that is the divisor less 1 (or 0).
     """
     total: list[Dim] = []
     for mono, c in sym.poly(x).items():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import muladd
-from muladd import Tensor, nn
+from muladd import Tensor, config, nn
 from muladd.codegen.llvm import render
 from muladd.compile import compile_graph, parameters
 from muladd.ir import ops, toposort
@@ -225,3 +225,22 @@ def test_products_of_few_long_sums_are_parted_for_the_threads(shapes):
     long = shapes[0][1] >= 1 << 15
     assert [len(s.axes) for s in found if size(s.reduced) > 64] == [3 if long else 2]
     np.testing.assert_allclose(x.numpy(), a.astype("d") @ b, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("shape", "blocks"), [
+    ((2048, 384), 16), ((8, 300, 384), 16), ((2047, 384), 1), ((2048, 100), 1), ((4096, 1024), 1),
+])  # fmt: skip
+def test_narrow_sums_down_columns_go_by_blocks_of_whole_rows(shape, blocks):
+    x = given(*shape)
+    rows = tuple(range(len(shape) - 1))
+    for profile in ("fast", "exact"):
+        with config.context(PROFILE=profile):
+            total = x.sum(rows)
+            first, *rest = kernels(total)
+            if profile == "fast" and blocks > 1:
+                assert {size(s.axes) for s in first.kernel.stages} == {blocks * shape[-1]}
+                assert len(rest) == 1
+            else:
+                assert not rest
+            expected = x.numpy().astype("d").sum(rows)
+            np.testing.assert_allclose(total.numpy(), expected, rtol=1e-4, atol=1e-3)

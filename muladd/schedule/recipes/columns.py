@@ -17,26 +17,32 @@ from muladd.errors import ScheduleError
 from muladd.ir import Node
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.plan import Plan
-from muladd.schedule.analysis import FAR, accesses, extent, size
+from muladd.schedule.analysis import FAR, accesses, extent, size, work
 from muladd.schedule.primitives import step
+from muladd.schedule.recipes.operands import merge_reduced
 
 _ROWS = 8  # of a block
 _SHORT = 2048  # bytes of a row which are too few to be read by themselves
+_LEAST = 512  # bytes of rows that are worth the trouble
+_STREAMS = 3  # matrices that are read side by side
 _PART = 2  # the part of the first cache that sums take at most
 
 
 def columns(plan: Plan, machine: Machine, axis: Node) -> Plan | None:
     """The nest above for vectors along a shared axis, or None if the kernel is another."""
-    kernel = plan.kernel
-    found = [s for s in kernel.stages if s.reduced]
-    if kernel.exact or len(found) != 1 or not _comes_row_by_row(kernel, machine, found[0], axis):
+    found = [s.name for s in plan.kernel.stages if s.reduced]
+    if plan.kernel.exact or len(found) != 1:
         return None
-    (s,), (r,) = found, found[0].reduced
+    plan = merge_reduced(plan, found[0])
+    kernel, s = plan.kernel, plan.kernel.stage(found[0])
+    if not _comes_row_by_row(kernel, machine, s, axis):
+        return None
+    (r,) = s.reduced
     item, lanes = s.accumulator.itemsize, machine.lanes(s.accumulator.itemsize)
     others = [a for a in kernel.shared if a is not axis]
     chunks = max(1, 2 * machine.cores // size(others))
     vectors = machine.chains  # of a tile: sums in registers, to each of which a row adds
-    least = max(_SHORT // item, lanes * vectors)
+    least = min(max(_SHORT // item, lanes * vectors), extent(axis))  # or rows as they are
     piece = max(extent(axis) // chunks, min(least * 4, extent(axis) // machine.cores))
     piece = min(piece, machine.l1 // _PART // item) // (lanes * vectors)
     if piece * lanes * vectors < least:
@@ -57,10 +63,10 @@ def _comes_row_by_row(kernel: Kernel, machine: Machine, s: Stage, axis: Node) ->
     (r,) = s.reduced
     rows = [x for x in accesses(kernel, s) if not x.store and x.stride(r)]
     down = [x for x in rows if x.stride(axis) == 1 and x.stride(r) != FAR
-            and abs(x.stride(r)) * x.itemsize > _SHORT]  # fmt: skip
+            and abs(x.stride(r)) * x.itemsize >= _LEAST]  # fmt: skip
     along = [x for x in rows if x not in down]
-    large = extent(axis) * extent(r) * s.accumulator.itemsize > machine.l2
-    return len(down) == 1 and large and all(x.stride(axis) == 0 for x in along)
+    large = work(s) * s.accumulator.itemsize > machine.l2
+    return 0 < len(down) <= _STREAMS and large and all(x.stride(axis) == 0 for x in along)
 
 
 def _nested(
