@@ -156,8 +156,6 @@ class _Renderer:
     def statements(self, body: list[Statement]) -> None:
         done = 0  # statements that were done together with one before
         for k, s in enumerate(body := in_order(body)):
-            if not isinstance(s, Store | Prefetch):
-                self.scopes[-1].fresh = {}
             if done:
                 done -= 1
             elif isinstance(s, Store) and (found := block(body, k)):
@@ -180,6 +178,8 @@ class _Renderer:
                                     "`parallel`, or a device with groups")  # fmt: skip
             if isinstance(s, Store):
                 self.scopes[-1].stored(s.place)
+            elif not isinstance(s, Prefetch):
+                self.scopes[-1].fresh = {}
 
     def grid(self, s: Grid) -> None:
         """for c in lo..hi, with the grid's loops decoded from c."""

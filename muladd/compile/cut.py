@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 
 from muladd.compile.empty import is_empty
 from muladd.compile.index import OPAQUE, is_buffer
@@ -15,12 +16,16 @@ from muladd.ir import Node, is_const, ops, sym, toposort
 
 _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, ops.DIV: 3,
            ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
-_KEEP_COST = 3  # from this cost on, a value used by two stages is computed once
+_KEEP_COST = 12  # from this cost on, a value used by two stages is computed once
+_ONLY_COST = 3  # the same for one through which alone its arrays are used, so that these go
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
+_WIDE_COST = 1024  # up to this cost, a value of wider numbers than it is made of is not kept
 _FORESEEN_COST = 12  # from this cost on, what is made of an array later is kept in its place
 _TURNED_COST = 12  # the same for values that are used in two orders of their elements
+_FEW_LOADS = 3  # of which two are many
+_MOST_REPLACED = 64  # nodes that a value is made of, to be looked at
 _DEEP = 400  # operations in a row, before a chain is cut for the compiler's sake
 _CAP = 1 << 16
 _MOST_MAPS = 24  # arrays, and ways of reading them, in one expression
@@ -36,8 +41,13 @@ class Cut:
     def __init__(self, outputs: Iterable[Node]) -> None:
         outputs = list(outputs)
         self.order = toposort(outputs)
+        self.users: dict[Node, list[Node]] = {n: [] for n in self.order}
+        for n in self.order:
+            for s in dict.fromkeys(n.srcs):
+                self.users[s].append(n)
         self.cost: dict[Node, int] = {}
-        self.loads: dict[Node, int] = {}
+        self.loads: dict[Node, frozenset] = {}
+        self.width: dict[Node, int] = {}
         self.chosen: set[Node] = {n for n in outputs if not is_buffer(n)}
         for n in self.order:
             if n.op in OPAQUE:
@@ -83,21 +93,27 @@ class Cut:
             self._price(n)
 
     def _price(self, n: Node) -> None:
-        """What writing a value out costs where it is used, and the arrays that it then reads."""
-        cost = loads = 0
+        """What writing a value out costs where it is used, the arrays that it then reads (a few of
+        them, each with the way it is moved), and how many bits their numbers have at most."""
+        cost = width = 0
+        loads = frozenset[object]()
         if is_buffer(n) or n in self.chosen:
-            loads = 1
+            loads, width = frozenset((n,)), n.dtype.bits
         elif n.op.elementwise:
             distinct = set(n.srcs)
             cost = _weight(n) + sum(self.cost[s] for s in distinct)
-            loads = sum(self.loads[s] for s in distinct)
+            loads = frozenset(islice(loads.union(*(self.loads[s] for s in distinct)), _FEW_LOADS))
+            width = max((self.width[s] for s in distinct), default=0)
         elif n.srcs:
             s = n.srcs[0]
             grows = n.op is ops.EXPAND and _grows(n)
             # what is read is computed before the loop along which it is repeated
             cost = 0 if grows and self.loads[s] else self.cost[s]
-            loads = 0 if grows else self.loads[s]
-        self.cost[n], self.loads[n] = min(cost, _CAP), min(loads, _CAP)
+            moved = n.op not in (ops.EXPAND, ops.RESHAPE, ops.PERMUTE)
+            if not grows:
+                loads = frozenset((x, n) for x in self.loads[s]) if moved else self.loads[s]
+            width = self.width[s]
+        self.cost[n], self.loads[n], self.width[n] = min(cost, _CAP), loads, width
 
     def array(self, n: Node) -> Node:
         """The node in whose array n is stored: of a JOIN's part the JOIN, of others themselves."""
@@ -211,17 +227,13 @@ class Cut:
         """Values that several stages use. `user` is the one stage that uses a node, or many."""
         many = object()
         user: dict[Node, object] = {}
-        users: dict[Node, list[Node]] = {}
-        for n in self.order:
-            for s in dict.fromkeys(n.srcs):
-                users.setdefault(s, []).append(n)
         kept = {}
         for n in reversed(self.order):
-            mine = self._user(n) if n in self.chosen else user.get(n)
-            wider = _narrow(n) is not n  # then what it is a copy of is kept
-            if mine is many and n.op.elementwise and n not in self.chosen and not wider:
+            mine = self._user(self.early.get(n, n)) if n in self.chosen else user.get(n)
+            copy = _narrow(n) is not n  # then what it is a copy of is kept
+            if mine is many and n.op.elementwise and n not in self.chosen and not copy:
                 if self._is_dear(n):
-                    mine = self._as_used(n, users)
+                    mine = self._as_used(n)
                     kept[mine] = n
                     self.chosen.add(mine)
             if n.op in OPAQUE or mine is None:
@@ -238,28 +250,39 @@ class Cut:
 
     def _is_dear(self, n: Node) -> bool:
         """Whether it costs more to write a value out twice than to keep it."""
-        dear = self.cost[n] >= _KEEP_COST or self.loads[n] >= 2
-        return dear and (self.loads[n] > 0 or self.cost[n] >= _LOADLESS_COST)
+        if n.dtype.bits > self.width[n] > 0 and self.cost[n] < _WIDE_COST:
+            return False  # it is made of less to keep
+        limit = _ONLY_COST if self._replaces(n) else _KEEP_COST
+        dear = self.cost[n] >= limit or len(self.loads[n]) >= 2
+        return dear and (bool(self.loads[n]) or self.cost[n] >= _LOADLESS_COST)
+
+    def _replaces(self, n: Node) -> bool:
+        """Whether nobody but n uses what it is made of, so that n is kept in place of that."""
+        ends = lambda m: is_buffer(m) or m in self.chosen  # noqa: E731
+        made = toposort((n,), into=lambda m: m is n or not ends(m))
+        if len(made) > _MOST_REPLACED:
+            return False
+        inside = set(made)
+        return all(u in inside for m in made if m is not n and m.srcs for u in self.users[m])
 
     def _foreseen(self, outputs: set[Node]) -> set[Node]:
         """What a later stage alone makes of an array, at length, is made beside the array and kept
         in its place: the slope of an activation, which has much in common with the activation."""
-        users: dict[Node, list[Node]] = {}
-        for n in self.order:
-            for s in dict.fromkeys(n.srcs):
-                users.setdefault(s, []).append(n)
         array: dict[Node, Node | None] = {}  # the one that an elementwise value is made of
+        given: set[Node] = set()  # what is made of inputs alone: a bias, repeated, may be read too
         for n in self.order:
+            if n.op is not ops.JOIN and n.op.group != "reduce" and n.op not in OPAQUE:
+                given |= {n} if given.issuperset(n.srcs) else set()
             if n.op.elementwise and n.srcs:
-                made = {array.get(s, s) for s in n.srcs if not self._is_little(s)}
+                made = {array.get(s, s) for s in n.srcs if s not in given or self.loads[s]}
                 array[n] = made.pop() if len(made) == 1 else None
         ends: dict[Node, list[Node]] = {}
         for n, a in array.items():
-            if a in self.chosen and any(array.get(u) is not a for u in users.get(n, ())):
+            if a in self.chosen and any(array.get(u) is not a for u in self.users[n]):
                 ends.setdefault(a, []).append(n)
         found = set()
         for a, last in ends.items():
-            if a in outputs or any(array.get(u) is not a for u in users[a]):
+            if a in outputs or any(array.get(u) is not a for u in self.users[a]):
                 continue
             late = [n for n in last if n not in self.chosen]
             if len(late) == 1 < len(last) and self.cost[late[0]] >= _FORESEEN_COST:
@@ -268,22 +291,16 @@ class Cut:
                     self.early[late[0]] = next(n for n in last if n in self.chosen)
         return found
 
-    def _is_little(self, n: Node) -> bool:
-        """Whether a value is made of constants, or of an input repeated along an axis."""
-        below = _below_movement(n)
-        return is_const(n) or is_buffer(below) and elements(below) < elements(n)
-
     def _user(self, n: Node) -> Node:
         """Who uses what a stage reads: parts that are computed side by side are one user."""
-        n = self.early.get(n, n)
         array = self.array(n)
         return array if array in self.together else n
 
-    def _as_used(self, n: Node, users: dict[Node, list[Node]]) -> Node:
+    def _as_used(self, n: Node) -> Node:
         """A value in the order of elements that its users see, where windows were put together."""
         top, permuted, joined = n, False, False
-        while len(users[top]) == 1 and users[top][0].op in (ops.PERMUTE, ops.RESHAPE):
-            top = users[top][0]
+        while len(self.users[top]) == 1 and self.users[top][0].op in (ops.PERMUTE, ops.RESHAPE):
+            top = self.users[top][0]
             permuted = permuted or top.op is ops.PERMUTE
             joined = joined or permuted and top.op is ops.RESHAPE
         return top if joined and top not in self.chosen else n

@@ -16,6 +16,7 @@ from muladd.ir import Node
 from muladd.loop.statements import For, If, Prefetch, Statement, Store, Threads
 
 Body = list[Statement]
+_MOST = 64  # statements of a loop: of more, neither values nor addresses find registers
 
 
 def together(stages: list[Body], shared: Container[Node]) -> Body:
@@ -54,7 +55,7 @@ def _one(first: Body, then: Body, shared: Container[Node]) -> Body | None:
 
 def _inside(first: Body, then: Body, shared: Container[Node]) -> Body | None:
     if all(isinstance(s, Store | Prefetch) for s in (*first, *then)):
-        return first + then
+        return first + then if len(first) + len(then) <= _MOST else None
     return _one(first, then, shared)
 
 

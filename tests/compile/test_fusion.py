@@ -204,6 +204,29 @@ def test_the_slope_of_an_activation_is_kept_in_place_of_its_argument():
     assert quotients[0] == quotients[1] > 0
 
 
+GELUS = {  # of a product, in what is kept: arrays of its size, beside all other results
+    "bare": (lambda t, b: t.gelu(), 3),
+    "sum of inputs": (lambda t, b: (t + (b + 2.0 * b)).gelu(), 3),
+    "bfloat16": (lambda t, b: (t + b.cast("bfloat16").cast("float32")).gelu(), 3),
+    "layer norm": (lambda t, b: t.layernorm(-1, b, b).gelu(), 6),
+    "turned": (lambda t, b: t.reshape(8, 8, 512).permute(1, 0, 2).gelu(), 3),
+    "gated": (lambda t, b: t[:, :256] * t[:, 256:].gelu(), 2),
+    "residual": (lambda t, b: (t + b).gelu() + t, 3),
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_what_a_step_keeps_of_an_activation_is_no_more_than_its_argument(name):
+    """No part of its formula, though forward and backward have some in common."""
+    x, w, b = given(64, 384), given(384, 512, grad=True), given(512)
+    make, most = GELUS[name]
+    h = make(x @ w, b)
+    ((h.reshape(64, -1) @ given(h.numel() // 64, 384)) ** 2).sum().backward()
+    written = [a for k in kernels(w.grad) for a in k.kernel.arguments if a.written]
+    bytes_ = sum(a.size * a.dtype.itemsize for a in written)
+    assert bytes_ - 4 * 384 * 512 <= 4 * 64 * 512 * most
+
+
 def test_a_layer_norm_keeps_no_row_but_its_result():
     """What backward needs of rows it computes again, of two numbers for each."""
     x, w, v = given(512, 384), given(384, 384, grad=True), given(384, 384)
@@ -211,8 +234,8 @@ def test_a_layer_norm_keeps_no_row_but_its_result():
     hidden = x @ w
     (hidden + norm(hidden) @ v).square().sum().backward()
     made = kernels(w.grad, *(p.grad for p in norm.parameters()))
-    (forward,) = (k for k in made if any(n.op is ops.SQRT for s in k.kernel.stages
-                                         for n in toposort((s.value,))))  # fmt: skip
+    forward = next(k for k in made if any(n.op is ops.SQRT for s in k.kernel.stages
+                                          for n in toposort((s.value,))))  # fmt: skip
     assert sum(a.size == 512 * 384 for a in forward.kernel.arguments if a.written) == 1
 
 

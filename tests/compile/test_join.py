@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from oracle import compare
 
 import muladd
@@ -202,6 +203,30 @@ def test_a_part_that_another_parts_sum_needs(device):
     second = red(second).realize()
     expected = np.concatenate([red(first).numpy(), red(second).numpy(), four.numpy()])
     np.testing.assert_allclose(f(x, y).numpy(), expected, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", ["silu", "sigmoid", "gelu"])
+@pytest.mark.parametrize("twice", [True, False])
+def test_activations_that_are_joined(name, twice, device):
+    """What backward keeps of an activation's argument is no part of what that is joined to."""
+    rng = np.random.default_rng(0)
+    x, *w = (rng.standard_normal(s).astype("f") for s in ((4, 5), (5, 6), (5, 6)))
+
+    def loss(x, u, v):
+        h = getattr(x @ u, name)()
+        return (Tensor.cat(h, h * 2.0 if twice else getattr(x @ v, name)(), dim=1) ** 2).sum()
+
+    def reference(x, u, v):
+        act = getattr(torch, name, None) or getattr(torch.nn.functional, name)
+        h = act(x @ u)
+        return (torch.cat([h, h * 2.0 if twice else act(x @ v)], 1) ** 2).sum()
+
+    ours = [Tensor(a, device=device, requires_grad=True) for a in (x, *w)]
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, *w)]
+    loss(*ours).backward()
+    reference(*theirs).backward()
+    for a, b in list(zip(ours, theirs))[: 2 if twice else 3]:
+        np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_joins_parts_are_its_own() -> None:
