@@ -17,7 +17,8 @@ from muladd.ir import Node, is_const, ops, sym, toposort
 _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, ops.DIV: 3,
            ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
 _KEEP_COST = 12  # from this cost on, a value used by two stages is computed once
-_ONLY_COST = 3  # the same for one through which alone its arrays are used, so that these go
+# the same for one that is kept in place of its arrays, which nobody else uses, or that is narrower
+_ONLY_COST = 3
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
@@ -84,9 +85,9 @@ class Cut:
         for n in self.order:
             if n.op.group == "reduce":
                 self.chosen.add(n)
-            depth[n] = 1 + max((depth[s] for s in n.srcs), default=-1) if n.op.elementwise else max(
-                (depth[s] for s in n.srcs), default=0)
-            if depth[n] >= _DEEP and n.op.elementwise and n.srcs:
+            step = int(n.op.elementwise and bool(n.srcs))
+            depth[n] = max((depth[s] for s in n.srcs), default=0) + step
+            if step and depth[n] >= _DEEP:
                 self.chosen.add(n)
             if n in self.chosen or is_buffer(n):
                 depth[n] = 0
@@ -188,7 +189,7 @@ class Cut:
                 continue
             limit = _REPEAT_COST if self._reads(s) else _LOADLESS_COST
             narrow = _narrow(s)  # what is kept is kept as narrow as it is
-            if narrow.dtype.bits == 8 and narrow is not s:
+            if narrow.dtype.bits == 8 and narrow is not s and self.width[narrow] <= 8:
                 limit = max(limit, _UNPACK_COST)
             if narrow not in self.chosen and self.cost[narrow] >= limit:
                 self.chosen.add(narrow)
@@ -252,18 +253,24 @@ class Cut:
         """Whether it costs more to write a value out twice than to keep it."""
         if n.dtype.bits > self.width[n] > 0 and self.cost[n] < _WIDE_COST:
             return False  # it is made of less to keep
-        limit = _ONLY_COST if self._replaces(n) else _KEEP_COST
-        dear = self.cost[n] >= limit or len(self.loads[n]) >= 2
-        return dear and (bool(self.loads[n]) or self.cost[n] >= _LOADLESS_COST)
+        if not self.loads[n]:
+            return self.cost[n] >= _LOADLESS_COST
+        if self.cost[n] >= _KEEP_COST or len(self.loads[n]) >= 2:
+            return True
+        narrower = n.dtype.bits < self.width[n] and n.dtype.kind != "b"  # bytes made of floats
+        return self.cost[n] >= _ONLY_COST and (narrower or self._replaces(n))
 
     def _replaces(self, n: Node) -> bool:
         """Whether nobody but n uses what it is made of, so that n is kept in place of that."""
-        ends = lambda m: is_buffer(m) or m in self.chosen  # noqa: E731
-        made = toposort((n,), into=lambda m: m is n or not ends(m))
-        if len(made) > _MOST_REPLACED:
-            return False
-        inside = set(made)
-        return all(u in inside for m in made if m is not n and m.srcs for u in self.users[m])
+        inside, todo = {n}, [n]
+        while todo and len(inside) <= _MOST_REPLACED:
+            for s in todo.pop().srcs:
+                if is_buffer(s) and elements(s) >= elements(n):
+                    return False  # an input stays in any case
+                if s not in inside and s.srcs:
+                    inside.add(s)
+                    todo += [s] if s not in self.chosen else []
+        return not todo and all(u in inside for m in inside - {n} for u in self.users[m])
 
     def _foreseen(self, outputs: set[Node]) -> set[Node]:
         """What a later stage alone makes of an array, at length, is made beside the array and kept
