@@ -261,16 +261,23 @@ class Cut:
         return self.cost[n] >= _ONLY_COST and (narrower or self._replaces(n))
 
     def _replaces(self, n: Node) -> bool:
-        """Whether nobody but n uses what it is made of, so that n is kept in place of that."""
+        """Whether an array goes if n is kept: one that is used to make n, and for nothing else."""
         inside, todo = {n}, [n]
+        arrays: list[Node] = []
         while todo and len(inside) <= _MOST_REPLACED:
             for s in todo.pop().srcs:
-                if is_buffer(s) and elements(s) >= elements(n):
-                    return False  # an input stays in any case
-                if s not in inside and s.srcs:
-                    inside.add(s)
-                    todo += [s] if s not in self.chosen else []
-        return not todo and all(u in inside for m in inside - {n} for u in self.users[m])
+                if s in inside:
+                    continue
+                inside.add(s)
+                if s not in self.chosen:
+                    todo.append(s)
+                elif elements(s) >= elements(n):
+                    arrays.append(s)
+        left, only = inside - {n}, {n}
+        while found := {m for m in left if only.issuperset(self.users[m])}:
+            only |= found
+            left -= found
+        return not only.isdisjoint(arrays)
 
     def _foreseen(self, outputs: set[Node]) -> set[Node]:
         """What a later stage alone makes of an array, at length, is made beside the array and kept
