@@ -16,7 +16,7 @@ from muladd.ir import Node, is_const, ops, sym, toposort
 
 _WEIGHT = {ops.EXP2: 10, ops.EXP: 11, ops.LOG2: 10, ops.SIN: 12, ops.COS: 13, ops.DIV: 3,
            ops.SQRT: 3, ops.MOD: 3}  # fmt: skip
-_KEEP_COST = 12  # from this cost on, a value used by two stages is computed once
+_KEEP_COST = 10  # from this cost on (an exponential), a value used by two stages is computed once
 # the same for one that is kept in place of its arrays, which nobody else uses, or that is narrower
 _ONLY_COST = 3
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
