@@ -18,6 +18,8 @@ def factors(s: Stage) -> list[Pair] | None:
     int32, or None if that is not what it does."""
     if s.reduction is not ops.SUM or s.dtype is not dtype.int32 or s.scatter:
         return None
+    if any(len(x.srcs) > 1 for x in s.loads()):  # padded rows: bytes that may not be there
+        return None
     found: list[Pair] = []
     todo = [s.value]
     while todo:
@@ -52,9 +54,7 @@ def side_by_side(value: Node, vector: Node, inner: Node) -> Node:
     lanes, group = vector.arg.extent, inner.arg.extent
     count = lanes * group
     done: dict[Node, Node] = {}
-    for n in toposort((value,), into=lambda m: m.dtype is not dtype.INDEX):
-        if n.dtype is dtype.INDEX:
-            continue
+    for n in toposort((value,), into=lambda m: m.op is not ops.LOAD):
         if n.op is ops.LOAD:
             if len(n.srcs) > 1:
                 raise ScheduleError("dot: an operand that is loaded under a condition")

@@ -291,17 +291,17 @@ class _Lowering:
             start: Dim = 0
             stop: Dim = loop.arg.extent
             if leaf is leaves[0]:
-                start, stop = self._limited(s, axis, leaf, stop)
+                start, stop = self._limited(s, axis, leaf, stop, values)
             return [For(loop, start, stop, inside(values, full))]
         if leaf is leaves[0]:
             whole = sym.div(n, leaf.stride)
-            start, stop = self._limited(s, axis, leaf, whole)
+            start, stop = self._limited(s, axis, leaf, whole, values)
             out: list[Statement] = []
             if whole != 0:
                 out = [For(loop, start, stop, inside(values, full | {axis}))]
             last = inside({**values, loop: whole}, full)
             rest = sym.both(sym.less(0, sym.mod(n, leaf.stride)),
-                            self._reached(s, axis, leaf, whole))  # fmt: skip
+                            self._reached(s, axis, leaf, whole, values))  # fmt: skip
             return out + (last if rest is True else [If(rest, last)] if rest is not False else [])
         before = sym.sum_of(
             sym.mul(values.get(x.loop, x.loop), x.stride) for x in leaves[: leaves.index(leaf)]
@@ -311,15 +311,15 @@ class _Lowering:
         inner = full | {axis} if sums else full  # the bound keeps every turn inside
         return [For(loop, 0, sym.minimum(left, loop.arg.extent), inside(values, inner))]
 
-    def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim) -> tuple[Dim, Dim]:
+    def _limited(self, s: Stage, axis: Node, leaf: Leaf, stop: Dim, at: Values) -> tuple[Dim, Dim]:
         """The turns of an axis' outermost loop that a stage needs at all."""
         if axis not in self.limits:
             found = reach(self.plan, s, axis, self._padding(s))
             if found is None:
                 return 0, stop
-            end = sym.div(sym.add(found[1], leaf.stride - 1), leaf.stride)
-            return sym.div(found[0], leaf.stride), sym.minimum(end, stop)
-        low, high = within(self.plan, s, axis, self.limits[axis])
+            end = sym.div(sym.add(sym.replace(found[1], at), leaf.stride - 1), leaf.stride)
+            return sym.div(sym.replace(found[0], at), leaf.stride), sym.minimum(end, stop)
+        low, high = (sym.replace(x, at) for x in within(self.plan, s, axis, self.limits[axis]))
         per = self.grain // leaf.stride
         start = sym.mul(sym.div(sym.maximum(low, 0), self.grain), per)
         end = sym.mul(sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain), per)
@@ -331,12 +331,13 @@ class _Lowering:
             self.padded[s.value] = {} if self.plan.group else padding(self.kernel, s)
         return self.padded[s.value]
 
-    def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim) -> sym.Condition:
+    def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim, at: Values) -> sym.Condition:
         """Whether a stage needs the last turn, the one that overhangs."""
         if axis not in self.limits:
             found = reach(self.plan, s, axis, self._padding(s))
-            return True if found is None else sym.less(sym.mul(turn, leaf.stride), found[1])
-        _, high = within(self.plan, s, axis, self.limits[axis])
+            end = None if found is None else sym.replace(found[1], at)
+            return True if end is None else sym.less(sym.mul(turn, leaf.stride), end)
+        high = sym.replace(within(self.plan, s, axis, self.limits[axis])[1], at)
         parts = sym.div(sym.add(sym.maximum(high, 0), self.grain - 1), self.grain)
         return sym.less(sym.mul(turn, leaf.stride), sym.mul(parts, self.grain))
 

@@ -126,3 +126,12 @@ def test_bounds_of_bytes():
     assert bounds(make(ops.MOD, (byte, by[16]))) == (0, 15)
     assert bounds(make(ops.DIV, (small, const(16, dtype.int8)))) == (-8, 7)
     assert bounds(make(ops.ADD, (byte, byte))) == (0, 255)
+
+
+def test_rows_of_bytes_with_padding():
+    """What is loaded under a condition is no pair of bytes, but a product all the same."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-9, 9, s).astype("i1") for s in ((64, 64), (64, 48)))
+    padded = Tensor(x, device="CPU").pad((0, 0, 3, 2))
+    found = (padded.int() @ Tensor(y, device="CPU").int()).numpy()
+    np.testing.assert_array_equal(found, np.pad(x.astype("i4"), ((3, 2), (0, 0))) @ y.astype("i4"))

@@ -128,6 +128,15 @@ def test_places_that_are_one_axis(taps, size, channels, results, images):
                   padding=taps // 2)  # fmt: skip
 
 
+@pytest.mark.parametrize(("size", "taps", "channels", "results"), [
+    (9, 9, 8, 48), (5, 9, 8, 32), (13, 11, 8, 32),
+])  # fmt: skip
+def test_lines_of_more_taps_than_are_written_out(size, taps, channels, results):
+    """Their loop over taps is one, inside of tiles of which each is written out."""
+    same_as_torch(data(16, channels, size, size), data(results, channels, 3, taps, seed=1),
+                  padding=(1, taps // 2))  # fmt: skip
+
+
 @pytest.mark.parametrize("number", range(16))
 def test_any_padded_convolution(number):
     random = np.random.default_rng(number)
