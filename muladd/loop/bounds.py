@@ -230,7 +230,7 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     if sym.lower(goal) >= 0:
         return True
     facts = tuple(dict(f) for f in dict.fromkeys(_frozen(whole(f)) for f in facts) if f)
-    ways = [_narrowed(goal, facts)]
+    ways = [_narrowed(goal, facts, False, False), _narrowed(goal, facts, True, False)]
     for _ in range(_SPLITS):
         loops, more, remainder = split((goal, *facts))
         if not loops:
@@ -238,18 +238,18 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
         goal, *known = _replaced((goal, *facts), loops)
         facts = (*known, *more)
         facts += rounded(facts, remainder)
-    ways.append(_narrowed(goal, tuple(map(whole, facts))))
+    ways.append(_narrowed(goal, tuple(map(whole, facts)), False, False))
     return any(  # short proofs first
         _follows(*way, depth, _Search(_BUDGET, set())) for depth in range(1, _DEPTH + 1)
         for way in ways
     )  # fmt: skip
 
 
-def _narrowed(goal: Poly, facts: Facts) -> tuple[Poly, Facts]:
-    """The same with loops that run as far as facts let them; facts that say nothing new are left
-    out."""
-    for _ in range(2):  # a loop that is now narrower may narrow others
-        goal, *known = _replaced((goal, *facts), tightened(facts))
+def _narrowed(goal: Poly, facts: Facts, *order: bool) -> tuple[Poly, Facts]:
+    """The same with loops that run as far as facts let them, by numbers alone where order says so;
+    facts that say nothing new are left out."""
+    for by_numbers in order:  # a loop that is now narrower may narrow others
+        goal, *known = _replaced((goal, *facts), tightened(facts, by_numbers))
         facts = tuple(f for f in known if sym.lower(f) < 0)
     return goal, facts
 

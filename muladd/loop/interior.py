@@ -7,6 +7,7 @@ stage is computed without these guards, by whole vectors, and with them otherwis
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 from muladd.ir import Dim, Node, dtype, make, ops, rebuild, sym, toposort
 from muladd.ir.polynomial import Poly, is_size
@@ -44,7 +45,7 @@ def interior(
     condition: sym.Condition = True
     for a in outside:
         condition = sym.both(condition, sym.less(at[a], a.arg.extent))
-    always: set[Node] = set()
+    always: dict[Node, Node] = {}  # guards, and what is not negative where they hold in all turns
     for c in toposort(tuple(guards)):
         if c.op is not ops.LT or c.srcs[0].dtype is not dtype.INDEX:
             continue
@@ -55,10 +56,12 @@ def interior(
         least = _least(sym.poly(sym.replace(rest, at)), fixed)
         if isinstance(least, Node):
             condition = sym.both(condition, sym.less(-1, least))
-            always.add(c)
+            always[c] = least
     if not always or not isinstance(condition, Node):
         return None
-    return condition, replace(stage, value=_without(stage.value, always)), {*full, *outside}
+    if any(sym.bounds(sym.add(a, b))[1] < 0 for a, b in combinations(set(always.values()), 2)):
+        return None  # windows that see both borders from everywhere: there is no such chunk
+    return condition, replace(stage, value=_without(stage.value, {*always})), {*full, *outside}
 
 
 def _is_plain(n: Node) -> bool:

@@ -68,7 +68,7 @@ class _Lowering:
         self.stages = {s.name: s for s in self.kernel.stages}
         self.common = {x.loop for a in self.kernel.shared for x in plan.leaves[a]}
         self.limits, self.careless = limits(self.kernel), careless(self.kernel)
-        self.padded: dict[Node, dict[Node, Limits]] = {}  # of stages' values, as far as asked for
+        self.padded: dict[Stage, dict[Node, Limits]] = {}  # as far as asked for
         strides = [plan.leaves[a][0].stride for a in self.limits]
         self.grain = lcm(*strides) if strides else 1  # limits are rounded to it, all alike
         self.waiting: frozenset[str] = frozenset()  # stages with partial results in their buffers
@@ -327,9 +327,9 @@ class _Lowering:
 
     def _padding(self, s: Stage) -> dict[Node, Limits]:
         """Where a sum has its terms that may not be zero; where threads stay together, anywhere."""
-        if s.value not in self.padded:
-            self.padded[s.value] = {} if self.plan.group else padding(self.kernel, s)
-        return self.padded[s.value]
+        if s not in self.padded:
+            self.padded[s] = {} if self.plan.group else padding(self.kernel, s)
+        return self.padded[s]
 
     def _reached(self, s: Stage, axis: Node, leaf: Leaf, turn: Dim, at: Values) -> sym.Condition:
         """Whether a stage needs the last turn, the one that overhangs."""

@@ -28,8 +28,11 @@ def whole(f: Poly) -> Poly:
     return {m: v for m, c in f.items() if (v := c // common)} if common > 1 else f
 
 
-def tightened(facts: Facts) -> dict[Node, Dim]:
-    """Loops that facts bound by themselves, as loops over fewer turns: i >= 2 makes i = 2 + i'."""
+def tightened(facts: Facts, by_numbers: bool) -> dict[Node, Dim]:
+    """Loops that facts bound by themselves, as loops over fewer turns: i >= 2 makes i = 2 + i'.
+
+    by_numbers: only where the bound is a number; others may be made of loops that have such.
+    """
     low: dict[Node, Dim] = {}
     high: dict[Node, Dim] = {}
     for f in facts:
@@ -46,6 +49,8 @@ def tightened(facts: Facts) -> dict[Node, Dim]:
                 bound: Dim = -(most // c) if c > 0 else most // -c
             else:
                 bound = sym.build(scaled(rest, -c) if c > 0 else rest)
+            if by_numbers and not isinstance(bound, int):
+                continue
             if c > 0:
                 low[loop] = sym.maximum(low.get(loop, 0), bound)
             else:
@@ -112,7 +117,8 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
     """Where a remainder or quotient of e by a number d occurs, a loop or symbolic size i of e, such
     that e is d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known
     of it, and the remainder."""
-    for atom in dict.fromkeys(a for p in known for a in atoms(p)):
+    found = list(dict.fromkeys(a for p in known for a in atoms(p)))
+    for atom in dict.fromkeys((*found, *toposort(tuple(found)))):
         if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
             continue
         e, d = sym.poly(atom.srcs[0]), atom.srcs[1].arg

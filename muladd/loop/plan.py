@@ -171,11 +171,15 @@ def in_lanes(plan: Plan) -> Plan:
 def split(plan: Plan, loop: Node, factors: tuple[int, ...], names: tuple[str, ...]) -> Plan:
     """Replace one loop by len(factors) + 1 loops; factors are the inner extents, outermost first.
 
-    The outermost new loop runs over the extent divided by the product, rounded up.
+    The outermost new loop runs over the extent divided by the product, rounded up. Only an axis as
+    a whole may end within a turn, so an inner loop's factors divide it. Raises ScheduleError.
     """
     axis = plan.owner(loop)
     old = plan.leaves[axis]
     at = next(i for i, x in enumerate(old) if x.loop is loop)
+    if at and sym.mod(loop.arg.extent, prod(factors)) != 0:
+        raise ScheduleError(f"split: {loop.arg.name} is an inner loop of {loop.arg.extent} turns; "
+                            f"expected factors whose product divides that, not {factors}")
     stride = old[at].stride
     inner = 1
     new: list[Leaf] = []

@@ -549,6 +549,7 @@ def test_partial_results_need_a_place():
     ("inline", "expected inline [STAGE] LOOP..."),
     ("inline p0", "inline: p0 is no serial loop around, for it is in the grid or a stage's own"),
     ("inline s0 p0", "inline: p0 is no serial loop of s0"),
+    ("inline s9 p0", "inline: no stage or loop 's9'; there are s0, p0"),
     ("copy s0 middle c0", "side"),
     ("collapse p0 p1", "not one axis"),
     ("merge p0 r0", "not one axis"),
@@ -564,6 +565,15 @@ def test_partial_results_need_a_place():
 def test_a_directive_that_does_not_fit_says_why(line, told):
     with pytest.raises(ScheduleError, match=re.escape(told)):
         apply(product(), (line,))
+
+
+@pytest.mark.parametrize("first, then", [
+    ("r0 3", "r0.1 2"), ("p0 8", "p0.1 3"), ("p1 4 6", "p1.2 4"),
+])  # fmt: skip
+def test_an_inner_loop_is_split_by_what_divides_it(first, then):
+    """Lowering bounds an axis by its outermost loop: an overhang further in would run past it."""
+    with pytest.raises(ScheduleError, match="expected factors whose product divides"):
+        apply(product(), (f"split {first}", f"split {then}"))
 
 
 def test_tiles_of_a_line_can_be_written_out_around_all_stages():

@@ -140,6 +140,9 @@ def _matched(
     if shape != (2, 1, True, 1) or len(alone) + len(two) + len(fixed) != len(found) or \
             sorted(map(id, used)) != sorted(id(a) for a in axes if a is not None):  # fmt: skip
         return None  # an axis that both sides have would be one of groups
+    sizes = image.arg[0].shape
+    if any(sym.bounds(sizes[x.dimension])[0] < x.axes[0].arg.extent for x in alone):
+        return None  # images or channels with zeros after them
     places = [next(a for a in x.axes if a not in reduced) for x in two]
     taps = [next(a for a in x.axes if a in reduced) for x in two]
     if taps[0].arg.extent != taps[1].arg.extent or not of_weight.issuperset(taps):

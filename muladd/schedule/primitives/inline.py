@@ -20,6 +20,10 @@ _MOST = 16  # turns
 
 def apply(plan: Plan, *words: str) -> Plan:
     stage = words[0] if words and words[0] in plan.nests else ""
+    loops = [x.loop.arg.name for leaves in plan.leaves.values() for x in leaves]
+    if words and not stage and words[0] not in loops:
+        raise ScheduleError(f"inline: no stage or loop {words[0]!r}; there are "
+                            f"{', '.join((*plan.nests, *loops))}")  # fmt: skip
     found = {loop_named(plan, x) for x in words[bool(stage) :]}
     if not found:
         raise ValueError("no loop")
