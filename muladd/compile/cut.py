@@ -20,6 +20,7 @@ _KEEP_COST = 10  # from this cost on (an exponential), a value used by two stage
 # the same for one that is kept in place of its arrays, which nobody else uses, or that is narrower
 _ONLY_COST = 3
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
+_OFTEN = 256  # times that a padded value, no windows of one, is repeated to be padded before
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
 _WIDE_COST = 1024  # up to this cost, a value of wider numbers than it is made of is not kept
@@ -183,6 +184,8 @@ class Cut:
             if n.op is not ops.EXPAND or not _grows(n):
                 continue
             s = _below_movement(n.srcs[0])
+            if elements(n) >= _OFTEN * elements(n.srcs[0]) and _is_padded(n.srcs[0]):
+                self.chosen.add(n.srcs[0])
             while s.op is ops.PAD:  # a padded image is repeated by the windows of a convolution
                 s = _below_movement(s.srcs[0])
             if s in self.chosen or not s.op.elementwise:
@@ -368,6 +371,15 @@ def _below_movement(n: Node) -> Node:
     while n.op in (ops.RESHAPE, ops.PERMUTE, ops.EXPAND, ops.SLICE):
         n = n.srcs[0]
     return n
+
+
+def _is_padded(n: Node) -> bool:
+    """Whether a value is padded, moved, and nothing else: a weight's taps, but no windows."""
+    found = False
+    while n.op in ops.MOVEMENT and n.op is not ops.EXPAND:
+        found = found or n.op is ops.PAD
+        n = n.srcs[0]
+    return found and n.op is not ops.EXPAND
 
 
 def elements(n: Node) -> int:

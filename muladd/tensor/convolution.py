@@ -5,13 +5,14 @@ runs over (in, *kernel) before them.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from muladd.errors import ShapeError
 from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, make, ops, param, sym
 from muladd.tensor import graph as g
+from muladd.tensor.fractional import fractional
 from muladd.tensor.handle import Handle
 from muladd.tensor.linear import common_dtype
 from muladd.tensor.windows import pad_or_cut, windows
@@ -103,10 +104,8 @@ def _conv(
         raise ShapeError(f"{who}: padding='same' needs stride 1, got {stride}")
     pads = paddings(who, d, padding, kernel, dilations)
     dtype = common_dtype(who, x, weight)
-    result = convolve(
-        pad_or_cut(g.cast(x.node, dtype), [(0, 0), (0, 0), *pads]), g.cast(weight.node, dtype),
-        steps, dilations, groups, who,
-    )  # fmt: skip
+    result = convolve(g.cast(x.node, dtype), g.cast(weight.node, dtype), pads, steps, dilations,
+                      groups, who)  # fmt: skip
     return _with_bias(who, x._result(result), bias, d)
 
 
@@ -137,47 +136,64 @@ def paddings(
 
 
 def convolve(
-    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], groups: int, who: str
-) -> Node:
-    """x (N, C, *S), padded already, with w (O, C/groups, *kernel) to (N, O, *pixels).
+    x: Node, w: Node, pads: Sequence[tuple[int, int]], steps: Sequence[int],
+    dilations: Sequence[int], groups: int, who: str,
+) -> Node:  # fmt: skip
+    """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels).
 
     A call of its own, because its derivative for x is best written as a convolution too: the
     language would derive a sum over overlapping windows, which reads memory once per tap.
     """
-    body = _body(x.shape, w.shape, x.dtype, tuple(steps), tuple(dilations), groups, who)
+    body = _body(x.shape, w.shape, x.dtype, tuple(pads), tuple(steps), tuple(dilations), groups,
+                 who)  # fmt: skip
     return make(ops.CALL, (x, w), CallArg(body))
 
 
 @lru_cache(1024)
 def _body(
-    x_shape: Shape, w_shape: Shape, dtype: DType, steps: tuple[int, ...],
-    dilations: tuple[int, ...], groups: int, who: str,
+    x_shape: Shape, w_shape: Shape, dtype: DType, pads: tuple[tuple[int, int], ...],
+    steps: tuple[int, ...], dilations: tuple[int, ...], groups: int, who: str,
 ) -> Body:  # fmt: skip
     x, w = param(0, x_shape, dtype), param(1, w_shape, dtype)
-    y = _windowed(x, w, steps, dilations, groups, who)
+    y = _windowed(pad_or_cut(x, [(0, 0), (0, 0), *pads]), w, steps, dilations, groups, who)
     result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
     (for_w,) = gradient((y,), (w,), (cotangent,))
     assert for_w is not None
-    for_x = _spread_back(x, w, cotangent, steps, dilations, groups, who)
+    for_x = _spread_back(x, w, cotangent, pads, steps, dilations, groups, who)
     backward = Body((for_x, for_w), (x, w, result, cotangent), f"{who} backward")
     return Body((y,), (x, w), who, backward)
 
 
 def _spread_back(
-    x: Node, w: Node, cotangent: Node, steps: tuple[int, ...], dilations: tuple[int, ...],
-    groups: int, who: str,
+    x: Node, w: Node, cotangent: Node, pads: Sequence[tuple[int, int]], steps: Sequence[int],
+    dilations: Sequence[int], groups: int, who: str,
 ) -> Node:  # fmt: skip
     """What x gets from the result's cotangent: a convolution of it with the kernel turned round.
 
     Written out, not a call: bodies are finite, so the derivative of a derivative is the language's.
     """
-    d = len(steps)
-    spread = g.pad(cotangent, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
-    pads: list[tuple[Dim, Dim]] = [(0, 0), (0, 0)]
-    for n, m, k, dilation in zip(x.shape[2:], spread.shape[2:], w.shape[2:], dilations):
-        pads.append((dilation * (k - 1), sym.sub(n, m)))  # type: ignore[operator]
-    w = turned_round(w, groups, d)
-    return _windowed(g.pad(spread, pads), w, (1,) * d, dilations, groups, who)
+    ones = (1,) * len(steps)
+    lows: list[Any] = [dilation * (k - 1) - low  # type: ignore[operator]
+            for k, dilation, (low, _) in zip(w.shape[2:], dilations, pads)]  # fmt: skip
+    return _spread(cotangent, turned_round(w, groups, len(steps)), steps, dilations, lows,
+                   x.shape[2:], lambda a, b: _windowed(a, b, ones, dilations, groups, who))
+
+
+def _spread(
+    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], lows: Sequence[int],
+    sizes: Sequence[Dim], plain: Callable[[Node, Node], Node],
+) -> Node:  # fmt: skip
+    """The convolution of x with steps - 1 zeros between its elements and `lows` before them, to
+    (N, O, *sizes); `plain` is the one of an image as it is."""
+    static = all(isinstance(n, int) for n in (*x.shape[2:], *sizes, *w.shape[2:]))
+    if static and max(steps) > 1 and all(s == 1 or e == 1 for s, e in zip(steps, dilations)):
+        return fractional(x, w, steps, dilations, lows, sizes, plain)  # type: ignore[arg-type]
+    x = g.pad(x, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
+    pads: list[Any] = [(0, 0), (0, 0)]
+    taps: Sequence[Any] = w.shape[2:]
+    for n, m, k, e, low in zip(sizes, x.shape[2:], taps, dilations, lows):
+        pads.append((low, sym.sub(sym.add(n, e * (k - 1)), sym.add(m, low))))
+    return plain(pad_or_cut(x, pads), w)
 
 
 def turned_round(w: Node, groups: int, d: int) -> Node:
@@ -230,13 +246,12 @@ def _transposed(
             raise ShapeError(
                 f"{who}: output_padding {e} must be smaller than the stride {s} or dilation {k}"
             )
-    kernel = weight.shape[2:]
+    reach = [k * (n - 1) for k, n in zip(dilations, weight.shape[2:])]
+    sizes = [s * (n - 1) + r - 2 * p + e + 1
+             for s, n, r, p, e in zip(steps, x.shape[2:], reach, pads, extra)]  # fmt: skip
     dtype = common_dtype(who, x, weight)
-    spread = g.cast(x.node, dtype)
-    spread = g.pad(spread, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
-    around = [(k * (n - 1) - p, k * (n - 1) - p + e)
-              for k, n, p, e in zip(dilations, kernel, pads, extra)]  # fmt: skip
-    spread = pad_or_cut(spread, [(0, 0), (0, 0), *around])
     w = turned_round(g.cast(weight.node, dtype), groups, d)
-    result = convolve(spread, w, (1,) * d, dilations, groups, who)
+    result = _spread(g.cast(x.node, dtype), w, steps, dilations,
+                     [r - p for r, p in zip(reach, pads)], sizes,
+                     lambda a, b: convolve(a, b, [(0, 0)] * d, (1,) * d, dilations, groups, who))
     return _with_bias(who, x._result(result), bias, d)

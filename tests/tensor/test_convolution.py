@@ -19,31 +19,59 @@ SHAPES = [  # of which there were errors: name, image, weight, stride, padding
 
 @pytest.mark.parametrize("which", range(len(SHAPES)))
 def test_shapes_of_which_there_were_errors(which):
-    same_as_torch(*SHAPES[which])
+    name, image, weight, stride, padding = SHAPES[which]
+    same_as_torch(name, image, weight, stride=stride, padding=padding)
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(36))
 def test_any_rank_stride_and_padding(number):
     random = np.random.default_rng(number)
-    rank = 1 + number % 3
-    taps = random.integers(1, 5, rank)
-    stride, pad = random.integers(1, 4, rank), [int(random.integers(0, t)) for t in taps]
-    size = taps + random.integers(0, (40, 16, 8)[rank - 1], rank)
-    before, after = (int(random.choice([1, 3, 8, 17])) for _ in range(2))
-    name = f"conv{rank}d" if number % 2 else f"conv_transpose{rank}d"
-    weight = (after, before, *taps) if number % 2 else (before, after, *taps)
-    image = (int(random.integers(1, 4)), before, *size)
-    same_as_torch(name, image, weight, tuple(map(int, stride)), tuple(pad))
+    rank, transposed, groups = 1 + number % 3, number % 2 == 0, int(random.choice([1, 1, 1, 2, 3]))
+    taps = random.integers(1, 6 - rank // 2, rank)
+    dilation = random.choice([1, 1, 2, 3], rank) if number % 4 < 2 else np.ones(rank, int)
+    stride = random.integers(1, 4, rank)
+    pad = [int(random.integers(0, d * (t - 1) + 1)) for t, d in zip(taps, dilation)]
+    size = dilation * (taps - 1) + 1 + random.integers(0, (40, 16, 6)[rank - 1], rank)
+    before, after = (groups * int(random.choice([1, 3, 8, 17])) for _ in range(2))
+    weight = (before, after // groups) if transposed else (after, before // groups)
+    options = {"stride": whole(stride), "padding": whole(pad), "dilation": whole(dilation),
+               "groups": groups}  # fmt: skip
+    if transposed:
+        extra = [int(random.integers(0, max(s, d))) for s, d in zip(stride, dilation)]
+        options["output_padding"] = whole(extra)
+    image = (int(random.integers(1, 4)), before, *whole(size))
+    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+    same_as_torch(name, image, (*weight, *whole(taps)), **options)
 
 
-def same_as_torch(name, image, weight, stride, padding):
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_derivatives_of_derivatives_with_strides(name):
+    given = [np.random.default_rng(i).standard_normal(s) for i, s in enumerate(
+        ((2, 3, 7, 6), (3, 3, 3, 2)))]  # fmt: skip
+    found = []
+    for kind, function in ((Tensor, Tensor), (torch.tensor, torch.nn.functional)):
+        x, w = (kind(a, requires_grad=True) for a in given)
+        (getattr(function, name)(x, w, stride=(2, 3), padding=1) ** 3).sum().backward(
+            create_graph=True)  # fmt: skip
+        slope, x.grad = x.grad, None
+        (slope**2).sum().backward()
+        found.append((x.grad, w.grad))
+    for a, b in zip(*found):
+        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-9)
+
+
+def whole(values):
+    return tuple(map(int, values))
+
+
+def same_as_torch(name, image, weight, **options):
     """Forward and both gradients."""
     random = np.random.default_rng(0)
     given = [random.standard_normal(shape).astype(np.float32) for shape in (image, weight)]
     ours = [Tensor(a, requires_grad=True) for a in given]
     theirs = [torch.tensor(a, requires_grad=True) for a in given]
-    y = getattr(ours[0], name)(ours[1], stride=stride, padding=padding)
-    z = getattr(torch.nn.functional, name)(*theirs, stride=stride, padding=padding)
+    y = getattr(ours[0], name)(ours[1], **options)
+    z = getattr(torch.nn.functional, name)(*theirs, **options)
     assert y.shape == z.shape
     y.square().sum().backward()
     z.square().sum().backward()
