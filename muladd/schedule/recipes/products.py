@@ -154,7 +154,8 @@ def _panels(
     batch = [a for a in plan.kernel.shared if a is not sides.row and a is not sides.column]
     turned = "c0" in copies and is_turned(machine, plan.kernel, p, sides, t)
     terms = size(p.stage.reduced) * sides.vector.dtype.itemsize
-    ahead = turned and terms * (extent(sides.row) + 2 * t.columns) <= machine.l2
+    ahead = turned and terms * t.columns > machine.l1  # less is copied beside others
+    ahead = ahead and terms * (extent(sides.row) + 2 * t.columns) <= machine.l2
     known = all(isinstance(a.arg.extent, int) for a in (*batch, sides.column))
     panels, tiles = _counts(machine, p, sides, t, size(batch), copies, ahead, known)
     plan = step(plan, f"split {I} {tiles} {t.rows}")
