@@ -15,7 +15,7 @@ from math import lcm
 from muladd.errors import ScheduleError
 from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
 from muladd.loop.dots import dot, factors
-from muladd.loop.interior import apart, interior
+from muladd.loop.interior import apart, choice, interior
 from muladd.loop.kernel import Kernel, Stage
 from muladd.loop.limits import Limits, limits
 from muladd.loop.nans import careless
@@ -215,11 +215,11 @@ class _Lowering:
         if s.scatter:
             return self._scatter(s)
         if not plan.group and not values:
-            found = interior(plan, s, full)
-            if found is not None:
-                condition, inner, inside = found
-                whole_chunk = self._ragged(inner, values, ragged, inside)
-                return [If(condition, whole_chunk, self._ragged(s, values, ragged, full))]
+            if (found := interior(plan, s, full)) is not None:
+                chunk = self._ragged(found[1], values, ragged, found[2])
+                return [If(found[0], chunk, self._ragged(s, values, ragged, full))]
+            if (chosen := choice(plan, s)) is not None:
+                return [If(chosen[0], *(self._turned(x, values, whole) for x in chosen[1:]))]
         return self._ragged(s, values, ragged, full)
 
     def _ragged(

@@ -80,3 +80,19 @@ def test_windows(size, device, rng):
 def test_shifts(by, device, rng):
     x = rng.standard_normal((301, 67)).astype(np.float32)
     compare(lambda t: t.roll(by, 0) * 2 + t.roll(-by, 1), x)
+
+
+def test_rows_that_are_put_together_are_told_by_their_loop():
+    """Each row read both arrays under masks; one took three times as long as copying it."""
+    parts = [zeros(n, 64) for n in (300, 200, 100)]
+    for kernel in lowered(Tensor.cat(*parts)):
+        found = list(choices(kernel.body))
+        assert found and not any(guards(c.body) + guards(c.orelse) for c in found)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (1, 1, 1), (40, 1, 70), (16, 16, 16, 16)])
+def test_arrays_that_are_put_together(sizes, device, rng):
+    parts = [rng.normal(size=(n, 37)) for n in sizes]
+    cat = lambda t: Tensor.cat(*t) if isinstance(t[0], Tensor) else torch.cat(t)  # noqa: E731
+    compare(lambda *t: cat(t) * 2, *parts)
+    compare(lambda *t: cat(t)[2:-1].flip((0,)), *parts)
