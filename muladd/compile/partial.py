@@ -10,6 +10,7 @@ from muladd.ir import Node, make, ops, rebuild, sym, toposort
 
 _FEW = 16  # results that are enough work for all cores
 _LONG = 1 << 15  # elements from which two steps pay
+_MANY = 1 << 12  # results of a first step that are more than pieces would be
 _PARTS = (256, 128, 64, 32, 16)
 _NARROW, _LARGE = (512, 2048), 1 << 19  # bytes of a row, elements of all
 _BLOCKS = (16, 8, 12, 10)  # of rows
@@ -42,14 +43,14 @@ def _split(n: Node) -> Node:
     kept = 1
     for k, a in enumerate(axes[:-1] if not product else ()):
         kept *= sizes[a]
+        if sizes[a] > _MANY and _pieces(source, a, _PARTS):
+            break  # pieces of it are long
         if kept * results >= _FEW:
             inner = make(n.op, (source,), tuple(x for x in n.arg if x not in axes[: k + 1]))
             left = [x for x in range(source.ndim) if x not in n.arg or x in axes[: k + 1]]
             return make(n.op, (inner,), tuple(left.index(x) for x in axes[: k + 1]))
     axis = max(axes, key=lambda a: sizes[a])
-    parts = next((p for p in (_FEW_PARTS if product else _PARTS)
-                  if isinstance(source.shape[axis], int)
-                  and sizes[axis] % p == 0 and sizes[axis] > p), None)  # fmt: skip
+    parts = _pieces(source, axis, _FEW_PARTS if product else _PARTS)
     if parts is None:
         return n
     shape = (*source.shape[:axis], parts, sizes[axis] // parts, *source.shape[axis + 1 :])
@@ -58,6 +59,12 @@ def _split(n: Node) -> Node:
     inner = make(n.op, (cut,), inner_axes)
     at = sum(1 for a in range(axis) if a not in n.arg)
     return make(n.op, (inner,), (at,))
+
+
+def _pieces(source: Node, axis: int, among: tuple[int, ...]) -> int | None:
+    """How many equal pieces an axis is cut into."""
+    size = source.shape[axis]
+    return next((p for p in among if isinstance(size, int) and size % p == 0 and size > p), None)
 
 
 def _is_narrow(n: Node, results: int, total: int) -> bool:
