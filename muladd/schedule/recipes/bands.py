@@ -45,6 +45,7 @@ from muladd.schedule.recipes.operands import (
     merge_reduced,
     moves,
     pack,
+    pack_lanes,
     reduced_names,
     tile,
 )
@@ -113,7 +114,7 @@ def _bands(plan: Plan, machine: Machine, found: list[Product], blocks: bool) -> 
             done.add(link.name)
     for name, column in panels.items():
         plan = step(plan, f"at {name} {len(names) + 1}")
-        plan = _pack_lanes(plan, machine, plan.kernel.stage(name), column)
+        plan = pack_lanes(plan, machine, plan.kernel.stage(name), column)
     for s in plan.kernel.stages:
         if s.name not in done:
             plan = along(plan, machine, s)
@@ -270,13 +271,3 @@ def _is_copy(s: Stage, links: list[_Link]) -> bool:
 def _computed(operand: Node) -> bool:
     """Whether an operand is more than a load: work that a copy of it does once."""
     return operand.op not in (ops.LOAD, ops.READ)
-
-
-def _pack_lanes(plan: Plan, machine: Machine, s: Stage, column: Node) -> Plan:
-    """A transposing copy: the columns lie side by side in it."""
-    name = f"{s.name}.{column.arg.name}"
-    plan = step(plan, f"split {name} {machine.lanes(s.accumulator.itemsize)}")
-    others = [x.arg.name for x in plan.nests[s.name] if not x.arg.name.startswith(name)]
-    plan = step(plan, " ".join(["layout", s.name, *others, f"{name}.0", f"{name}.1"]))
-    plan = step(plan, " ".join(["nest", s.name, f"{name}.0", *others, f"{name}.1"]))
-    return step(plan, f"vector {s.name} {name}.1")

@@ -196,6 +196,16 @@ def pack(plan: Plan, stage: Stage, operand: Node, name: str) -> tuple[Plan, bool
         return plan, False
 
 
+def pack_lanes(plan: Plan, machine: Machine, s: Stage, column: Node) -> Plan:
+    """A transposing copy: the columns lie side by side in it."""
+    name = f"{s.name}.{column.arg.name}"
+    plan = step(plan, f"split {name} {machine.lanes(s.accumulator.itemsize)}")
+    others = [x.arg.name for x in plan.nests[s.name] if not x.arg.name.startswith(name)]
+    plan = step(plan, " ".join(["layout", s.name, *others, f"{name}.0", f"{name}.1"]))
+    plan = step(plan, " ".join(["nest", s.name, f"{name}.0", *others, f"{name}.1"]))
+    return step(plan, f"vector {s.name} {name}.1")
+
+
 def merge_reduced(plan: Plan, stage: str) -> Plan:
     """Reduced axes that the remaining accesses do not tell apart become one loop."""
     again = True

@@ -41,7 +41,7 @@ from muladd.schedule.primitives import step
 from muladd.schedule.primitives.nontemporal import WHOLE
 from muladd.schedule.recipes.columns import columns
 from muladd.schedule.recipes.grain import GRAIN, grid, outer
-from muladd.schedule.recipes.operands import tile
+from muladd.schedule.recipes.operands import MANY_ROWS, moves, pack, pack_lanes, tile
 from muladd.schedule.recipes.turned import axes_of, turned
 
 _NO_LANES = 16.0  # the cost of a stage (see cost_of_lanes) that has no axis for lanes
@@ -60,11 +60,34 @@ def rows(plan: Plan, machine: Machine) -> Plan:
     elif (shared := _lanes_axis(kernel)) is not None:
         plan = columns(plan, machine, shared) or _across(plan, machine, shared)
     else:
+        plan, copies = _turned(plan)
         plan = grid(plan, list(kernel.shared))
-        for s in kernel.stages:
-            plan = along(plan, machine, s)
+        for s in plan.kernel.stages:
+            if s.name[0] == "c":
+                plan = step(plan, f"at {s.name} {len(plan.outer)}")
+                plan = pack_lanes(plan, machine, s, copies[s.name])
+            else:
+                plan = along(plan, machine, s, copies.get(s.name))
         plan = _next_row(plan, machine)
     return stream(plan, machine)
+
+
+def _turned(plan: Plan) -> tuple[Plan, dict[str, Node]]:
+    """Copies for products of which neither side lies along results, with the columns that lie side
+    by side in them: sums of a vector's lanes, one for each result, take longer."""
+    kernel, copies = plan.kernel, {}
+    for k, s in enumerate(kernel.stages):
+        p = product(kernel, s)
+        if p is None or not {*p.rows, *p.columns} <= {*kernel.free_axes(s)}:
+            continue
+        sides = [*((a, p.left) for a in p.rows), *((a, p.right) for a in p.columns)]
+        if min(size(p.rows), size(p.columns)) < MANY_ROWS or any(
+                moves(kernel, operand, a) == 1 for a, operand in sides):
+            continue
+        (operand,) = (side for a, side in sides if a is s.axes[-1])  # results lie along it
+        plan, done = pack(plan, s, operand, f"c{k}")
+        copies.update(dict.fromkeys((s.name, f"c{k}"), s.axes[-1]) if done else {})
+    return plan, copies
 
 
 def _next_row(plan: Plan, machine: Machine) -> Plan:
@@ -176,20 +199,16 @@ def _width(machine: Machine, n: int) -> int:
     return lanes
 
 
-def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
-    """Vectors along the axis of a stage's own that suits it best, if there is one."""
+def along(plan: Plan, machine: Machine, stage: Stage, axis: Node | None = None) -> Plan:
+    """Vectors along an axis of a stage's own: the one that suits it best, if none is given."""
     kernel = plan.kernel
     if stage.scatter:
         return plan
     if kernel.exact and stage.lanes > 1:
         return _exact_lanes(plan, machine, stage)
-    candidates = [a for a in (*kernel.free_axes(stage), *stage.reduced)
-                  if not (kernel.exact and a in stage.reduced)]  # fmt: skip
-    candidates = [a for a in candidates if extent(a) > 1]
-    if not candidates:
-        return plan
-    axis = min(candidates, key=lambda a: (cost_of_lanes(kernel, stage, a), -extent(a)))
-    if cost_of_lanes(kernel, stage, axis) >= STRIDED * max(len(accesses(kernel, stage)), 1):
+    if axis is None:
+        axis = _lanes_of_own(kernel, stage)
+    if axis is None:
         return plan
     row = _row(kernel, stage, axis)
     if row is not None and len(plan.leaves[row]) == len(plan.leaves[axis]) == 1:
@@ -200,6 +219,14 @@ def along(plan: Plan, machine: Machine, stage: Stage) -> Plan:
     most = machine.chains // 2 if axis in stage.reduced else _SIDE_BY_SIDE
     turns = max(1, min(most, extent(axis) // lanes))
     return _lanes(plan, stage, axis, turns, lanes)
+
+
+def _lanes_of_own(kernel: Kernel, stage: Stage) -> Node | None:
+    candidates = [a for a in (*kernel.free_axes(stage), *stage.reduced)
+                  if extent(a) > 1 and not (kernel.exact and a in stage.reduced)]  # fmt: skip
+    cost, _, axis = min(((cost_of_lanes(kernel, stage, a), -extent(a), a) for a in candidates),
+                        key=lambda x: x[:2], default=(0.0, 0, None))  # fmt: skip
+    return None if cost >= STRIDED * max(len(accesses(kernel, stage)), 1) else axis
 
 
 def _row(kernel: Kernel, stage: Stage, column: Node) -> Node | None:
