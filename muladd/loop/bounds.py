@@ -230,7 +230,7 @@ def holds(goal: Poly, facts: Iterable[Poly] = ()) -> bool:
     if sym.lower(goal) >= 0:
         return True
     facts = tuple(dict(f) for f in dict.fromkeys(_frozen(whole(f)) for f in facts) if f)
-    ways = [_narrowed(goal, facts, False, False), _narrowed(goal, facts, True, False)]
+    ways = [_narrowed(goal, facts, *order) for order in ((False, False), (True, False), (True,))]
     for _ in range(_SPLITS):
         loops, more, remainder = split((goal, *facts))
         if not loops:
@@ -298,10 +298,11 @@ def _never(fact: Poly) -> bool:
 
 
 def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
-    """q = x div d says d*q <= x <= d*q + d - 1; a maximum is at least each of its sides; a loop
-    stays below its extent."""
+    """q = x div d says d*q <= x <= d*q + d - 1, and with r = x mod d that d*q + r is x; a maximum
+    is at least each of its sides; a loop stays below its extent."""
     found: list[Poly] = []
-    for atom in dict.fromkeys([*atoms(goal), *(a for f in facts for a in atoms(f))]):
+    seen = dict.fromkeys([*atoms(goal), *(a for f in facts for a in atoms(f))])
+    for atom in seen:
         if atom.op is ops.DIV and sym.bounds(atom.srcs[1])[0] > 0:
             x, d = (sym.as_dim(s) for s in atom.srcs)
             low = sym.mul(atom, d)
@@ -312,7 +313,10 @@ def _definitions(goal: Poly, facts: Facts) -> list[Poly]:
         elif atom.op is ops.MAX:
             found += [_gap(sym.as_dim(s), atom) for s in atom.srcs]
         elif atom.op is ops.MOD and sym.bounds(atom.srcs[1])[0] > 0:
-            x = sym.as_dim(atom.srcs[0])
+            x, d = (sym.as_dim(s) for s in atom.srcs)
+            if isinstance(d, int) and (q := sym.div(x, d)) in seen:
+                rest = plus(sym.poly(x), {(q,): d, (atom,): 1}, -1)  # type: ignore[dict-item]
+                found += [rest, scaled(rest, -1)]
             if holds(sym.poly(x)) or any(f == sym.poly(x) for f in facts):
                 found.append(_gap(atom, x))
         elif atom.op is ops.RANGE and not isinstance(atom.arg.extent, int):

@@ -150,3 +150,19 @@ def test_scores_of_a_short_sequence_run_along_their_results():
               and len(plan.kernel.free_axes(s)) == 2]  # fmt: skip
     across = [lanes for lanes in summed if any(lanes)]
     assert len(summed) > 4 and len(across) <= 1  # both sides of one are the kernel's own
+
+
+@pytest.mark.parametrize("shape", [  # images, channels, size, results, groups
+    (2, 64, 32, 128, 4), (1, 64, 28, 64, 1), (32, 16, 8, 32, 1), (1, 64, 7, 64, 1),
+])  # fmt: skip
+def test_weights_gradients_of_few_images_are_tiles(shape):
+    """They were dot products, each over memory by itself: up to nine times as long."""
+    images, channels, size, results, groups = shape
+    x = Tensor.zeros(images, channels, size, size, device="NULL").realize()
+    w = Tensor.zeros(results, channels // groups, 3, 3, device="NULL", requires_grad=True)
+    x.conv2d(w, padding=1, groups=groups).square().sum().backward()
+    graph, _ = parameters((w.grad.node,))
+    plan = compile_graph(graph, "NULL").kernels()[-1].plan
+    assert [s for s in plan.kernel.stages if s.name.startswith("c")]  # operands are copied
+    s = next(s for s in plan.kernel.stages if analysis.product(plan.kernel, s) is not None)
+    assert not any(plan.owner(x) in s.reduced for x in plan.nests[s.name] if plan.spreads(s, x))

@@ -40,6 +40,7 @@ from muladd.schedule.recipes.operands import (
 from muladd.schedule.recipes.rows import stream
 
 _LONG = 4  # a sum is long if it takes so many times the lines of the first cache
+_SOME = 24  # terms that are enough if they are more than taps: places of an image
 _LEAST_ROWS = 16  # results that share a vector of the other side's copy, at least
 _MORE_DOWN, _MOST_ACROSS = 8, 16  # how many areas are tried beyond the least downwards, and across
 _MANY_REGISTERS = 32
@@ -73,9 +74,13 @@ def across_depth(kernel: Kernel, machine: Machine, p: Product) -> Sides | None:
             sides = Sides(i, j, left, right)
             if best is None or size(rows) > best[0]:
                 best = (size(rows), sides)
-    if best is None or size(p.stage.reduced) < _LONG * machine.l1 // machine.line:
+    if best is None:
         return None
-    return best[1]
+    taps = max((extent(a) for a in (*p.rows, *p.columns) if a not in (best[1].row, best[1].column)),
+               default=1)  # fmt: skip
+    terms, places = size(p.stage.reduced), min(map(extent, p.stage.reduced[-2:]))
+    long = terms >= _LONG * machine.l1 // machine.line
+    return best[1] if long or terms >= _SOME and places > taps else None
 
 
 def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[str]) -> Plan:
