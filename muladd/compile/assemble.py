@@ -29,7 +29,7 @@ def layouts_of(cut: Cut, outputs: set[Node]) -> dict[Node, list[Node]]:
             nxt = _only(users.get(nxt, [])) if nxt not in outputs else None
         while chain and chain[-1].op is ops.RESHAPE:
             chain.pop()
-        if chain:
+        if chain and not _interleaves(chain):
             found[n] = chain
     return found
 
@@ -47,6 +47,18 @@ def _joining(users: list[Node], all_users: dict[Node, list[Node]]) -> Node | Non
                 and any(v.op is ops.RESHAPE and _axes_of(v) < _axes_of(u)
                         for v in all_users.get(u, ()))]  # fmt: skip
     return _only(permuted)
+
+
+def _interleaves(chain: list[Node]) -> bool:
+    """Whether a part of an axis comes to lie between the elements of another one, as the phases of
+    a fractionally strided convolution do: these would be stored one by one."""
+    for n in chain:
+        if n.op is ops.PERMUTE and n.srcs[0].op is ops.RESHAPE and n.arg[-1] < len(n.arg) - 1:
+            parts, whole = n.srcs[0].shape, n.srcs[0].srcs[0].shape
+            size = sym.product(parts[n.arg[-1] :])
+            if not any(ops.equal_dims(size, sym.product(whole[i:])) for i in range(len(whole))):
+                return True
+    return False
 
 
 def _axes_of(n: Node) -> int:

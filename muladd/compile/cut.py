@@ -20,7 +20,7 @@ _KEEP_COST = 10  # from this cost on (an exponential), a value used by two stage
 # the same for one that is kept in place of its arrays, which nobody else uses, or that is narrower
 _ONLY_COST = 3
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
-_OFTEN = 256  # times that a padded value, no windows of one, is repeated to be padded before
+_OFTEN = 4  # times that a value which is padded and turned is repeated to be so before
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
 _WIDE_COST = 1024  # up to this cost, a value of wider numbers than it is made of is not kept
@@ -374,12 +374,14 @@ def _below_movement(n: Node) -> Node:
 
 
 def _is_padded(n: Node) -> bool:
-    """Whether a value is padded, moved, and nothing else: a weight's taps, but no windows."""
-    found = False
+    """Whether a value is padded and then turned, as a weight's taps are, and no windows of an image
+    that is."""
+    padded = turned = False
     while n.op in ops.MOVEMENT and n.op is not ops.EXPAND:
-        found = found or n.op is ops.PAD
+        padded = padded or turned and n.op is ops.PAD
+        turned = turned or n.op is ops.PERMUTE
         n = n.srcs[0]
-    return found and n.op is not ops.EXPAND
+    return padded and n.op is not ops.EXPAND
 
 
 def elements(n: Node) -> int:

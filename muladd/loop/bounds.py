@@ -14,7 +14,7 @@ from muladd.errors import BoundsError
 from muladd.ir import Dim, Node, dtype, make, ops, sym, toposort
 from muladd.ir.polynomial import Poly, long_division, plus, scaled, times, without
 from muladd.loop.kernel import reaxis, show
-from muladd.loop.narrow import Facts, along, atoms, rounded, sizes, split, tightened, whole
+from muladd.loop.narrow import Facts, along, atoms, cases, rounded, split, tightened, whole
 from muladd.loop.statements import For, Grid, If, Lowered, Place, Statement, Store
 
 _DEPTH = 5  # facts used in one proof
@@ -121,7 +121,7 @@ class _Prover:
         plain = tuple(f for f in known if not any(f is x for x in self.ends))
         if len(plain) < len(known) and holds(goal, plain):
             return True
-        return holds(goal, known) or _each_size(goal, known)
+        return holds(goal, known) or _each_case(goal, known)
 
     def size(self, place: Place) -> Dim:
         if isinstance(place, str):
@@ -209,14 +209,15 @@ def scalar(value: Node) -> Node:
 # --- proofs --------------------------------------------------------------------------------------
 
 
-def _each_size(goal: Poly, facts: Facts) -> bool:
-    """Whether goal >= 0 follows from facts for every value of the symbolic sizes, if few."""
-    cases = sizes((goal, *facts))
-    for case in cases:
+def _each_case(goal: Poly, facts: Facts) -> bool:
+    """Whether goal >= 0 follows from facts for every value of the sizes or loops that all depends
+    on, if those are few."""
+    values = cases(goal, facts)
+    for case in values:
         here, *known = _replaced((goal, *facts), case)
         if not any(map(_never, known)) and not holds(here, known):
             return False
-    return bool(cases)
+    return bool(values)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Loops as other loops, by what is known of them: fewer turns, or whole parts and remainders.
 
 A fact is a polynomial which is at least zero. Its variables are whole numbers, so 2i - 1 >= 0 says
-that i >= 1. Both changes give expressions to write in the loops' places. Symbolic sizes that can
-have few values only may also be written as numbers, one case after the other.
+that i >= 1. Both changes give expressions to write in the loops' places. Symbolic sizes, and loops
+on which others depend, may also be written as numbers, one case after the other, if those are few.
 """
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from math import gcd, prod
 from muladd.ir import Dim, Node, ops, sym, toposort
 from muladd.ir.polynomial import Poly, is_size, plus, scaled
 
-_FEW = 64  # values of all symbolic sizes together that are tried one by one
+_FEW = 64  # values of all sizes or loops together that are tried one by one
 
 Facts = tuple[Poly, ...]
 
@@ -90,13 +90,25 @@ def _along(p: Poly, found: dict[Node, Dim], seen: set[Node]) -> None:
                 found[n] = sym.axis(n.arg.name, extent)
 
 
-def sizes(known: tuple[Poly, ...]) -> list[dict[Node, Dim]]:
-    """The symbolic sizes in these polynomials with each of their values, if those are few."""
-    found = {n for p in known for n in toposort(tuple(_with_extents(p))) if is_size(n)}
-    if not found or prod(n.arg.high - n.arg.low + 1 for n in found) > _FEW:
+def cases(goal: Poly, facts: Facts) -> list[dict[Node, Dim]]:
+    """The symbolic sizes in these polynomials with each of their values, if those are few; else the
+    loops on which it depends how far others run."""
+    nodes = dict.fromkeys(n for p in (goal, *facts) for n in toposort(tuple(_with_extents(p))))
+    found = {n: range(n.arg.low, n.arg.high + 1) for n in nodes if is_size(n)}
+    if not found:
+        ends = [n.arg.extent for n in nodes if n.op is ops.RANGE and isinstance(n.arg.extent, Node)]
+        ends += [n for n in nodes if n.op is ops.MAX]
+        loops = dict.fromkeys(n for n in toposort(tuple(ends)) if n.op is ops.RANGE)
+        for p in facts:  # loops that bound each other
+            together = [a for a in atoms(p) if a.op is ops.RANGE]
+            loops.update(dict.fromkeys(together if len(together) > 1 else ()))
+        for loop in loops:
+            turns = loop.arg.extent
+            if isinstance(turns, int) and prod(map(len, found.values())) * turns <= _FEW:
+                found[loop] = range(turns)
+    if not found or prod(map(len, found.values())) > _FEW:
         return []
-    values = [range(n.arg.low, n.arg.high + 1) for n in found]
-    return [dict(zip(found, v)) for v in product(*values)]
+    return [dict(zip(found, v)) for v in product(*found.values())]
 
 
 def _with_extents(p: Poly) -> list[Node]:
@@ -114,9 +126,9 @@ def _with_extents(p: Poly) -> list[Node]:
 
 
 def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
-    """Where a remainder or quotient of e by a number d occurs, a loop or symbolic size i of e, such
-    that e is d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what is known
-    of it, and the remainder."""
+    """Where a remainder or quotient of e by a number d occurs, a loop, symbolic size or maximum i
+    of e, such that e is d * q + r with loops q and r: i + 3 = 2q + r makes i = 2q + r - 3. And what
+    is known of it, and the remainder."""
     found = list(dict.fromkeys(a for p in known for a in atoms(p)))
     for atom in dict.fromkeys((*found, *toposort(tuple(found)))):
         if atom.op not in (ops.MOD, ops.DIV) or atom.srcs[1].op is not ops.CONST:
@@ -126,19 +138,28 @@ def split(known: Iterable[Poly]) -> tuple[dict[Node, Dim], Facts, Poly]:
         if d < 2 or lowest < -(1 << 61) or highest > 1 << 61:
             continue
         for loop in atoms(e):
-            if not (loop.op is ops.RANGE or is_size(loop)) or abs(e.get((loop,), 0)) != 1:
+            if loop.op not in (ops.RANGE, ops.MAX) and not is_size(loop):
+                continue
+            if abs(e.get((loop,), 0)) != 1:
                 continue
             rest = {m: c for m, c in e.items() if m != (loop,)}
             if any(x is loop for a in atoms(rest) for x in toposort((a,))):
                 continue
             first = lowest // d
-            q = sym.axis(f"{loop.arg.name}/{d}", highest // d - first + 1)
-            r = sym.axis(f"{loop.arg.name}%{d}", d)
+            name = "max" if loop.op is ops.MAX else loop.arg.name
+            q = sym.axis(f"{name}/{d}", highest // d - first + 1)
+            r = sym.axis(f"{name}%{d}", d)
             value = sym.sum_of([sym.mul(sym.add(q, first), d), r, sym.build(scaled(rest, -1))])
             value = sym.mul(value, e[loop,])
-            low, high = (loop.arg.low, loop.arg.high) if is_size(loop) else (
-                0, sym.sub(loop.arg.extent, 1))  # fmt: skip
-            known = (sym.poly(sym.sub(value, low)), sym.poly(sym.sub(high, value)))
+            lows: list[Dim] = [0]
+            high: Dim
+            if loop.op is ops.MAX:
+                lows, high = [sym.as_dim(x) for x in loop.srcs], sym.bounds(loop)[1]
+            elif is_size(loop):
+                lows, high = [loop.arg.low], loop.arg.high
+            else:
+                high = sym.sub(loop.arg.extent, 1)
+            known = (*(sym.poly(sym.sub(value, x)) for x in lows), sym.poly(sym.sub(high, value)))
             return {loop: value}, known, sym.poly(r)
     return {}, (), {}
 
@@ -160,4 +181,4 @@ def _eliminating(f: Poly, g: Poly) -> set[int]:
     return {c // -d for m, c in f.items() if m and c > 0 and (d := g.get(m, 0)) < 0 and not c % d}
 
 
-__all__ = ["Facts", "along", "atoms", "rounded", "split", "tightened", "whole"]
+__all__ = ["Facts", "along", "atoms", "cases", "rounded", "split", "tightened", "whole"]

@@ -5,9 +5,10 @@ runs over (in, *kernel) before them.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from muladd.errors import ShapeError
 from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, make, ops, param, sym
@@ -104,8 +105,8 @@ def _conv(
         raise ShapeError(f"{who}: padding='same' needs stride 1, got {stride}")
     pads = paddings(who, d, padding, kernel, dilations)
     dtype = common_dtype(who, x, weight)
-    result = convolve(g.cast(x.node, dtype), g.cast(weight.node, dtype), pads, steps, dilations,
-                      groups, who)  # fmt: skip
+    plan = _Plan(tuple(pads), steps, dilations, groups, who)
+    result = convolve(g.cast(x.node, dtype), g.cast(weight.node, dtype), plan)
     return _with_bias(who, x._result(result), bias, d)
 
 
@@ -135,65 +136,80 @@ def paddings(
     return [(p, p) for p in g.pair(padding, d, who, "padding")]
 
 
-def convolve(
-    x: Node, w: Node, pads: Sequence[tuple[int, int]], steps: Sequence[int],
-    dilations: Sequence[int], groups: int, who: str,
-) -> Node:  # fmt: skip
-    """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels).
+@dataclass(frozen=True)
+class _Plan:
+    """A convolution without its operands."""
 
-    A call of its own, because its derivative for x is best written as a convolution too: the
-    language would derive a sum over overlapping windows, which reads memory once per tap.
-    """
-    body = _body(x.shape, w.shape, x.dtype, tuple(pads), tuple(steps), tuple(dilations), groups,
-                 who)  # fmt: skip
-    return make(ops.CALL, (x, w), CallArg(body))
+    pads: tuple[tuple[int, int], ...]
+    steps: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int
+    who: str
+
+    def forth(self, x: Node, w: Node) -> Node:
+        """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels)."""
+        x = pad_or_cut(x, [(0, 0), (0, 0), *self.pads])
+        return _windowed(x, w, self.steps, self.dilations, self.groups, self.who)
+
+    def back(self, y: Node, w: Node, sizes: Sequence[Dim]) -> Node:
+        """The transpose of `forth`: (N, O, *pixels) to (N, C, *sizes), a convolution too, of y with
+        zeros between its elements, and with the kernel turned round."""
+        d, taps = len(self.steps), cast(Sequence[Any], w.shape[2:])
+        lows = [e * (k - 1) - low for k, e, (low, _) in zip(taps, self.dilations, self.pads)]
+        w = turned_round(w, self.groups, d)
+
+        def plain(y: Node, w: Node) -> Node:
+            return _windowed(y, w, (1,) * d, self.dilations, self.groups, self.who)
+
+        static = all(isinstance(n, int) for n in (*y.shape[2:], *sizes, *taps))
+        dilated = any(s > 1 < e for s, e in zip(self.steps, self.dilations))
+        if static and max(self.steps) > 1 and not dilated:
+            return fractional(y, w, self.steps, self.dilations, lows, cast(Sequence[int], sizes),
+                              plain)  # fmt: skip
+        y = g.pad(y, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in self.steps]])
+        pads: list[Any] = [(0, 0), (0, 0)]
+        for n, m, k, e, low in zip(sizes, y.shape[2:], taps, self.dilations, lows):
+            pads.append((low, sym.sub(sym.add(n, e * (k - 1)), sym.add(m, low))))
+        return plain(pad_or_cut(y, pads), w)
+
+
+def convolve(x: Node, w: Node, plan: _Plan) -> Node:
+    """A call of its own, because its derivative for x is best written as a convolution too: the
+    language would derive a sum over overlapping windows, which reads memory once per tap."""
+    return make(ops.CALL, (x, w), CallArg(_body(x.shape, w.shape, x.dtype, plan)))
+
+
+def transpose(x: Node, w: Node, plan: _Plan, sizes: Sequence[Dim]) -> Node:
+    """The same of the transpose, whose derivatives are those of the convolution the other way."""
+    return make(ops.CALL, (x, w), CallArg(_transpose_body(x.shape, w.shape, x.dtype, plan,
+                                                          tuple(sizes))))  # fmt: skip
 
 
 @lru_cache(1024)
-def _body(
-    x_shape: Shape, w_shape: Shape, dtype: DType, pads: tuple[tuple[int, int], ...],
-    steps: tuple[int, ...], dilations: tuple[int, ...], groups: int, who: str,
-) -> Body:  # fmt: skip
+def _body(x_shape: Shape, w_shape: Shape, dtype: DType, plan: _Plan) -> Body:
     x, w = param(0, x_shape, dtype), param(1, w_shape, dtype)
-    y = _windowed(pad_or_cut(x, [(0, 0), (0, 0), *pads]), w, steps, dilations, groups, who)
+    y = plan.forth(x, w)
     result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
     (for_w,) = gradient((y,), (w,), (cotangent,))
     assert for_w is not None
-    for_x = _spread_back(x, w, cotangent, pads, steps, dilations, groups, who)
-    backward = Body((for_x, for_w), (x, w, result, cotangent), f"{who} backward")
-    return Body((y,), (x, w), who, backward)
+    # written out, no call: bodies are finite, so a derivative's derivative is the language's
+    for_x = plan.back(cotangent, w, x.shape[2:])
+    backward = Body((for_x, for_w), (x, w, result, cotangent), f"{plan.who} backward")
+    return Body((y,), (x, w), plan.who, backward)
 
 
-def _spread_back(
-    x: Node, w: Node, cotangent: Node, pads: Sequence[tuple[int, int]], steps: Sequence[int],
-    dilations: Sequence[int], groups: int, who: str,
-) -> Node:  # fmt: skip
-    """What x gets from the result's cotangent: a convolution of it with the kernel turned round.
-
-    Written out, not a call: bodies are finite, so the derivative of a derivative is the language's.
-    """
-    ones = (1,) * len(steps)
-    lows: list[Any] = [dilation * (k - 1) - low  # type: ignore[operator]
-            for k, dilation, (low, _) in zip(w.shape[2:], dilations, pads)]  # fmt: skip
-    return _spread(cotangent, turned_round(w, groups, len(steps)), steps, dilations, lows,
-                   x.shape[2:], lambda a, b: _windowed(a, b, ones, dilations, groups, who))
-
-
-def _spread(
-    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], lows: Sequence[int],
-    sizes: Sequence[Dim], plain: Callable[[Node, Node], Node],
-) -> Node:  # fmt: skip
-    """The convolution of x with steps - 1 zeros between its elements and `lows` before them, to
-    (N, O, *sizes); `plain` is the one of an image as it is."""
-    static = all(isinstance(n, int) for n in (*x.shape[2:], *sizes, *w.shape[2:]))
-    if static and max(steps) > 1 and all(s == 1 or e == 1 for s, e in zip(steps, dilations)):
-        return fractional(x, w, steps, dilations, lows, sizes, plain)  # type: ignore[arg-type]
-    x = g.pad(x, [(0, 0), (0, 0), *[(0, 0, s - 1) for s in steps]])
-    pads: list[Any] = [(0, 0), (0, 0)]
-    taps: Sequence[Any] = w.shape[2:]
-    for n, m, k, e, low in zip(sizes, x.shape[2:], taps, dilations, lows):
-        pads.append((low, sym.sub(sym.add(n, e * (k - 1)), sym.add(m, low))))
-    return plain(pad_or_cut(x, pads), w)
+@lru_cache(1024)
+def _transpose_body(
+    x_shape: Shape, w_shape: Shape, dtype: DType, plan: _Plan, sizes: tuple[Dim, ...]
+) -> Body:
+    x, w = param(0, x_shape, dtype), param(1, w_shape, dtype)
+    y = plan.back(x, w, sizes)
+    result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
+    for_x = plan.forth(cotangent, w)
+    (for_w,) = gradient((for_x,), (w,), (x,))
+    assert for_w is not None
+    backward = Body((for_x, for_w), (x, w, result, cotangent), f"{plan.who} backward")
+    return Body((y,), (x, w), plan.who, backward)
 
 
 def turned_round(w: Node, groups: int, d: int) -> Node:
@@ -250,8 +266,6 @@ def _transposed(
     sizes = [s * (n - 1) + r - 2 * p + e + 1
              for s, n, r, p, e in zip(steps, x.shape[2:], reach, pads, extra)]  # fmt: skip
     dtype = common_dtype(who, x, weight)
-    w = turned_round(g.cast(weight.node, dtype), groups, d)
-    result = _spread(g.cast(x.node, dtype), w, steps, dilations,
-                     [r - p for r, p in zip(reach, pads)], sizes,
-                     lambda a, b: convolve(a, b, [(0, 0)] * d, (1,) * d, dilations, groups, who))
+    plan = _Plan(tuple((p, p - e) for p, e in zip(pads, extra)), steps, dilations, groups, who)
+    result = transpose(g.cast(x.node, dtype), g.cast(weight.node, dtype), plan, sizes)
     return _with_bias(who, x._result(result), bias, d)

@@ -16,6 +16,7 @@ from muladd.ir import const, iota, make, ops, param, sym, var
 from muladd.ir import dtype as dt
 from muladd.loop.bounds import holds, prove
 from muladd.loop.lower import lower
+from muladd.loop.narrow import cases
 from muladd.loop.plan import plain
 from muladd.loop.statements import For, Grid, If, Lowered, Store
 from muladd.loop.validate import validate
@@ -120,6 +121,18 @@ def test_whole_parts_where_a_multiple_stands_apart():
     early = sym.sub(79, sym.sum_of([sym.mul(chunk, 48), row]))  # row 79 is the last of panel 4
     assert holds(sym.poly(sym.sub(527, at)), [sym.poly(early)])
     assert not holds(sym.poly(sym.sub(526, at)), [sym.poly(early)])
+
+
+def test_loops_that_bound_each_other_are_tried_one_by_one():
+    """Three chunks of 26 rows by two loops: what holds for each pair of values holds."""
+    i, j, row = (sym.axis(*x) for x in (("i", 2), ("j", 2), ("row", 26)))
+    at = sym.sum_of([sym.mul(i, 52), sym.mul(j, 26), row])
+    facts = (sym.poly(sym.sub(52, sym.sum_of([sym.mul(i, 52), sym.mul(j, 26)]))),)
+    goal = sym.poly(sym.sub(12, sym.div(at, 6)))
+    assert len(cases(goal, facts)) == 4
+    for case in cases(goal, facts):
+        here, known = (sym.poly(sym.replace(sym.build(p), case)) for p in (goal, *facts))
+        assert holds(here, [known]) or sym.lower(known) < 0 and case == {i: 1, j: 1}
 
 
 def test_whole_parts_of_three_loops():

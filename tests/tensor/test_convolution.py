@@ -14,6 +14,10 @@ SHAPES = [  # of which there were errors: name, image, weight, stride, padding
     ("conv3d", (3, 8, 4, 3, 8), (8, 8, 2, 3, 1), (1, 1, 1), (0, 1, 0)),  # a remainder's quotient
     ("conv_transpose3d", (1, 5, 6, 6, 6), (5, 17, 2, 3, 1), (1, 1, 1), (1, 1, 0)),
     ("conv_transpose3d", (2, 14, 4, 6, 1), (14, 10, 3, 1, 3), (2, 3, 2), (1, 0, 0)),  # no middle
+    ("conv_transpose2d", (3, 15, 8, 2), (15, 13, 4, 2), (2, 3), (3, 0)),  # chunks of phases
+    ("conv_transpose2d", (1, 11, 1, 4), (11, 11, 3, 4), (2, 3), (0, 0)),
+    ("conv_transpose2d", (3, 8, 8, 11), (8, 17, 3, 3), (4, 3), (2, 1)),  # phases between results
+    ("conv3d", (2, 17, 4, 7, 4), (9, 17, 4, 1, 3), (2, 3, 4), (3, 0, 2)),  # torch's own, in float32
 ]
 
 
@@ -69,7 +73,7 @@ def same_as_torch(name, image, weight, **options):
     random = np.random.default_rng(0)
     given = [random.standard_normal(shape).astype(np.float32) for shape in (image, weight)]
     ours = [Tensor(a, requires_grad=True) for a in given]
-    theirs = [torch.tensor(a, requires_grad=True) for a in given]
+    theirs = [torch.tensor(a.astype(np.float64), requires_grad=True) for a in given]
     y = getattr(ours[0], name)(ours[1], **options)
     z = getattr(torch.nn.functional, name)(*theirs, **options)
     assert y.shape == z.shape
