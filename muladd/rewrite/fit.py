@@ -136,6 +136,9 @@ def main() -> None:
                  mpf(0), end, degree, bits))  # fmt: skip
     show("exp in float64 for float32: e^r",
          fit(exp, lambda r: exp(-r), -log(2) / 2, log(2) / 2, 6, 64))  # fmt: skip
+    show("expm1 in float64 for float32: (e^r - 1)/r",
+         fit(lambda r: (exp(r) - 1) / r, lambda r: r / (exp(r) - 1), -log(2) / 2, log(2) / 2,
+             6, 64))  # fmt: skip
     above, below, error = fit_quotient(
         lambda a: exp(a * a / 2) * erfc(a / sqrt(2)) / 2, mpf(0), mpf("14.5"), 4, 5
     )

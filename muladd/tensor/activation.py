@@ -10,7 +10,6 @@ from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor import normal, precision, special
 from muladd.tensor.attention import attend
-from muladd.tensor.elementwise import absolute
 from muladd.tensor.handle import Handle
 from muladd.tensor.operands import floating, one_device, scalar_as_vector, widened
 from muladd.tensor.reduce import UNSET, chosen
@@ -261,8 +260,8 @@ def relu(x: Node) -> Node:
 
 
 def softplus(x: Node) -> Node:
-    top = g.maximum(x, 0.0)
-    return g.add(top, special.log1p(g.exp(g.neg(absolute(x)))))
+    top = g.where(g.lt(x, 0.0), 0.0, x)
+    return g.add(top, special.log1p(g.exp(g.neg(special.distance(x)))))
 
 
 def _shifted(x: Node, axis: int, masked: bool = False) -> Node:

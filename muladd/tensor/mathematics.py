@@ -387,13 +387,14 @@ def logaddexp(a: Node, b: Node) -> Node:
 
 
 def _hypot(a: Node, b: Node) -> Node:
-    a, b = absolute(a), absolute(b)
-    top, low = g.maximum(a, b), g.minimum(a, b)
-    infinity = float("inf")
+    a, b = special.distance(a), special.distance(b)
+    first, infinity = g.lt(b, a), float("inf")
+    top, low = g.where(first, a, b), g.where(first, b, a)
     usual = g.both(g.gt(top, 0.0), g.lt(top, infinity))
     safe = g.where(usual, top, 1.0)
     ratio = g.div(low, safe)
-    result = g.where(usual, g.mul(safe, g.sqrt(g.add(g.mul(ratio, ratio), 1.0))), top)
+    result = g.where(usual, g.mul(safe, g.sqrt(g.add(g.mul(ratio, ratio), 1.0))),
+                     g.add(g.where(g.gt(top, 0.0), top, g.stop(top)), g.stop(low)))  # fmt: skip
     return g.where(g.either(g.eq(a, infinity), g.eq(b, infinity)), infinity, result)
 
 

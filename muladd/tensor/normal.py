@@ -13,7 +13,14 @@ from muladd.ir import Node, const, make, ops
 from muladd.ir import dtype as dt
 from muladd.tensor import graph as g
 from muladd.tensor.elementwise import absolute
-from muladd.tensor.special import PI, odd_polynomial, short_exp, sigmoid, with_derivative
+from muladd.tensor.special import (
+    PI,
+    distance,
+    odd_polynomial,
+    short_exp,
+    sigmoid,
+    with_derivative,
+)
 
 # fmt: off
 ERF_SMALL_32 = (
@@ -85,7 +92,7 @@ def _erfcx(a: Node, unit: float = 1.0, factor: float = 1.0) -> Node:
 
 def _capped(x: Node, most: float) -> Node:
     """|x| where less than `most`, else that; NaN stays."""
-    a = absolute(x)
+    a = distance(x)
     return g.where(g.gt(a, most), most, a)
 
 

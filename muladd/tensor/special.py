@@ -59,12 +59,12 @@ EXP_SHORT = (
     1.0000000005920204, 1.0000000361258987, 0.4999999149303717, 0.1666642083211943,
     0.041668358032961865, 0.0083747715201001, 0.0013829420598721115,
 )
-# (tanh(x)/x - 1)/x^2 in x^2, |x| <= 0.55
-TANH_32 = (
-    -0.33333316445350647, 0.13332554697990417, -0.053849413990974426, 0.021060897037386894,
-    -0.006260193418711424,
+# (e^r - 1) / r there, to 3e-10 (fit.py)
+EXPM1_SHORT = (
+    1.0000000000356013, 0.5000000046541837, 0.16666666182981507, 0.0416663548181665,
+    0.008333417764604173, 0.00139409803464411, 0.0001983297644886371,
 )
-
+# (tanh(x)/x - 1)/x^2 in x^2, |x| <= 0.55
 TANH_64 = (
     -0.3333333333333225, 0.1333333333316144, -0.05396825387307988, 0.02186948591221714,
     -0.00886319375171986, 0.0035917141702554185, -0.0014531915403968956, 0.0005790673011807458,
@@ -100,6 +100,12 @@ def _body(
     x, y, cotangent = (param(i, shape, d) for i in range(3))
     gradient = Body((derivative(x, y, cotangent),), (x, y, cotangent), f"{name}_gradient")
     return Body((function(x),), (x,), name, gradient)
+
+
+def distance(x: Node) -> Node:
+    """|x|, whose derivative at 0 is 1: for what is written differently on either side of 0, and is
+    one function. Derivatives of all orders are then those of one of the two sides."""
+    return g.where(g.lt(x, 0.0), g.neg(x), x)
 
 
 def odd_polynomial(x: Node, coefficients: Sequence[float]) -> Node:
@@ -211,20 +217,37 @@ def log1p(x: Node) -> Node:
     return g.add(g.log(u), correction)
 
 
-def tanh(x: Node) -> Node:
-    """(1 - q) / (1 + q) with q = exp(-2|x|), and an odd polynomial where that cancels."""
+def _tanh(x: Node) -> Node:
+    """e / (e + 2) with e = exp(2x) - 1, in float64 for results of float32; for those of float64
+    (1 - q) / (1 + q) with q = exp(-2|x|), and an odd polynomial where that cancels."""
+    if x.dtype is not dt.float64:
+        a = g.where(g.gt(x, 20.0), 20.0, x)  # NaN stays
+        e = short_expm1(g.cast(g.where(g.lt(a, -20.0), -20.0, a), dt.float64), 2.0)
+        value = g.cast(g.div(e, g.add(e, 2.0)), x.dtype)
+        return g.where(g.ne(x, 0.0), value, x)  # -0.0 stays
     a = absolute(x)
     q = g.exp(g.mul(a, -2.0))
     large = g.div(g.sub(1.0, q), g.add(q, 1.0))
     large = g.where(g.lt(x, 0.0), g.neg(large), large)
     near = g.lt(a, 0.55)
     small = g.where(near, x, 0.0)
-    return g.where(near, odd_polynomial(small, (1.0, *pick(x.dtype, TANH_32, TANH_64))), large)
+    return g.where(near, odd_polynomial(small, (1.0, *TANH_64)), large)
 
 
-def short_exp(x: Node, scale: float = 1.0) -> Node:
-    """exp(scale x) for float64 numbers, good to 2e-9: float32 results need no more. Only for
-    |scale x| < 700.
+def _tanh_derivative(x: Node, y: Node, c: Node) -> Node:
+    """4 q / (1 + q)^2 with q = exp(-2|x|), which does not cancel as 1 - y^2 does."""
+    q = g.exp(g.mul(distance(x), -2.0))
+    share = g.div(2.0, g.add(q, 1.0))
+    return g.mul(c, g.mul(g.mul(q, share), share))
+
+
+def tanh(x: Node) -> Node:
+    """sinh(x) / cosh(x)."""
+    return with_derivative("tanh", x, _tanh, _tanh_derivative)
+
+
+def _reduced(x: Node, scale: float) -> tuple[Node, Node]:
+    """2^n in float64, and r with exp(scale x) = 2^n exp(scale r). Only for |scale x| < 700.
 
     Adding 1.5 * 2^52 + 1023 rounds to the whole number n and leaves n + 1023 in the lowest bits,
     which are the exponent field of 2^n.
@@ -233,7 +256,20 @@ def short_exp(x: Node, scale: float = 1.0) -> Node:
     shifted = g.stop(g.add(g.mul(x, scale * LOG2_E), magic))
     rest = g.sub(x, g.mul(g.sub(shifted, magic), g.LN_2 / scale))
     power = g.bitcast(g.mul(g.bitcast(shifted, dt.int64), 1 << 52), dt.float64)
+    return power, rest
+
+
+def short_exp(x: Node, scale: float = 1.0) -> Node:
+    """exp(scale x) for float64 numbers, good to 2e-9: float32 results need no more."""
+    power, rest = _reduced(x, scale)
     return g.mul(power, g.polynomial(rest, [c * scale**k for k, c in enumerate(EXP_SHORT)]))
+
+
+def short_expm1(x: Node, scale: float = 1.0) -> Node:
+    """The same less 1, as exactly near 0."""
+    power, rest = _reduced(x, scale)
+    series = g.polynomial(rest, [c * scale ** (k + 1) for k, c in enumerate(EXPM1_SHORT)])
+    return g.add(g.mul(g.mul(power, rest), series), g.sub(power, 1.0))
 
 
 def _sigmoid(x: Node) -> Node:
@@ -248,7 +284,7 @@ def _sigmoid(x: Node) -> Node:
 
 def _sigmoid_derivative(x: Node, y: Node, c: Node) -> Node:
     """e / (1 + e)^2 with e = exp(-|x|), which neither overflows nor cancels as y (1 - y) does."""
-    e = g.exp(g.neg(absolute(x)))
+    e = g.exp(g.neg(distance(x)))
     share = g.div(1.0, g.add(e, 1.0))
     return g.mul(c, g.mul(g.mul(e, share), share))
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from oracle import compare
 
 from muladd import Tensor
@@ -155,3 +156,30 @@ def test_promotion(device):
     assert (a / a).dtype.name == "float32"
     assert (b + Tensor([1.0], dtype="bfloat16")).dtype.name == "float32"
     assert (Tensor([1], dtype="uint8") + Tensor([1], dtype="int8")).dtype.name == "int16"
+
+
+SMOOTH = {
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "silu": F.silu, "softplus": F.softplus,
+    "logsigmoid": F.logsigmoid, "gelu": F.gelu, "mish": F.mish, "erf": torch.erf,
+    "sinh": torch.sinh, "expm1": torch.expm1, "log1p": torch.log1p, "atan": torch.atan,
+    "asinh": torch.asinh, "hypot": lambda t: t.hypot(t + 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_derivatives_of_all_orders_where_two_forms_meet(name):
+    """At 0 most of these change from one expression to another: four derivatives are one function's
+    still."""
+    where = np.array([0.0, 0.4, -0.6])
+    found = []
+    ours = SMOOTH[name] if name == "hypot" else lambda t: getattr(t, name)()
+    for kind, function in ((Tensor, ours), (torch.tensor, SMOOTH[name])):
+        x = kind(where, requires_grad=True)
+        value, orders = function(x), []
+        for _ in range(4):
+            x.grad = None
+            value.sum().backward(create_graph=True)
+            value = x.grad
+            orders.append(value.detach().numpy())
+        found.append(orders)
+    np.testing.assert_allclose(*found, rtol=1e-9, atol=1e-9)
