@@ -21,6 +21,7 @@ _KEEP_COST = 10  # from this cost on (an exponential), a value used by two stage
 _ONLY_COST = 3
 _REPEAT_COST = 2  # from this cost on, a value repeated along an axis is computed before
 _OFTEN = 4  # times that a value which is padded and turned is repeated to be so before
+_SHORT = 32  # places of a row, every other of which lie side by side before it is repeated
 _UNPACK_COST = 6  # the same for bytes: taking numbers out of a byte again is less than loading
 _LOADLESS_COST = 24  # the same for values made of indices and constants only
 _WIDE_COST = 1024  # up to this cost, a value of wider numbers than it is made of is not kept
@@ -186,6 +187,9 @@ class Cut:
             s = _below_movement(n.srcs[0])
             if elements(n) >= _OFTEN * elements(n.srcs[0]) and _is_padded(n.srcs[0]):
                 self.chosen.add(n.srcs[0])
+            apart = _taken_apart(n.srcs[0])
+            if apart is not None and elements(n) >= 2 * _OFTEN * elements(apart):
+                self.chosen.add(apart)
             while s.op is ops.PAD:  # a padded image is repeated by the windows of a convolution
                 s = _below_movement(s.srcs[0])
             if s in self.chosen or not s.op.elementwise:
@@ -382,6 +386,24 @@ def _is_padded(n: Node) -> bool:
         turned = turned or n.op is ops.PERMUTE
         n = n.srcs[0]
     return padded and n.op is not ops.EXPAND
+
+
+def _taken_apart(n: Node) -> Node | None:
+    """What windows are made of by movements, if that has every other element of a short row side by
+    side, as the phases of an image that strided windows read. Of long rows these are had by vectors
+    anyway."""
+    found, windows = None, False
+    while n.op in ops.MOVEMENT:
+        s = n.srcs[0]
+        windows = windows or n.op is ops.EXPAND
+        short = n.op is ops.PERMUTE and sym.bounds(n.shape[-1])[1] < _SHORT
+        if windows and short and s.op is ops.RESHAPE and 0 < n.arg[-1] < len(n.arg) - 1:
+            between, whole = sym.product(s.shape[n.arg[-1] + 1 :]), s.srcs[0].shape
+            ends = (sym.product(whole[i:]) for i in range(len(whole) + 1))
+            if not any(ops.equal_dims(between, end) for end in ends):
+                found = n
+        n = s
+    return found
 
 
 def elements(n: Node) -> int:

@@ -99,9 +99,11 @@ def cases(goal: Poly, facts: Facts) -> list[dict[Node, Dim]]:
         ends = [n.arg.extent for n in nodes if n.op is ops.RANGE and isinstance(n.arg.extent, Node)]
         ends += [n for n in nodes if n.op is ops.MAX]
         loops = dict.fromkeys(n for n in toposort(tuple(ends)) if n.op is ops.RANGE)
-        for p in facts:  # loops that bound each other
+        for p in facts:  # loops that bound each other, also by their quotients and remainders
             together = [a for a in atoms(p) if a.op is ops.RANGE]
             loops.update(dict.fromkeys(together if len(together) > 1 else ()))
+        divided = tuple(a for p in facts for a in atoms(p) if a.op in (ops.DIV, ops.MOD))
+        loops.update(dict.fromkeys(n for n in toposort(divided) if n.op is ops.RANGE))
         for loop in loops:
             turns = loop.arg.extent
             if isinstance(turns, int) and prod(map(len, found.values())) * turns <= _FEW:

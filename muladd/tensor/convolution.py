@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from muladd.errors import ShapeError
 from muladd.ir import Body, CallArg, Dim, DType, Node, Shape, make, ops, param, sym
 from muladd.tensor import graph as g
+from muladd.tensor import phased
 from muladd.tensor.fractional import fractional
 from muladd.tensor.handle import Handle
 from muladd.tensor.linear import common_dtype
@@ -148,8 +149,14 @@ class _Plan:
 
     def forth(self, x: Node, w: Node) -> Node:
         """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels)."""
-        x = pad_or_cut(x, [(0, 0), (0, 0), *self.pads])
-        return _windowed(x, w, self.steps, self.dilations, self.groups, self.who)
+        d, taps = len(self.steps), w.shape[2:]
+        x = g.cast(x, g.accumulator(x.dtype))
+        if phased.serves(x.shape[2:], taps, self.pads, self.steps, self.dilations):
+            parts = phased.windows(x, taps, self.pads, self.steps)
+        else:
+            x = pad_or_cut(x, [(0, 0), (0, 0), *self.pads])
+            parts = windows(x, range(2, 2 + d), taps, self.steps, self.dilations, self.who)
+        return _summed(parts, w, self.groups)
 
     def back(self, y: Node, w: Node, sizes: Sequence[Dim]) -> Node:
         """The transpose of `forth`: (N, O, *pixels) to (N, C, *sizes), a convolution too, of y with
@@ -159,7 +166,9 @@ class _Plan:
         w = turned_round(w, self.groups, d)
 
         def plain(y: Node, w: Node) -> Node:
-            return _windowed(y, w, (1,) * d, self.dilations, self.groups, self.who)
+            y, kernel = g.cast(y, g.accumulator(y.dtype)), w.shape[2:]
+            parts = windows(y, range(2, 2 + d), kernel, (1,) * d, self.dilations, self.who)
+            return _summed(parts, w, self.groups)
 
         static = all(isinstance(n, int) for n in (*y.shape[2:], *sizes, *taps))
         dilated = any(s > 1 < e for s, e in zip(self.steps, self.dilations))
@@ -224,25 +233,19 @@ def turned_round(w: Node, groups: int, d: int) -> Node:
     return w
 
 
-def _windowed(
-    x: Node, w: Node, steps: Sequence[int], dilations: Sequence[int], groups: int, who: str
-) -> Node:
-    """The convolution as one product over windows, and its sum."""
-    d = len(steps)
-    kernel = w.shape[2:]
-    n, channels = x.shape[:2]
+def _summed(parts: Node, w: Node, groups: int) -> Node:
+    """Windows (*kernel, N, C, *pixels) times w (O, C/groups, *kernel), and the sum."""
+    kernel, d = w.shape[2:], w.ndim - 2
+    n, pixels = parts.shape[d], parts.shape[d + 2 :]
     out, inner = w.shape[0] // groups, w.shape[1]  # type: ignore[operator]
-    dtype, wide = x.dtype, g.accumulator(x.dtype)
-    parts = windows(g.cast(x, wide), range(2, 2 + d), kernel, steps, dilations, who)
-    pixels = parts.shape[d + 2 :]
-    # (*kernel, N, C, *pixels) to (N, groups, 1, in, *kernel, *pixels)
+    # to (N, groups, 1, in, *kernel, *pixels)
     parts = g.permute(parts, (d, d + 1, *range(d), *range(d + 2, 2 * d + 2)))
     parts = g.reshape(parts, (n, groups, 1, inner, *kernel, *pixels))
-    weights = g.reshape(g.cast(w, wide), (1, groups, out, inner, *kernel, *[1] * d))
+    weights = g.reshape(g.cast(w, parts.dtype), (1, groups, out, inner, *kernel, *[1] * d))
     shape = (n, groups, out, inner, *kernel, *pixels)
     product = g.mul(g.expand(parts, shape), g.expand(weights, shape))
     summed = g.total(product, tuple(range(3, 4 + d)))
-    return g.cast(g.reshape(summed, (n, groups * out, *pixels)), dtype)
+    return g.cast(g.reshape(summed, (n, groups * out, *pixels)), w.dtype)
 
 
 def _transposed(

@@ -26,7 +26,7 @@ def given(*shape: int, seed: int = 0) -> Tensor:
 
 
 def costly(x, k):
-    return (x * float(k + 2)).exp() + (x + float(k)).tanh() * x
+    return (x * float(k + 2)).exp() + (x + float(k)).tanh() * (x + 2.0).log()
 
 
 def joins(*tensors: Tensor) -> list:
@@ -55,7 +55,7 @@ def test_the_work_of_many_parts_is_that_of_their_elements() -> None:
         stacked = Tensor.stack(*[costly(x, k) for k in range(count)])
         kernels = compile_graph(graph_of(stacked), "CPU").kernels()
         work = sum(len(toposort((s.value,))) for k in kernels for s in k.kernel.stages)
-        assert work < 60 * count
+        assert work < 80 * count
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

@@ -17,6 +17,11 @@ SHAPES = [  # of which there were errors: name, image, weight, stride, padding
     ("conv_transpose2d", (3, 15, 8, 2), (15, 13, 4, 2), (2, 3), (3, 0)),  # chunks of phases
     ("conv_transpose2d", (1, 11, 1, 4), (11, 11, 3, 4), (2, 3), (0, 0)),
     ("conv_transpose2d", (3, 8, 8, 11), (8, 17, 3, 3), (4, 3), (2, 1)),  # phases between results
+    ("conv_transpose3d", (2, 18, 3, 8, 8), (18, 2, 2, 4, 2), (3, 3, 4), (0, 1, 1)),
+    ("conv2d", (2, 19, 28, 28), (33, 19, 3, 3), (2, 2), (1, 1)),  # images taken apart by phases
+    ("conv2d", (2, 9, 27, 25), (18, 9, 4, 5), (3, 2), (2, 1)),
+    ("conv2d", (3, 40, 14, 15), (40, 40, 5, 5), (2, 2), (0, 3)),
+    ("conv1d", (2, 7, 30), (5, 7, 6), (4,), (5,)),
     ("conv3d", (2, 17, 4, 7, 4), (9, 17, 4, 1, 3), (2, 3, 4), (3, 0, 2)),  # torch's own, in float32
 ]
 
