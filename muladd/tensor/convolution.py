@@ -99,8 +99,7 @@ def _conv(
     if x.ndim == d + 1:
         batch = x.unsqueeze(0)
         return _conv(who, d, batch, weight, bias, stride, padding, dilation, groups).squeeze(0)
-    steps = g.pair(stride, d, who, "stride")
-    dilations = g.pair(dilation, d, who, "dilation")
+    steps, dilations = _paces(who, d, stride, dilation)
     kernel = weight.shape[2:]
     if padding == "same" and any(s != 1 for s in steps):
         raise ShapeError(f"{who}: padding='same' needs stride 1, got {stride}")
@@ -109,6 +108,13 @@ def _conv(
     plan = _Plan(tuple(pads), steps, dilations, groups, who)
     result = convolve(g.cast(x.node, dtype), g.cast(weight.node, dtype), plan)
     return _with_bias(who, x._result(result), bias, d)
+
+
+def _paces(who: str, d: int, stride: Any, dilation: Any) -> tuple[Any, Any]:
+    steps, dilations = g.pair(stride, d, who, "stride"), g.pair(dilation, d, who, "dilation")
+    if min(*steps, *dilations) < 1:
+        raise ShapeError(f"{who}: stride {stride} and dilation {dilation} must be at least 1")
+    return steps, dilations
 
 
 def _with_bias(who: str, x: Any, bias: Any, d: int) -> Any:
@@ -185,13 +191,17 @@ class _Plan:
 def convolve(x: Node, w: Node, plan: _Plan) -> Node:
     """A call of its own, because its derivative for x is best written as a convolution too: the
     language would derive a sum over overlapping windows, which reads memory once per tap."""
+    if not x.dtype.is_float:
+        return plan.forth(x, w)
     return make(ops.CALL, (x, w), CallArg(_body(x.shape, w.shape, x.dtype, plan)))
 
 
 def transpose(x: Node, w: Node, plan: _Plan, sizes: Sequence[Dim]) -> Node:
     """The same of the transpose, whose derivatives are those of the convolution the other way."""
-    return make(ops.CALL, (x, w), CallArg(_transpose_body(x.shape, w.shape, x.dtype, plan,
-                                                          tuple(sizes))))  # fmt: skip
+    if not x.dtype.is_float:
+        return plan.back(x, w, sizes)
+    body = _transpose_body(x.shape, w.shape, x.dtype, plan, tuple(sizes))
+    return make(ops.CALL, (x, w), CallArg(body))
 
 
 @lru_cache(1024)
@@ -256,8 +266,7 @@ def _transposed(
     if x.ndim == d + 1:
         return _transposed(who, d, x.unsqueeze(0), weight, bias, stride, padding, output_padding,
                            groups, dilation).squeeze(0)  # fmt: skip
-    steps = g.pair(stride, d, who, "stride")
-    dilations = g.pair(dilation, d, who, "dilation")
+    steps, dilations = _paces(who, d, stride, dilation)
     pads = g.pair(padding, d, who, "padding")
     extra = g.pair(output_padding, d, who, "output_padding")
     for e, s, k in zip(extra, steps, dilations):

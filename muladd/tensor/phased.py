@@ -11,7 +11,7 @@ from typing import Any
 
 from muladd.ir import Dim, Node
 from muladd.tensor import graph as g
-from muladd.tensor import windows as plain
+from muladd.tensor import windows as overlapping
 from muladd.tensor.windows import pad_or_cut, window_count
 
 
@@ -20,7 +20,8 @@ def serves(
     steps: Sequence[int], dilations: Sequence[int],
 ) -> bool:  # fmt: skip
     """Whether such windows can be had and overlap: of known sizes, a stride along the last axis."""
-    if steps[-1] == 1 or max(dilations) > 1 or not all(isinstance(n, int) for n in (*sizes, *taps)):
+    plain = steps[-1] == 1 or min(steps) < 1 or set(dilations) != {1}
+    if plain or not all(isinstance(n, int) for n in (*sizes, *taps)):
         return False
     whole = [n + sum(p) for n, p in zip(sizes, pads)]  # type: ignore[operator]
     fit = all(n >= k for n, k in zip(whole, taps))
@@ -45,7 +46,7 @@ def windows(
         before = (low + f) // s
         edges.append((before, count + m - 1 - w - before))
     x = pad_or_cut(x, [(0, 0)] * (2 + d) + edges)
-    x = plain.windows(x, range(2 + d, 2 + 2 * d), met, (1,) * d, (1,) * d)
+    x = overlapping.windows(x, range(2 + d, 2 + 2 * d), met, (1,) * d, (1,) * d)
     # (*met, N, C, *steps, *pixels), whose met and steps make taps
     order = [j for i in range(d) for j in (i, d + 2 + i)]
     x = g.permute(x, (*order, d, d + 1, *range(2 * d + 2, 3 * d + 2)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from muladd import Tensor
+from muladd.errors import ShapeError
 
 SHAPES = [  # of which there were errors: name, image, weight, stride, padding
     ("conv3d", (1, 15, 6, 5, 3), (5, 15, 1, 2, 2), (3, 3, 3), (0, 0, 1)),  # fewer rows than taken
@@ -87,3 +88,20 @@ def same_as_torch(name, image, weight, **options):
     for a, b in zip((y, *(t.grad for t in ours)), (z, *(t.grad for t in theirs))):
         np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-3,
                                    atol=2e-5 * float(b.detach().abs().max()))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+def test_whole_numbers(name):
+    random = np.random.default_rng(3)
+    x, w = random.integers(-9, 9, (2, 3, 8, 7)), random.integers(-9, 9, (3, 3, 3, 2))
+    ours = getattr(Tensor(x), name)(Tensor(w), stride=2, padding=1)
+    theirs = getattr(torch.nn.functional, name)(*map(torch.tensor, (x, w)), stride=2, padding=1)
+    np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("option", ["stride", "dilation"])
+@pytest.mark.parametrize("value", [0, (2, 0), (1, -1)])
+def test_strides_and_dilations_go_forward(name, option, value):
+    with pytest.raises(ShapeError, match=f"{name}: stride .* must be at least 1"):
+        getattr(Tensor.ones(1, 2, 9, 9), name)(Tensor.ones(2, 2, 3, 3), **{option: value})
