@@ -24,9 +24,10 @@ from dataclasses import replace
 from muladd.compile.assemble import assemble, layouts_of
 from muladd.compile.cut import Cut, elements
 from muladd.compile.index import OPAQUE
+from muladd.compile.partial import is_product
 from muladd.compile.stages import Call, Draft, Group, draft
 from muladd.errors import GraphError
-from muladd.ir import Node, ops, sym
+from muladd.ir import Node, ops, sym, toposort
 
 
 def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
@@ -226,6 +227,7 @@ _PANEL = 1 << 17  # elements of a matrix that every point of a kernel may read a
 _SHORT = 256  # terms of a sum, such as a head's, whose results a next sum takes as they come
 _ENOUGH_POINTS = 8
 _MANY = 1 << 18  # elements from which the order in which they are written counts
+_FAR = 64  # times as much work: what two kernels have in common is nothing beside it
 _MOST_STAGES = 48
 _MOST_ARGUMENTS = 48
 
@@ -260,26 +262,38 @@ def _worth(
     if p.points() > points and p.after - {c} and any(map(_is_down_columns, c.drafts)):
         return False  # what is written anyway is written row by row
     if lost and any(d.reuses for d in c.drafts) and (
-        any(d.is_window for d in p.drafts) or _kept(p, c, points, home)
+        any(d.is_window or _is_lookup(d) and d.work * _FAR <= work for d in p.drafts)
+        or _kept(p, c, points, home)
     ):
         return False
     products = [c] if len(p.drafts) == 1 else [p, c]  # blocks' sums alone wait to be scaled
     if any(g.points() > points and any(d.by_bytes for d in g.drafts) for g in products):
         return False  # bytes are multiplied as they lie: rows and columns both are shared axes
+    if _is_chance(p, c):
+        return False
     if c.points() > points and any(d.reuses for d in c.drafts) and _is_light(p, c):
         return False  # a product keeps its axes rather than compute a few numbers on the way
-    rows = {d: _extent([a for a in d.axes if all(s[d] is not a for s in shared)]) for d in drafts}
+    own = {d: [a for a in d.axes if all(s[d] is not a for s in shared)] for d in drafts}
+    rows = {d: _extent(axes) for d, axes in own.items()}
+    looked_up = any(map(_is_lookup, drafts))
     for d, row in rows.items():
         if row > _ROW:
             return False
-        depth = _extent(d.stage.reduced)
-        if row > 1 and depth * row > _PANEL and d.reuses and not _is_chained(d, rows):
+        panel = _matrix(d, own[d]) if looked_up else _extent(d.stage.reduced) * row
+        if row > 1 and panel > _PANEL and d.reuses and not _is_chained(d, rows):
             return False
     return True
 
 
 def _extent(axes: Iterable[Node]) -> int:
     return sym.bounds(sym.product(a.arg.extent for a in axes))[1]
+
+
+def _matrix(d: Draft, own: list[Node]) -> int:
+    """Elements of the largest matrix that a product reads at each point of its kernel: what is
+    looked up for each point (a page) is read for all rows of that point."""
+    inner = {*own, *d.stage.reduced}
+    return max(_extent(inner.intersection(toposort(at))) for _, at, _ in d.reads)
 
 
 def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
@@ -294,6 +308,11 @@ def _is_chained(d: Draft, rows: dict[Draft, int]) -> bool:
     )
 
 
+def _is_lookup(d: Draft) -> bool:
+    """Whether a stage takes rows (of an embedding, pages) by their numbers."""
+    return d.node.op.group == "reduce" and not d.stage.reduced
+
+
 def _is_sum(p: Group) -> bool:
     """Whether most of a kernel's work is a reduction, whose results are few."""
     return max(p.drafts, key=lambda d: d.work).stage.reduction is not None
@@ -304,10 +323,31 @@ def _is_light(p: Group, c: Group) -> bool:
     return max(d.work for d in p.drafts) * _SMALL_WORK <= max(d.work for d in c.drafts)
 
 
+def _is_chance(p: Group, c: Group) -> bool:
+    """Whether all that two kernels have in common is a few numbers, as the places that the lookups
+    of all layers share: their results would have to be there at once, and nothing is gained."""
+    made = {d.node: d for d in p.drafts}
+    needed: set[Draft] = set()
+    todo = list(c.drafts)
+    while todo:
+        found = {made[r] for r, _, _ in todo.pop().reads if r in made} - needed
+        needed |= found
+        todo.extend(found)
+    rest = [d for d in p.drafts if d not in needed]
+    if not rest:
+        return False
+    least = min(max(d.work for d in rest), max(d.work for d in c.drafts)) // _FAR
+    seen = {r for d in rest for r, _, _ in d.reads} & {r for d in c.drafts for r, _, _ in d.reads}
+    return all(d.work <= least for d in needed) and all(elements(r) <= least for r in seen)
+
+
 def _is_down_columns(d: Draft) -> bool:
-    """Whether a stage reduces many rows to one."""
+    """Whether a stage reduces many rows to one. (Products of few rows, as of a page's keys and
+    the queries that look at it, have a matrix of their own at each point.)"""
     n = d.node
     if n.op.group != "reduce" or n.srcs[0].ndim - 1 in n.arg or d.reuses:
+        return False
+    if _is_lookup(d) or is_product(n):
         return False
     return elements(n.srcs[0]) >= _MANY
 

@@ -34,7 +34,7 @@ def _split(n: Node) -> Node:
     total = 1
     for a in n.arg:
         total *= sizes[a]
-    product = _is_product(n)
+    product = is_product(n)
     if not product and _is_narrow(n, results, total):
         return _by_rows(n)
     if results >= (_FEW_SUMS if product else _FEW) or total < _LONG or results == 0:
@@ -87,7 +87,7 @@ def _by_rows(n: Node) -> Node:
     return make(n.op, (make(n.op, (blocks,), (1,)),), (0,))
 
 
-def _is_product(n: Node) -> bool:
+def is_product(n: Node) -> bool:
     """Whether a sum is one of products of what is repeated: rows by columns."""
     return n.op is ops.SUM and n.srcs[0].op is ops.MUL and all(map(_is_repeated, n.srcs[0].srcs))
 

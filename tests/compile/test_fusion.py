@@ -267,3 +267,34 @@ def test_narrow_sums_down_columns_go_by_blocks_of_whole_rows(shape, blocks):
                 assert not rest
             expected = x.numpy().astype("d").sum(rows)
             np.testing.assert_allclose(total.numpy(), expected, rtol=1e-4, atol=1e-3)
+
+
+def looked_at(pages: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of queries (pages, heads, rows, width) over each of these pages for itself."""
+    return (q @ keys[pages]).softmax(-1) @ values[pages]
+
+
+def arena(x: Tensor) -> int:
+    """Bytes of all temporary arrays."""
+    roots, _ = backend.expand([x.node], "CPU")
+    return compile_graph(parameters(tuple(roots))[0], "CPU").bind().table.arena
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12, 48])
+def test_pages_are_read_by_the_attention_over_them(rows):
+    """Not copied before: they are the most of what it reads."""
+    pages = Tensor(np.arange(100, dtype="int32"), device="CPU")
+    q, keys, values = given(100, 3, rows, 64), given(129, 3, 64, 64), given(129, 3, 64, 64)
+    y = looked_at(pages % 129, q, keys, values)
+    assert len(kernels(y)) <= 2 and arena(y) < 1000  # the pages' numbers
+
+
+def test_lookups_that_share_only_their_numbers_are_apart():
+    """Else the pages of all layers would have to be there at once."""
+    pages = given(40).cast("int32") % 129
+    x, w = given(3, 192, 64), given(192, 192)
+    for _ in range(6):
+        x = looked_at(pages, x, given(129, 3, 64, 64), given(129, 3, 64, 64)).sum(0)
+        x = (x.reshape(192, 192) @ w).reshape(3, 192, 64)
+    copies = 2 * 40 * 3 * 64 * 64 * 4  # of a layer's pages
+    assert arena(x) < 1.5 * copies
