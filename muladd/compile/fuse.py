@@ -263,7 +263,7 @@ def _worth(
         return False  # what is written anyway is written row by row
     if lost and any(d.reuses for d in c.drafts) and (
         any(d.is_window or _is_lookup(d) and d.work * _FAR <= work for d in p.drafts)
-        or _kept(p, c, points, home)
+        or _kept(p, c, shared, home)
     ):
         return False
     products = [c] if len(p.drafts) == 1 else [p, c]  # blocks' sums alone wait to be scaled
@@ -358,18 +358,23 @@ def _is_convolution(d: Draft) -> bool:
     return d.work > _ROW and d.reuses and d.is_window
 
 
-def _kept(p: Group, c: Group, points: int, home: dict[Node, Group]) -> bool:
+def _kept(
+    p: Group, c: Group, shared: list[dict[Draft, Node]], home: dict[Node, Group]
+) -> bool:
     """Whether a product's results that another one reads must be written anyway: somebody reads
-    them who could not be in the same kernel."""
+    them who could not be in the same kernel, along the same axes."""
     if not any(d.reuses for d in p.drafts):
         return False
     made = {d.node for d in p.drafts}
     between = {r for d in c.drafts for r, _, _ in d.reads if r in made}
     readers = [g for g in p.after - {c}
                if any(r in between for d in g.drafts for r, _, _ in d.reads)]  # fmt: skip
+    first = p.drafts[0]
+    along = {s[first] for s in shared}
+    points = Group(p.drafts, shared).points()
+    alike = {g: [s for s in _common_axes(p, g, home) or [] if s[first] in along] for g in readers}
     return any(not g.drafts or _leads((p.after | c.after) - {p, c, g}, g)
-               or Group(g.drafts, _common_axes(p, g, home) or []).points() < points
-               for g in readers)  # fmt: skip
+               or Group(g.drafts, alike[g]).points() < points for g in readers)  # fmt: skip
 
 
 __all__ = ["Call", "fuse"]

@@ -45,7 +45,7 @@ def _merged(kernel: Kernel, pairs: list[tuple[Node, Node]], loads: bool) -> Kern
     axes: dict[Node, Dim] = {}
     for x, y in pairs:
         axes |= {x: sym.div(wholes[x], y.arg.extent), y: sym.mod(wholes[x], y.arg.extent)}
-    stages, shared, gone = [], {x.arg.name for x in kernel.shared}, {y for _, y in pairs}
+    stages, gone = [], {y for _, y in pairs}
     for s in kernel.stages:
         mine = [(x, y) for x, y in pairs if x in s.axes or x in s.reduced or y in s.axes
                 or y in s.reduced]  # fmt: skip
@@ -60,9 +60,7 @@ def _merged(kernel: Kernel, pairs: list[tuple[Node, Node]], loads: bool) -> Kern
         value = reaxis(_merged_reads(s.value, pairs, wholes, kernel), axes, {})
         position = reindex(s.position, axes)
         for whole in [wholes[x] for x, _ in mine]:
-            # of axes that all stages share, stages are read one by one
-            seen = reaxis(s.value, axes, {}) if whole.arg.name in shared else value
-            if loads and _splits(seen, whole, bool(s.reduced)):
+            if loads and _splits(value, whole, bool(s.reduced)):
                 return None
             if isinstance(position, Node) and _splits(position, whole):
                 return None
