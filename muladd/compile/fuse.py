@@ -87,12 +87,16 @@ def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
             _beside(home[first], d, home)
     edges = [(p, n) for n, d in drafts.items() for p in dict.fromkeys(p for p, _, _ in d.reads)]
     # the largest arrays first: what a merge makes of the axes may rule out another
+    edges = sorted((e for e in edges if e[0] in drafts), key=lambda e: -elements(e[0]))
     tried: set[tuple[Group, Group]] = set()
-    for producer, n in sorted(edges, key=lambda e: -elements(e[0])):
-        if producer in drafts and (pair := (home[producer], home[n])) not in tried:
-            tried.add(pair)
-            if pair[0] is not pair[1]:
-                _try(*pair, home, drafts)
+    waiting: list[tuple[Node, Node]] = []
+    for some in (edges, waiting):
+        for edge in some:
+            p, c = (home[x] for x in edge)
+            if p is not c and (p, c) not in tried:
+                tried.add((p, c))
+                if _try(p, c, home) and some is edges:
+                    waiting.append(edge)
     return [g for g in _in_order(set(home.values())) if g.drafts]
 
 
@@ -107,11 +111,16 @@ def _beside(g: Group, d: Draft, home: dict[Node, Group]) -> None:
     _merged(g, own, shared, home)
 
 
-def _try(p: Group, c: Group, home: dict[Node, Group], drafts: dict[Node, Draft]) -> None:
+def _try(p: Group, c: Group, home: dict[Node, Group]) -> bool:
+    """Merge two groups if that is right; gives whether it may be once others are merged."""
     shared = _common_axes(p, c, home)
-    if shared is None or not _worth(p, c, shared, home) or _between(p, c):
-        return
-    _merged(p, c, shared, home)
+    if shared is None:
+        return False
+    if _are_tiles(p, c, shared):
+        return True
+    if _worth(p, c, shared, home) and not _between(p, c):
+        _merged(p, c, shared, home)
+    return False
 
 
 def _merged(
@@ -221,6 +230,7 @@ def _in_order(groups: set[Group]) -> list[Group]:
 
 # --- when a merge is worth it --------------------------------------------------------------------
 
+_LARGE_WORK = 1 << 18  # terms of a product that is best alone, if no row of it goes on
 _SMALL_WORK = 1 << 14  # iterations: below this, saving a launch beats using all cores
 _ROW = 1 << 17  # elements of a row buffer, at most
 _PANEL = 1 << 17  # elements of a matrix that every point of a kernel may read again
@@ -339,6 +349,21 @@ def _is_chance(p: Group, c: Group) -> bool:
     least = min(max(d.work for d in rest), max(d.work for d in c.drafts)) // _FAR
     seen = {r for d in rest for r, _, _ in d.reads} & {r for d in c.drafts for r, _, _ in d.reads}
     return all(d.work <= least for d in needed) and all(elements(r) <= least for r in seen)
+
+
+def _are_tiles(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
+    """Whether both have large products, at all points of the kernel that they would become: a tile
+    of one does not make the other faster, and each is best with loops and copies of its own. (Along
+    a row, as in attention, one goes on with what the other has made.)"""
+    large = [any(_is_product(d) and d.work > _LARGE_WORK
+                 and all(any(s[d] is a for s in shared) for a in d.axes) for d in g.drafts)
+             for g in (p, c)]  # fmt: skip
+    return all(large)
+
+
+def _is_product(d: Draft) -> bool:
+    """Whether a stage is a matrix product of floats."""
+    return bool(d.stage.reduced) and is_product(d.node) and not d.by_bytes
 
 
 def _is_down_columns(d: Draft) -> bool:

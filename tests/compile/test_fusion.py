@@ -107,7 +107,26 @@ def test_products_of_which_the_first_is_kept_are_two_kernels() -> None:
     x, up, down = given(512, 32), given(32, 64), given(64, 32)
     hidden = (x @ up).relu()
     assert len(kernels(hidden @ down)) == 1
-    assert len(kernels(hidden @ down @ up + hidden)) == 2
+    assert len(kernels(hidden @ down @ up + hidden)) == 1
+    assert len(kernels(hidden @ down, hidden.T @ x)) == 3  # which goes down the columns
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_side_by_side_are_kernels_of_their_own(turned):
+    """As the gate of a gated layer, or the gradient of a weight that is used twice."""
+    x, w, v = given(64, 128), given(128, 96), given(128, 96)
+    if turned:
+        w, v = given(96, 128).T, given(96, 128).T
+    assert len(kernels((x @ w).silu() * (x @ v))) == 2
+    assert len(kernels(x @ w + x @ v)) == 2
+    small = given(4, 128)
+    assert len(kernels((small @ w).silu() * (small @ v))) == 1
+
+
+def test_products_over_the_same_rows_of_which_a_third_goes_on_are_one_kernel():
+    q, k, v, y = (given(2, 4, 128, 32) for _ in range(4))
+    scores = (q @ k.transpose(-1, -2)).exp() * (y @ v.transpose(-1, -2))
+    assert len(kernels(scores @ k)) == 1
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (8, 4, 33), (3, 4096)])
