@@ -1,9 +1,12 @@
-"""Long reductions to few results are done in two steps, so that all cores (and lanes) have work.
+"""Long reductions to few results are done in two steps, so that all cores (and lanes) have work;
+and a sum of several matrix products, as the gradient of a weight that is used twice, product by
+product, so that each has a kernel.
 
 Only in the fast profile: the order of additions changes.
 """
 from __future__ import annotations
 
+import functools
 import math
 
 from muladd.ir import Node, make, ops, rebuild, sym, toposort
@@ -14,7 +17,30 @@ _MANY = 1 << 12  # results of a first step that are more than pieces would be
 _PARTS = (256, 128, 64, 32, 16)
 _NARROW, _LARGE = (512, 2048), 1 << 19  # bytes of a row, elements of all
 _BLOCKS = (16, 8, 12, 10)  # of rows
+_LARGE_PRODUCT = 1 << 18  # terms from which a product has a kernel of its own
 _FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
+
+
+def products_apart(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The graph with sums of a*b + c*d + ... written as the sum of a*b, plus that of c*d, ..."""
+    done: dict[Node, Node] = {}
+    for n in toposort(outputs):
+        srcs = tuple(done[s] for s in n.srcs)
+        new = n if all(a is b for a, b in zip(srcs, n.srcs)) else rebuild(n, srcs)
+        done[n] = _apart(new) if n.op is ops.SUM and n.dtype.is_float else new
+    return tuple(done[o] for o in outputs)
+
+
+def _apart(n: Node) -> Node:
+    terms = list(n.srcs)
+    for t in terms:  # which grow meanwhile
+        if t.op is ops.ADD:
+            terms.extend(t.srcs)
+    sums = [make(ops.SUM, (t,), n.arg) for t in terms if t.op is not ops.ADD]
+    work = sym.bounds(sym.product(n.srcs[0].shape))[1]
+    if len(sums) < 2 or work < _LARGE_PRODUCT or not all(map(is_product, sums)):
+        return n
+    return functools.reduce(lambda a, b: make(ops.ADD, (a, b)), sums)
 
 
 def split_reductions(outputs: tuple[Node, ...]) -> tuple[Node, ...]:

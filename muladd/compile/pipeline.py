@@ -41,7 +41,7 @@ from muladd.compile.join import joined
 from muladd.compile.kernels import CompiledKernel, compile_kernels
 from muladd.compile.numbers import lifted
 from muladd.compile.order import Ordered
-from muladd.compile.partial import split_reductions
+from muladd.compile.partial import products_apart, split_reductions
 from muladd.compile.program import Action, Array, Loop, Move, Program, Run, Use
 from muladd.compile.winograd import fewer_products, may_hold
 from muladd.device import Device
@@ -261,7 +261,7 @@ class _Builder:
         simple = drop_empty(simple)
         held: tuple[Node, ...] = ()
         if not self.exact:
-            simple, held = fewer_products(crop(simple), self.device.machine, fixed)
+            simple, held = fewer_products(products_apart(crop(simple)), self.device.machine, fixed)
             places = {n: param(count + i, n.shape, n.dtype) for i, n in enumerate(held)}
             simple = tuple(substitute(simple, places)) if held else simple
             simple = split_reductions(simple)
