@@ -39,7 +39,11 @@ def fuse(outputs: Iterable[Node], exact: bool = False) -> list[Call]:
     for i, n in enumerate(cut.stages):
         first = cut.beside(n)
         drafts[n] = draft(n, cut, i, exact, drafts[first] if first is not None else None)
-    groups = _merge(drafts, cut)
+    apart: set[Draft] = set()
+    groups = _merge(drafts, cut, apart)
+    while found := {d for g in groups for d in _tiles(g)} - apart:
+        apart |= found
+        groups = _merge(drafts, cut, apart)
     kept = set(outputs)
     for n in cut.order:
         if n.op in OPAQUE:
@@ -59,7 +63,8 @@ def _freed(groups: Iterable[Group]) -> None:
 # --- merging -------------------------------------------------------------------------------------
 
 
-def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
+def _merge(drafts: dict[Node, Draft], cut: Cut, apart: set[Draft]) -> list[Group]:
+    """The groups that drafts become. Products that are to be apart are not merged as tiles."""
     home: dict[Node, Group] = {}
     scans: dict[tuple, Group] = {}
     wide: set[Group] = set()
@@ -87,16 +92,12 @@ def _merge(drafts: dict[Node, Draft], cut: Cut) -> list[Group]:
             _beside(home[first], d, home)
     edges = [(p, n) for n, d in drafts.items() for p in dict.fromkeys(p for p, _, _ in d.reads)]
     # the largest arrays first: what a merge makes of the axes may rule out another
-    edges = sorted((e for e in edges if e[0] in drafts), key=lambda e: -elements(e[0]))
     tried: set[tuple[Group, Group]] = set()
-    waiting: list[tuple[Node, Node]] = []
-    for some in (edges, waiting):
-        for edge in some:
-            p, c = (home[x] for x in edge)
-            if p is not c and (p, c) not in tried:
-                tried.add((p, c))
-                if _try(p, c, home) and some is edges:
-                    waiting.append(edge)
+    for producer, n in sorted(edges, key=lambda e: -elements(e[0])):
+        if producer in drafts and (pair := (home[producer], home[n])) not in tried:
+            tried.add(pair)
+            if pair[0] is not pair[1]:
+                _try(*pair, home, apart)
     return [g for g in _in_order(set(home.values())) if g.drafts]
 
 
@@ -111,16 +112,13 @@ def _beside(g: Group, d: Draft, home: dict[Node, Group]) -> None:
     _merged(g, own, shared, home)
 
 
-def _try(p: Group, c: Group, home: dict[Node, Group]) -> bool:
-    """Merge two groups if that is right; gives whether it may be once others are merged."""
+def _try(p: Group, c: Group, home: dict[Node, Group], apart: set[Draft]) -> None:
     shared = _common_axes(p, c, home)
-    if shared is None:
-        return False
-    if _are_tiles(p, c, shared):
-        return True
-    if _worth(p, c, shared, home) and not _between(p, c):
-        _merged(p, c, shared, home)
-    return False
+    if shared is None or not _worth(p, c, shared, home) or _between(p, c):
+        return
+    if len(apart.intersection(_tiles(Group(p.drafts + c.drafts, shared)))) > 1:
+        return
+    _merged(p, c, shared, home)
 
 
 def _merged(
@@ -351,14 +349,13 @@ def _is_chance(p: Group, c: Group) -> bool:
     return all(d.work <= least for d in needed) and all(elements(r) <= least for r in seen)
 
 
-def _are_tiles(p: Group, c: Group, shared: list[dict[Draft, Node]]) -> bool:
-    """Whether both have large products, at all points of the kernel that they would become: a tile
-    of one does not make the other faster, and each is best with loops and copies of its own. (Along
-    a row, as in attention, one goes on with what the other has made.)"""
-    large = [any(_is_product(d) and d.work > _LARGE_WORK
-                 and all(any(s[d] is a for s in shared) for a in d.axes) for d in g.drafts)
-             for g in (p, c)]  # fmt: skip
-    return all(large)
+def _tiles(g: Group) -> list[Draft]:
+    """The large products of a kernel, if there are several, all of them at all of its points: a
+    tile of one does not make another faster, and each is best with loops and copies of its own.
+    (Along a row, as in attention, one goes on with what the others have made.)"""
+    found = [d for d in g.drafts if _is_product(d) and d.work > _LARGE_WORK
+             and all(any(s[d] is a for s in g.shared) for a in d.axes)]  # fmt: skip
+    return found if len(found) > 1 else []
 
 
 def _is_product(d: Draft) -> bool:

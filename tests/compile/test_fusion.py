@@ -107,7 +107,7 @@ def test_products_of_which_the_first_is_kept_are_two_kernels() -> None:
     x, up, down = given(512, 32), given(32, 64), given(64, 32)
     hidden = (x @ up).relu()
     assert len(kernels(hidden @ down)) == 1
-    assert len(kernels(hidden @ down @ up + hidden)) == 1
+    assert len(kernels(hidden @ down @ up + hidden)) == 2
     assert len(kernels(hidden @ down, hidden.T @ x)) == 3  # which goes down the columns
 
 
