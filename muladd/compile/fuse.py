@@ -235,6 +235,8 @@ _PANEL = 1 << 17  # elements of a matrix that every point of a kernel may read a
 _SHORT = 256  # terms of a sum, such as a head's, whose results a next sum takes as they come
 _ENOUGH_POINTS = 8
 _MANY = 1 << 18  # elements from which the order in which they are written counts
+_HELD = 1 << 22  # results that need not be written to memory proper
+_PLACES = 1 << 10  # columns from which on a product is not made column by column
 _FAR = 64  # times as much work: what two kernels have in common is nothing beside it
 _MOST_STAGES = 48
 _MOST_ARGUMENTS = 48
@@ -278,6 +280,8 @@ def _worth(
     if any(g.points() > points and any(d.by_bytes for d in g.drafts) for g in products):
         return False  # bytes are multiplied as they lie: rows and columns both are shared axes
     if _is_chance(p, c):
+        return False
+    if all(_goes_down(g, shared) for g in (p, c)):
         return False
     if c.points() > points and any(d.reuses for d in c.drafts) and _is_light(p, c):
         return False  # a product keeps its axes rather than compute a few numbers on the way
@@ -356,6 +360,18 @@ def _tiles(g: Group) -> list[Draft]:
     found = [d for d in g.drafts if _is_product(d) and d.work > _LARGE_WORK
              and all(any(s[d] is a for s in g.shared) for a in d.axes)]  # fmt: skip
     return found if len(found) > 1 else []
+
+
+def _goes_down(g: Group, shared: list[dict[Draft, Node]]) -> bool:
+    """Whether a product would be made and stored column by column, as those of two 1x1 convolutions
+    at the same, many places. Its results may as well be written, if the caches hold them."""
+    d = g.drafts[-1]
+    if not d.axes or not any(_is_product(x) and x.work > _LARGE_WORK for x in g.drafts):
+        return False
+    among = [any(s[d] is a for s in shared) for a in d.axes]
+    if among[0] or not among[-1] or Group([d], shared).points() < _PLACES:
+        return False
+    return elements(d.node) <= _HELD
 
 
 def _is_product(d: Draft) -> bool:

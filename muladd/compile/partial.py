@@ -1,6 +1,7 @@
-"""Long reductions to few results are done in two steps, so that all cores (and lanes) have work;
-and a sum of several matrix products, as the gradient of a weight that is used twice, product by
-product, so that each has a kernel.
+"""Sums in parts, so that all cores (and lanes) have work, and products kernels of their own.
+
+Long reductions to few results are done in two steps. A sum of several matrix products, as the
+gradient of a weight that is used twice, is done product by product.
 
 Only in the fast profile: the order of additions changes.
 """
@@ -18,6 +19,7 @@ _PARTS = (256, 128, 64, 32, 16)
 _NARROW, _LARGE = (512, 2048), 1 << 19  # bytes of a row, elements of all
 _BLOCKS = (16, 8, 12, 10)  # of rows
 _LARGE_PRODUCT = 1 << 18  # terms from which a product has a kernel of its own
+_LONG_SUM = 128  # the same of each of its results, which are written and read once more
 _FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
 
 
@@ -38,7 +40,10 @@ def _apart(n: Node) -> Node:
             terms.extend(t.srcs)
     sums = [make(ops.SUM, (t,), n.arg) for t in terms if t.op is not ops.ADD]
     work = sym.bounds(sym.product(n.srcs[0].shape))[1]
-    if len(sums) < 2 or work < _LARGE_PRODUCT or not all(map(is_product, sums)):
+    results = max(sym.bounds(sym.product(n.shape))[1], 1)
+    if len(sums) < 2 or work < max(_LARGE_PRODUCT, _LONG_SUM * results):
+        return n
+    if not all(map(is_product, sums)):
         return n
     return functools.reduce(lambda a, b: make(ops.ADD, (a, b)), sums)
 
