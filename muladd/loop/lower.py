@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import lcm
 
 from muladd.errors import ScheduleError
-from muladd.ir import Dim, Node, const, is_const, make, ops, sym, toposort
+from muladd.ir import Dim, Node, const, make, ops, sym, toposort
 from muladd.loop.dots import dot, factors
 from muladd.loop.interior import apart, choice, interior
 from muladd.loop.kernel import Kernel, Stage
@@ -24,6 +24,7 @@ from muladd.loop.plan import Leaf, Plan, in_lanes
 from muladd.loop.prefetch import ahead, claims, meanwhile
 from muladd.loop.reach import reach, within
 from muladd.loop.registers import both_masks, identity, joined, lowest, match, register, tree, wide
+from muladd.loop.scatter import added
 from muladd.loop.statements import (
     Array,
     Barrier,
@@ -37,7 +38,7 @@ from muladd.loop.statements import (
     Threads,
 )
 from muladd.loop.together import together
-from muladd.loop.vector import Known, at, scatter_guard, spread, turns_of
+from muladd.loop.vector import Known, at, spread, turns_of
 from muladd.rewrite import expand_all
 
 Values = dict[Node, Dim]  # loops with a fixed value (unrolled turns, the last turn of a split)
@@ -212,9 +213,9 @@ class _Lowering:
         ragged = [a for a in s.axes if plan.overhangs(a) and plan.leaves[a][0].loop in fixed
                   and a not in whole and any(x.loop in nest for x in plan.leaves[a])]  # fmt: skip
         full = {a for a in (*s.axes, *s.reduced) if a in whole or not plan.overhangs(a)}
-        if s.scatter:
-            return self._scatter(s)
-        if not plan.group and not values:
+        if s.scatter:  # each turn adds to what is there, in the order of the loops
+            s = replace(s, axes=(*s.reduced, *s.axes), reduced=(), reduction=None)
+        elif not plan.group and not values:
             if (found := interior(plan, s, full)) is not None:
                 chunk = self._ragged(found[1], values, ragged, found[2])
                 return [If(found[0], chunk, self._ragged(s, values, ragged, full))]
@@ -400,8 +401,10 @@ class _Lowering:
         if not s.reduced:
             out: list[Statement] = []
             for turn in turns_of(unrolled, values):
-                out.extend(self._fetched(s, turn, full, vector))
-                out.extend(self._put(s, self._value(s, turn, full, vector), turn, full, vector))
+                value = self._value(s, turn, full, vector)
+                put = self._put(s, value, turn, full, vector)
+                fetched = self._fetched(s, turn, full, vector)
+                out = together([out, put], ()) if s.scatter else [*out, *fetched, *put]
             return out
         if any(plan.owner(x) not in s.reduced for x in serial):
             raise ScheduleError(f"stage {s.name}: an output loop stands inside a reduced loop")
@@ -643,7 +646,6 @@ class _Lowering:
                 out.append(self._decay(s, value, slot, vector))
             out.append(Store(s.name, spread(sym.as_node(slot), vector, self.known), value))
         if s.argument is not None:
-            index = sym.replace(s.position, axes)
             guard: Node | None = None
             for a in s.axes:
                 if a in full:
@@ -653,7 +655,13 @@ class _Lowering:
                     return out
                 if isinstance(inside, Node):
                     guard = inside if guard is None else both_masks(guard, inside, width)
-            place = spread(sym.as_node(index), vector, self.known)
+            if s.scatter:
+                if vector is not None and plan.owner(vector) in self.stages[s.name].reduced:
+                    raise ScheduleError(f"stage {s.name}: lanes that may add to one place")
+                index = self._value(replace(s, value=sym.as_node(s.position)), values, full, vector)
+                size = self.kernel.arguments[s.argument].size
+                return added(s, index, value, guard, width, size)
+            place = spread(sym.as_node(sym.replace(s.position, axes)), vector, self.known)
             out.append(Store(s.argument, place, value, guard,
                              s.name in plan.nontemporal))  # fmt: skip
         return out
@@ -666,31 +674,6 @@ class _Lowering:
         before = make(ops.LOAD, (at_row,), s.name, s.dtype)
         difference = make(ops.ADD, (before, make(ops.MUL, (value, const(-1, s.dtype)))))
         return Store(f"{s.name}.decay", at_row, expand_all((make(ops.EXP, (difference,)),))[0])
-
-    # --- scatter-add ---
-
-    def _scatter(self, s: Stage) -> list[Statement]:
-        """Zeros, then one pass over the reduced axes in order: argument[index] += value."""
-        assert s.argument is not None
-        plan = self.plan
-        loops = list(plan.nests[s.name])
-        place, d = s.argument, s.dtype
-        values: Values = {a: self.places[a] for a in (*s.axes, *s.reduced)}
-        value = at(s.value, values, values, {}, None, lambda n, i: self._slot(n, i, {}),
-                   self.known, lambda n: ())  # fmt: skip
-        position = at(sym.as_node(s.position), values, values, {}, None, lambda n, i: 0,
-                      Known(), lambda n: ())  # fmt: skip
-        guard = scatter_guard(position, self.kernel.arguments[place].size)
-        if value.op is ops.WHERE and is_const(value.srcs[2], 0):  # nothing to add elsewhere
-            guard, value = value.srcs[0], value.srcs[1]
-        old = make(ops.LOAD, (position, guard), place, d)
-        total = make(ops.ADD, (old, value))
-        body: list[Statement] = [Store(place, position, total, guard)]
-        order = [x for x in loops if plan.owner(x) in s.reduced]
-        order += [x for x in loops if x not in order]
-        for loop in reversed(order):
-            body = [For(loop, 0, loop.arg.extent, body)]
-        return body
 
 
 def _at(k: int) -> Node:

@@ -242,12 +242,6 @@ def _known(condition: Node) -> sym.Condition:
     return bool(condition.arg) if condition.op is ops.CONST else condition
 
 
-def scatter_guard(position: Node, size: Dim) -> Node:
-    """Whether a scattered result has a place in its array."""
-    return make(ops.MUL, (make(ops.LT, (sym.as_node(-1), position)),
-                          make(ops.LT, (position, sym.as_node(size)))))  # fmt: skip
-
-
 def turns_of(loops: list[Node], values: dict[Node, Dim]) -> list[dict[Node, Dim]]:
     """Every combination of turns of some (constant) loops, the last loop fastest."""
     return [

@@ -13,6 +13,7 @@ from muladd.schedule.analysis import product, size, work
 from muladd.schedule.primitives import step
 from muladd.schedule.primitives.collapse import collapsed
 from muladd.schedule.recipes.rows import rows
+from muladd.schedule.recipes.scattered import scattered
 
 _TINY = 256  # iterations below which vectors and threads do not pay
 
@@ -22,7 +23,7 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
     plan = collapse_all(kernel)
     kernel = plan.kernel
     if any(s.scatter for s in kernel.stages):
-        return plan
+        return scattered(plan, machine) if len(kernel.stages) == 1 else plan
     if sum(work(s) for s in kernel.stages) <= _TINY and not kernel.exact:
         return step(plan, "parallel 0")
     if any(factors(s) for s in kernel.stages):

@@ -33,7 +33,7 @@ def check(plan: Plan, kernel: Kernel, groups: bool = False) -> None:
     for s in stages:
         _order(plan, s)
         _written_out(plan, s)
-        if kernel.exact and s.reduction is not None and not s.scatter:
+        if kernel.exact and s.reduction is not None:
             _same_bits(plan, s, kernel)
         looks = [(plan.ahead or {})[s.name][0]] if s.name in (plan.ahead or {}) else []
         for loop in (*looks, *(x for _, x in (plan.meanwhile or {}).get(s.name, ()))):
