@@ -95,7 +95,8 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     turned = not rest and is_turned(machine, plan.kernel, p, sides, t)
     if turned:
         terms = -(-terms // t.lanes) * t.lanes
-    more = [a for a in (*p.rows, *p.columns) if a is not i and a is not j]  # results of a block too
+    beside = p.rows if j in p.columns else p.columns
+    more = [a for a in beside if a is not i and "c1" not in copies]  # results of a block too
     batch = [a for a in plan.kernel.shared if a not in (i, j, *more)]
     row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows
     rows, columns = -(-extent(i) // t.rows), -(-extent(j) // t.columns)
