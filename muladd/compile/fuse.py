@@ -265,6 +265,9 @@ def _worth(
         return False
     if p.points() > points and any(map(_is_down_columns, p.drafts)) and _is_sum(c):
         return False  # the same, of blocks of a matrix' rows
+    own = {d: [a for a in d.axes if all(s[d] is not a for s in shared)] for d in drafts}
+    if _is_sum(c) and any(_is_part(d, a) for d in p.drafts for a in own[d]):
+        return False  # the same, of products
     if points < _ENOUGH_POINTS <= c.points() and _is_light(p, c):  # a number, and what all need it
         return False
     if any(g.points() > points and any(map(_is_convolution, g.drafts)) for g in (p, c)):
@@ -285,7 +288,6 @@ def _worth(
         return False
     if c.points() > points and any(d.reuses for d in c.drafts) and _is_light(p, c):
         return False  # a product keeps its axes rather than compute a few numbers on the way
-    own = {d: [a for a in d.axes if all(s[d] is not a for s in shared)] for d in drafts}
     rows = {d: _extent(axes) for d, axes in own.items()}
     looked_up = any(map(_is_lookup, drafts))
     for d, row in rows.items():
@@ -328,6 +330,12 @@ def _is_lookup(d: Draft) -> bool:
 def _is_sum(p: Group) -> bool:
     """Whether most of a kernel's work is a reduction, whose results are few."""
     return max(p.drafts, key=lambda d: d.work).stage.reduction is not None
+
+
+def _is_part(d: Draft, a: Node) -> bool:
+    """Whether a stage is a large product for each point of an axis."""
+    large = d.work > _LARGE_WORK and _is_product(d) and d.stage.value.op is ops.MUL
+    return large and all(a in toposort((x,)) for x in d.stage.value.srcs)
 
 
 def _is_light(p: Group, c: Group) -> bool:

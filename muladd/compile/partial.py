@@ -21,6 +21,8 @@ _BLOCKS = (16, 8, 12, 10)  # of rows
 _LARGE_PRODUCT = 1 << 18  # terms from which a product has a kernel of its own
 _LONG_SUM = 128  # the same of each of its results, which are written and read once more
 _FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
+_SOME_SUMS, _SOME_PARTS = 1 << 16, (8, 16, 12, 10, 6, 14, 4)  # of products over several axes,
+_A_TERM = 8  # at most so many for each term of a sum
 
 
 def products_apart(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -68,11 +70,14 @@ def _split(n: Node) -> Node:
     product = is_product(n)
     if not product and _is_narrow(n, results, total):
         return _by_rows(n)
-    if results >= (_FEW_SUMS if product else _FEW) or total < _LONG or results == 0:
-        return n
     axes = [a for a in n.arg if sizes[a] > 1]
+    few = results < (_FEW_SUMS if product else _FEW) and total >= _LONG
+    if product and (few or len(axes) > 1 and results <= min(_SOME_SUMS, _A_TERM * total)):
+        return _product_in_parts(n, axes, _FEW_PARTS if few else _SOME_PARTS)
+    if not few or results == 0:
+        return n
     kept = 1
-    for k, a in enumerate(axes[:-1] if not product else ()):
+    for k, a in enumerate(axes[:-1]):
         kept *= sizes[a]
         if sizes[a] > _MANY and _pieces(source, a, _PARTS):
             break  # pieces of it are long
@@ -81,21 +86,34 @@ def _split(n: Node) -> Node:
             left = [x for x in range(source.ndim) if x not in n.arg or x in axes[: k + 1]]
             return make(n.op, (inner,), tuple(left.index(x) for x in axes[: k + 1]))
     axis = max(axes, key=lambda a: sizes[a])
-    parts = _pieces(source, axis, _FEW_PARTS if product else _PARTS)
-    if parts is None:
-        return n
-    shape = (*source.shape[:axis], parts, sizes[axis] // parts, *source.shape[axis + 1 :])
+    parts = _pieces(source, axis, _PARTS)
+    return n if parts is None else _in_parts(n, axis, parts)
+
+
+def _product_in_parts(n: Node, axes: list[int], among: tuple[int, ...]) -> Node:
+    """The same along the first axis (images, and not their places) that has pieces."""
+    for a in axes:
+        parts = _pieces(n.srcs[0], a, among)
+        if parts is not None:
+            return _in_parts(n, a, parts)
+    return n
+
+
+def _in_parts(n: Node, axis: int, parts: int) -> Node:
+    """The sum of equal pieces along an axis, then that of these, which lie one after the other."""
+    (source,) = n.srcs
+    shape = (*source.shape[:axis], parts, sym.div(source.shape[axis], parts),
+             *source.shape[axis + 1 :])  # fmt: skip
     cut = make(ops.RESHAPE, (source,), shape)
-    inner_axes = tuple(a + (a >= axis) for a in n.arg)  # the part axis stays
-    inner = make(n.op, (cut,), inner_axes)
-    at = sum(1 for a in range(axis) if a not in n.arg)
-    return make(n.op, (inner,), (at,))
+    first = make(ops.PERMUTE, (cut,), (axis, *(a for a in range(len(shape)) if a != axis)))
+    inner = make(n.op, (first,), tuple(a + 1 for a in n.arg))
+    return make(n.op, (inner,), (0,))
 
 
 def _pieces(source: Node, axis: int, among: tuple[int, ...]) -> int | None:
     """How many equal pieces an axis is cut into."""
     size = source.shape[axis]
-    return next((p for p in among if isinstance(size, int) and size % p == 0 and size > p), None)
+    return next((p for p in among if isinstance(size, int) and size % p == 0 and size >= p), None)
 
 
 def _is_narrow(n: Node, results: int, total: int) -> bool:
@@ -120,10 +138,13 @@ def _by_rows(n: Node) -> Node:
 
 def is_product(n: Node) -> bool:
     """Whether a sum is one of products of what is repeated: rows by columns."""
-    return n.op is ops.SUM and n.srcs[0].op is ops.MUL and all(map(_is_repeated, n.srcs[0].srcs))
+    if n.op is not ops.SUM:
+        return False
+    product = _unmoved(n.srcs[0])
+    return product.op is ops.MUL and all(_unmoved(s).op is ops.EXPAND for s in product.srcs)
 
 
-def _is_repeated(n: Node) -> bool:
+def _unmoved(n: Node) -> Node:
     while n.op in (ops.RESHAPE, ops.PERMUTE, ops.SLICE):
         n = n.srcs[0]
-    return n.op is ops.EXPAND
+    return n

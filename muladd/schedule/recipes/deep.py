@@ -100,7 +100,7 @@ def deep(plan: Plan, machine: Machine, p: Product, sides: Sides, copies: list[st
     batch = [a for a in plan.kernel.shared if a not in (i, j, *more)]
     row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows
     rows, columns = -(-extent(i) // t.rows), -(-extent(j) // t.columns)
-    high, wide = _area(machine, rows, columns, t, row, size(batch), size(more))
+    high, wide = area(machine, rows, columns, t, row, size(batch), size(more))
     plan = step(plan, f"split {I} {high} {t.rows}")
     plan = step(plan, f"split {J} {wide} {t.vectors} {t.lanes}")
     plan = step(plan, f"split {K} {terms}")
@@ -199,7 +199,7 @@ def _lines(machine: Machine, t: Tile, p: Product, rest: list[Node]) -> int:
     return -(-extent(rest[0]) // -(-extent(rest[0]) // most)) if most else 0
 
 
-def _area(
+def area(
     machine: Machine, rows: int, columns: int, t: Tile, panel: int, batch: int, more: int
 ) -> tuple[int, int]:
     """Tiles down and across of the results that one thread sums at a time, of so many in all.

@@ -54,7 +54,7 @@ class Tile:
 def tile(
     machine: Machine, stage: Stage, rows: int, *columns: int, whole_vectors: bool = False,
     most_rows: int = MOST_TILE_ROWS, panel: int = 0, even: bool = False, turn: float = _TURN_PRICE,
-    taps: int = 1, more: Callable[[Tile], float] | None = None,
+    taps: int = 1, beside: int = 1, more: Callable[[Tile], float] | None = None,
 ) -> Tile:  # fmt: skip
     """The tile that wastes least at the edges, of those that keep the multipliers busy.
 
@@ -64,7 +64,8 @@ def tile(
     tile's columns should leave the second cache some room. even: tiles of one vector, or such as
     leave no columns over. turn: what a turn of the loop over the terms costs, in multiply-adds.
     taps: terms one after another in which the rows move on by one, so that most of their numbers
-    are in registers already. more: what else a tile costs a result and term, in multiply-adds.
+    are in registers already. beside: results of each row and column, which are written out, too.
+    more: what else a tile costs a result and term, in multiply-adds.
     """
     itemsize = stage.accumulator.itemsize
     lanes = machine.lanes(itemsize)
@@ -75,7 +76,7 @@ def tile(
     best: tuple[float, Tile] | None = None
     for vectors in _VECTORS:
         for r in range(1, most_rows + 1):
-            results = r * vectors
+            results = r * beside * vectors
             operands = vectors + (r if taps > 1 else 1)
             if results > budget or results + operands > machine.vector_registers:
                 continue
@@ -87,7 +88,7 @@ def tile(
                 continue
             across = sum(_ratio(c, vectors * lanes) for c in columns) / len(columns)
             waste = _ratio(rows, r) * across
-            loads = ((r + taps - 1) / taps + vectors) / results
+            loads = (beside * (r + taps - 1) / taps + vectors) / results
             starved = max(0.0, machine.chains / results - 1)
             price = _LOAD_PRICE * max(0.0, loads - free) + turn / results
             if more is not None:

@@ -30,7 +30,7 @@ from muladd.schedule.analysis import Product, extent, operations, product, size,
 from muladd.schedule.primitives import loop_named, step
 from muladd.schedule.recipes.bands import bands
 from muladd.schedule.recipes.channels import channels, placed
-from muladd.schedule.recipes.deep import across_depth, deep, terms_of
+from muladd.schedule.recipes.deep import deep, terms_of
 from muladd.schedule.recipes.few_rows import few_rows
 from muladd.schedule.recipes.images import is_masked, merged, taps_first, windows
 from muladd.schedule.recipes.operands import (
@@ -54,6 +54,7 @@ from muladd.schedule.recipes.operands import (
 )
 from muladd.schedule.recipes.packed_bytes import packed_bytes
 from muladd.schedule.recipes.rows import along, stream
+from muladd.schedule.recipes.weights import weights
 
 _LEAST_COLUMNS = 4  # results in fewer columns are no work for vectors
 _SOME_ROWS = 4  # rows from which packing pays, if the columns do not lie side by side
@@ -92,13 +93,11 @@ def block(plan: Plan, machine: Machine, p: Product) -> Plan | None:
         plan = _finished(plan, p.stage.name, of, copies)
         plan = placed(plan, [p.stage.name, *copies], of)
         return step(plan, f"vector c0 {of.column.arg.name}.3")
+    by_weights = weights(plan, machine, p)
+    if by_weights is not None:
+        return by_weights
     plan, p = merged(plan, machine, p)
     kernel = plan.kernel
-    wide = across_depth(kernel, machine, p)
-    if wide is not None:
-        plan, packed = pack(plan, p.stage, wide.vector, "c0")
-        if packed:
-            return deep(plan, machine, p, wide, ["c0"])
     sides = sides_of(kernel, p)
     if sides is None or extent(sides.column) < _LEAST_COLUMNS:
         return None
