@@ -153,11 +153,12 @@ class _Plan:
     groups: int
     who: str
 
-    def forth(self, x: Node, w: Node) -> Node:
-        """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels)."""
+    def forth(self, x: Node, w: Node, sort: bool = True) -> Node:
+        """x (N, C, *S) with w (O, C/groups, *kernel) to (N, O, *pixels). sort: strided windows may
+        have the image's places sorted (see `phased`), which the derivative for w does not want."""
         d, taps = len(self.steps), w.shape[2:]
         x = g.cast(x, g.accumulator(x.dtype))
-        if phased.serves(x.shape[2:], taps, self.pads, self.steps, self.dilations):
+        if sort and phased.serves(x.shape[2:], taps, self.pads, self.steps, self.dilations):
             parts = phased.windows(x, taps, self.pads, self.steps)
         else:
             x = pad_or_cut(x, [(0, 0), (0, 0), *self.pads])
@@ -209,7 +210,7 @@ def _body(x_shape: Shape, w_shape: Shape, dtype: DType, plan: _Plan) -> Body:
     x, w = param(0, x_shape, dtype), param(1, w_shape, dtype)
     y = plan.forth(x, w)
     result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
-    (for_w,) = gradient((y,), (w,), (cotangent,))
+    (for_w,) = gradient((plan.forth(x, w, False),), (w,), (cotangent,))
     assert for_w is not None
     # written out, no call: bodies are finite, so a derivative's derivative is the language's
     for_x = plan.back(cotangent, w, x.shape[2:])
@@ -225,7 +226,7 @@ def _transpose_body(
     y = plan.back(x, w, sizes)
     result, cotangent = param(2, y.shape, dtype), param(3, y.shape, dtype)
     for_x = plan.forth(cotangent, w)
-    (for_w,) = gradient((for_x,), (w,), (x,))
+    (for_w,) = gradient((plan.forth(cotangent, w, False),), (w,), (x,))
     assert for_w is not None
     backward = Body((for_x, for_w), (x, w, result, cotangent), f"{plan.who} backward")
     return Body((y,), (x, w), plan.who, backward)

@@ -24,6 +24,11 @@ def apply(plan: Plan, stage: str, level: str) -> Plan:
                   for loop in (outside, own)]  # fmt: skip
         if leaves[0].stride != leaves[1].stride or own is not plan.leaves[plan.owner(own)][0].loop:
             raise ScheduleError(f"at: {own.arg.name} and {level} are not split alike")
+        mine, axis = plan.owner(own), plan.owner(outside)
+        places = [r.srcs[s.axes.index(mine)] for t in plan.kernel.stages for r in t.reads()
+                  if r.arg[0] == stage and mine in s.axes]  # fmt: skip
+        if any(x is not axis for x in places):
+            raise ScheduleError(f"at: {stage} is not read at {axis.arg.name} along {mine.arg.name}")
         plan = replace(plan, inside={**(plan.inside or {}), stage: (outside, own)})
         return renest(plan, (s,))
     if not 0 <= int(level) <= len(plan.outer):

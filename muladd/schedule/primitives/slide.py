@@ -1,4 +1,4 @@
-"""slide COPY AXIS OWN: places in a copy that hold the same are one place.
+"""slide COPY AXIS OWN [whole]: places in a copy that hold the same are one place.
 
     slide c0 p1 c0.r0     c0[p1, r0] = b0[p1 + r0];  s0[p1] += c0[p1, r0] * b1[r0] over r0
                       ->  c0[p1'] = b0[p1'];  s0[p1] += c0[p1 + r0] * b1[r0] over r0
@@ -22,34 +22,42 @@ from muladd.schedule.analysis import stride
 from muladd.schedule.primitives import default_nest, stage_named
 
 
-def apply(plan: Plan, copy: str, axis: str, own: str) -> Plan:
+def apply(plan: Plan, copy: str, axis: str, own: str, *whole: str) -> Plan:
     c = stage_named(plan, copy)
     named = {a.arg.name: a for a in c.axes}
     if axis not in named or own not in named or own == axis:
         raise ScheduleError(f"slide: {axis} and {own} are not two axes of {copy}")
     across, along = named[axis], named[own]
+    if not {across, along} & {*plan.kernel.shared}:
+        raise ScheduleError(f"slide: {axis} and {own} are both {copy}'s own")
     apart, taps = _apart(c, across, along), along.arg.extent
     if not 0 < apart < sym.bounds(taps)[1]:
         raise ScheduleError(f"slide: windows of {copy} along {axis} do not overlap along {own}")
-    turns = sym.div(sym.add(taps, apart - 1), apart)
-    places = sym.axis(f"{copy}.{axis}", sym.sub(sym.add(across.arg.extent, turns), 1))
+    if whole not in ((), ("whole",)):
+        raise ScheduleError(f"slide: given {' '.join(whole)!r}, expected nothing or 'whole'")
+    step = apart if whole else 1
+    turns = sym.div(sym.add(taps, apart - 1), apart) if not whole else taps
+    steps = sym.mul(sym.sub(across.arg.extent, 1), step)
+    name = next(a.arg.name for a in (across, along) if a in plan.kernel.shared)
+    places = sym.axis(f"{copy}.{name}", sym.add(steps, turns))
     fresh = [places]
     place: Dim = places
-    if apart > 1:
-        phase = sym.axis(f"{copy}.{axis}.phase", apart)
+    if apart > step:
+        phase = sym.axis(f"{places.arg.name}.phase", apart)
         fresh.insert(0, phase)
         place = sym.add(sym.mul(places, apart), phase)
     value = reaxis(c.value, {along: sym.sub(place, sym.mul(across, apart))}, {})
     left = toposort((value,))
     if across in left or along in left:
         raise ScheduleError(f"slide: {copy} does not hold the same along {axis} and {own}")
-    if apart > 1:  # the last places of some phases are in no window
+    if apart > step:  # the last places of some phases are in no window
         end = sym.add(sym.mul(sym.sub(across.arg.extent, 1), apart), taps)
         value = _guarded(value, places, sym.less(place, end))
     new = replace(c, axes=(*(a for a in c.axes if a not in (across, along)), *fresh), value=value)
-    stages = tuple(new if s is c else replace(s, value=_slid(s, c, across, along, apart))
+    stages = tuple(new if s is c else replace(s, value=_slid(s, c, across, along, apart, step))
                    for s in plan.kernel.stages)  # fmt: skip
-    leaves = {a: x for a, x in plan.leaves.items() if a is not along}
+    gone = [a for a in (across, along) if a not in plan.kernel.shared]
+    leaves = {a: x for a, x in plan.leaves.items() if a not in gone}
     leaves |= {a: (Leaf(a, 1),) for a in fresh}
     plan = replace(plan, kernel=replace(plan.kernel, stages=stages, _memo={}), leaves=leaves)
     return replace(plan, nests={**plan.nests, copy: default_nest(plan, new)})
@@ -83,7 +91,7 @@ def _guarded(value: Node, places: Node, inside: sym.Condition) -> Node:
     return done[value]
 
 
-def _slid(s: Stage, c: Stage, across: Node, along: Node, apart: int) -> Node:
+def _slid(s: Stage, c: Stage, across: Node, along: Node, apart: int, step: int) -> Node:
     """A reader's value that reads the copy at the place which window and tap have together."""
     done: dict[Node, Node] = {}
     for n in toposort((s.value,)):
@@ -91,8 +99,9 @@ def _slid(s: Stage, c: Stage, across: Node, along: Node, apart: int) -> Node:
         if n.op is ops.READ and n.arg[0] == c.name:
             at = dict(zip(c.axes, map(sym.as_dim, srcs)))
             window, tap = at.pop(across), at.pop(along)
-            indices = [*at.values(), *([sym.mod(tap, apart)] if apart > 1 else []),
-                       sym.add(window, sym.div(tap, apart))]  # fmt: skip
+            phase = apart // step
+            indices = [*at.values(), *([sym.mod(tap, phase)] if phase > 1 else []),
+                       sym.add(sym.mul(window, step), sym.div(tap, phase))]  # fmt: skip
             done[n] = make(ops.READ, tuple(map(sym.as_node, indices)),
                            (c.name, len(indices)), n.dtype)  # fmt: skip
         else:

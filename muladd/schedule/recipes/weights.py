@@ -21,13 +21,14 @@ from __future__ import annotations
 from math import prod
 
 from muladd.device.machine import Machine
+from muladd.errors import ScheduleError
 from muladd.ir import Node
 from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import FAR, Product, extent, size
 from muladd.schedule.primitives import step
 from muladd.schedule.recipes.deep import area, terms_of
-from muladd.schedule.recipes.images import AGAIN, slid
+from muladd.schedule.recipes.images import AGAIN
 from muladd.schedule.recipes.operands import (
     AHEAD,
     Sides,
@@ -147,9 +148,21 @@ def _with_image(plan: Plan, p: Product, sides: Sides, taps: list[Node]) -> Plan:
     made, packed = pack(plan, p.stage, sides.broadcast, "c1")
     if not packed or not taps:
         return plan
-    made, _ = slid(made, "c1")
-    left = made.kernel.stage("c1").axes
-    return plan if any(a in left for a in taps) else made
+    for a in taps:
+        made = _slid(made, a.arg.name)
+    return plan if any(a in made.kernel.stage("c1").axes for a in taps) else made
+
+
+def _slid(plan: Plan, tap: str) -> Plan:
+    """The plan whose copy c1 holds what a tap reads for one place, and another for the next, once;
+    or as it was, if it does not."""
+    c1 = plan.kernel.stage("c1")
+    for own in [a.arg.name for a in plan.kernel.free_axes(c1)]:
+        try:
+            return step(plan, f"slide c1 {own} {tap} whole")
+        except ScheduleError:
+            continue
+    return plan
 
 
 def _tile(
