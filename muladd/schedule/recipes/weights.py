@@ -27,7 +27,7 @@ from muladd.loop.kernel import Kernel
 from muladd.loop.plan import Plan
 from muladd.schedule.analysis import FAR, Product, extent, size
 from muladd.schedule.primitives import step
-from muladd.schedule.recipes.deep import area, terms_of
+from muladd.schedule.recipes.deep import after, area, terms_of
 from muladd.schedule.recipes.images import AGAIN
 from muladd.schedule.recipes.operands import (
     AHEAD,
@@ -98,13 +98,7 @@ def weights(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     plan = _told(plan, sides, t, rest, [f"c0.{x}" for x in (*steps[1:], *empty, *under)])
     if "c1" in copies:
         plan = _image(plan, machine, i, K, terms)
-    for other in plan.kernel.stages:
-        if other.name not in (s, *copies):
-            loops = f"{own_names(plan, other.name)} {reduced_names(plan, other.name)}".split()
-            own = " ".join(x for x in loops if x != f"{J}.1")
-            plan = step(plan, f"nest {other.name} {I}.2 {J}.1 {own} {J}.2 {J}.3")
-            plan = step(plan, f"unroll {other.name} {J}.2")
-            plan = step(plan, f"vector {other.name} {J}.3")
+    plan = after(plan, s, sides, copies)
     plan = step(plan, f"vector {s} {J}.3")
     return stream(plan, machine)
 
