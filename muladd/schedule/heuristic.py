@@ -12,6 +12,7 @@ from muladd.loop.plan import Plan, plain
 from muladd.schedule.analysis import product, size, work
 from muladd.schedule.primitives import step
 from muladd.schedule.primitives.collapse import collapsed
+from muladd.schedule.recipes.depthwise import depthwise
 from muladd.schedule.recipes.rows import rows
 from muladd.schedule.recipes.scattered import scattered
 
@@ -39,7 +40,7 @@ def schedule(kernel: Kernel, machine: Machine) -> Plan:
         made = recipe(plan, machine, products)
         if made is not None:
             return made
-    return rows(plan, machine)
+    return depthwise(plan, machine) or rows(plan, machine)
 
 
 def collapse_all(kernel: Kernel) -> Plan:
