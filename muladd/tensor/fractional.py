@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any
 
 from muladd.ir import Node
 from muladd.tensor import graph as g
 from muladd.tensor.windows import pad_or_cut
+
+_WASTE, _MANY = 1.25, 32  # taps computed by those there are, and channels, from which phases part
 
 Convolve = Callable[[Node, Node], Node]
 
@@ -63,15 +66,41 @@ def fractional(
     taps: Sequence[Any] = w.shape[2:]
     axes = [_Axis(*a) for a in zip(steps, lows, sizes, taps, dilations)]
     d, n, out = len(axes), x.shape[0], w.shape[0]
-    pads = [(0, 0), (0, 0)]
-    for a, size in zip(axes, x.shape[2:]):
-        end = a.first + a.count + a.spread * (a.met - 1)
-        pads.append((-a.first, end - size))  # type: ignore[arg-type,operator]
-    y = convolve(pad_or_cut(x, pads), _of_phases(w, axes))
+    wasted = prod(a.met * a.step for a in axes) > _WASTE * prod(taps)
+    idle = any(a.taps < a.step for a in axes)  # phases without a tap
+    if wasted and (idle or w.shape[1] >= _MANY):  # type: ignore[operator]
+        y = _one_by_one(x, w, axes, convolve)
+    else:
+        y = convolve(_reached(x, axes, [a.met for a in axes]), _of_phases(w, axes))
     y = g.reshape(y, (n, out, *steps, *(a.count for a in axes)))
     y = g.permute(y, (0, 1, *(j for i in range(d) for j in (2 + d + i, 2 + i))))
     y = g.reshape(y, (n, out, *(a.step * a.count for a in axes)))
     return g.slice_(y, [(0, n, 1), (0, out, 1), *((a.start, a.size, 1) for a in axes)])
+
+
+def _reached(x: Node, axes: list[_Axis], met: Sequence[int]) -> Node:
+    """What the results of phases that meet so many taps of each axis are made of."""
+    pads = [(0, 0), (0, 0)]
+    for a, m, size in zip(axes, met, x.shape[2:]):
+        end = a.first + a.count + a.spread * (m - 1)
+        pads.append((-a.first, end - size))  # type: ignore[arg-type,operator]
+    return pad_or_cut(x, pads)
+
+
+def _one_by_one(x: Node, w: Node, axes: list[_Axis], convolve: Convolve) -> Node:
+    """(N, O, phases, *counts) of convolutions that have the taps of their phases alone."""
+    found = []
+    for phases in product(*(range(a.step) for a in axes)):
+        taps = [range(a.step - 1 - phase, a.taps, a.step) for a, phase in zip(axes, phases)]
+        if all(taps):
+            spec = [(t.start, len(t), t.step) for t in taps]
+            own = g.slice_(w, [*((0, size, 1) for size in w.shape[:2]), *spec])
+            y = convolve(_reached(x, axes, list(map(len, taps))), own)
+        else:
+            shape = (x.shape[0], w.shape[0], *(a.count for a in axes))
+            y = g.expand(g.number(0, w.dtype), shape)
+        found.append(g.unsqueeze(y, 2))
+    return g.concatenate(found, 2)
 
 
 def _of_phases(w: Node, axes: list[_Axis]) -> Node:
