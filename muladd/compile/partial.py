@@ -23,6 +23,9 @@ _LONG_SUM = 128  # the same of each of its results, which are written and read o
 _FEW_SUMS, _FEW_PARTS = 1 << 10, (32, 16, 8)  # the same of matrix products, whose tiles are large
 _SOME_SUMS, _SOME_PARTS = 1 << 16, (8, 16, 12, 10, 6, 14, 4)  # of products over several axes,
 _A_TERM = 8  # at most so many for each term of a sum
+_IMAGE, _PIECE = 1 << 13, 1 << 11  # places of an image that is too large for a cache, and of parts
+_MOST_PARTS = 1 << 21  # results of all parts
+_LINES = (8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64, 128)
 
 
 def products_apart(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -72,7 +75,8 @@ def _split(n: Node) -> Node:
         return _by_rows(n)
     axes = [a for a in n.arg if sizes[a] > 1]
     few = results < (_FEW_SUMS if product else _FEW) and total >= _LONG
-    if product and (few or len(axes) > 1 and results <= min(_SOME_SUMS, _A_TERM * total)):
+    along = source.ndim - 1 in n.arg and len(axes) > 1  # operands lie along the sum: images do
+    if product and (few or along and results <= min(_SOME_SUMS, _A_TERM * total)):
         return _product_in_parts(n, axes, _FEW_PARTS if few else _SOME_PARTS)
     if not few or results == 0:
         return n
@@ -91,7 +95,17 @@ def _split(n: Node) -> Node:
 
 
 def _product_in_parts(n: Node, axes: list[int], among: tuple[int, ...]) -> Node:
-    """The same along the first axis (images, and not their places) that has pieces."""
+    """The same along the first axis (images, and not their places) that has pieces, or along lines
+    of images that are too large for a cache."""
+    sizes = [sym.bounds(d)[1] for d in n.srcs[0].shape]
+    places = math.prod(sizes[a] for a in axes[1:])
+    if len(axes) > 1 and places > _IMAGE:
+        results = sym.bounds(sym.product(n.shape))[1]
+        fit = [p for p in _LINES if p * results <= _MOST_PARTS]
+        enough = (p for p in fit if places <= p * _PIECE)
+        parts = _pieces(n.srcs[0], axes[1], (*enough, *reversed(fit)))
+        if parts is not None:
+            return _in_parts(n, axes[1], parts)
     for a in axes:
         parts = _pieces(n.srcs[0], a, among)
         if parts is not None:

@@ -96,6 +96,23 @@ def test_parts_of_a_sum_are_kernels_apart_from_their_sum():
     assert [s.name for s in second.stages if s.reduced] and len(first.stages) == 1
 
 
+@pytest.mark.parametrize("images, size, summed", [
+    (12, 128, [12, 16, 128]), (4, 256, [4, 8, 256]), (16, 40, [2, 40, 40]), (12, 30, [30, 30]),
+])  # fmt: skip
+def test_parts_of_large_images_are_lines_and_of_others_images(images, size, summed):
+    kernel, *_ = for_weights(images, 16, size, 16, 3, 1, 1)
+    (s,) = kernel.stages
+    assert [a.arg.extent for a in s.reduced if a.arg.extent > 1] == summed
+
+
+def test_gradients_of_layers_are_not_done_in_parts():
+    """Their operands lie along the results."""
+    x, w = zeros(16, 256, 64), zeros(64, 48, grad=True)
+    y = x @ w
+    (y * zeros(*y.shape)).sum().backward()
+    assert len(kernels_of(w.grad)) == 1
+
+
 def test_derivatives_by_images_of_many_channels_are_tiles():
     """The columns of such a long sum have a batch: no recipe took it, and it was seven times as
     slow."""

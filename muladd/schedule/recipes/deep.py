@@ -132,7 +132,7 @@ def area(
     As few copies as can be, with the panels of rows in half of the second cache, and work for all
     cores: two chunks for each, and the last ones at the same time.
     """
-    least = -(-rows * panel // (machine.l2 // 2))
+    least = max(1, -(-rows * panel // (machine.l2 // 2)))
     best: tuple[float, int, int] | None = None
     for down in range(min(least, rows), min(least + _MORE_DOWN, rows) + 1):
         for across in range(1, min(columns, _MOST_ACROSS) + 1):

@@ -68,7 +68,8 @@ def weights(plan: Plan, machine: Machine, p: Product) -> Plan | None:
     K, blocks = k.arg.name, max(1, -(-size((k, *rest)) // terms_of(machine, t, p)))
     terms = max(1, -(-extent(k) // blocks))
     batch = [a for a in plan.kernel.shared if a not in (i, j, *taps)]
-    row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows
+    row = t.rows * terms * size(rest) * p.left.dtype.itemsize  # bytes of a panel of rows, if copied
+    row = row if "c1" in copies else 0
     rows, columns = -(-extent(i) // t.rows), -(-extent(j) // t.columns)
     high, wide = area(machine, rows, columns, t, row, size(batch), size(taps))
     plan = step(plan, f"split {I} {high} {t.rows}")
